@@ -1,0 +1,1 @@
+"""Channel layers measured side by side: the same scenarios, real servers, separate processes."""

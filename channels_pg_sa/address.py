@@ -1,0 +1,155 @@
+"""Turns every way to write a database's address into libpq's keyword parameters."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from psycopg import ProgrammingError, pq
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from .errors import ConfigurationError
+
+Url: TypeAlias = "str | URL"
+Connector: TypeAlias = Callable[[], dict[str, Any]]
+
+LIBPQ_KEYWORDS = frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
+# asyncpg's name for it, which people keep in URLs they share between drivers.
+_OTHER_DRIVERS = {"ssl": "sslmode"}
+_WHERE = frozenset({"host", "hostaddr", "port"})
+
+
+def parameters_from_url(url: Url, key: str = "url") -> dict[str, Any]:
+    """Read an address.
+
+    Args:
+        url: a SQLAlchemy URL (`postgresql+anydriver://…`), a libpq URI (`postgresql://…`) or a libpq
+            string (`host=/run/postgresql dbname=app`). The last two may name several hosts.
+        key: what to call it in an error.
+
+    Raises:
+        ConfigurationError: it is none of these. The address itself is never shown: it may hold a password.
+    """
+    if isinstance(url, URL):
+        return _from_sqlalchemy(url, key)
+    scheme = _scheme(url, key)
+    if scheme.startswith("postgresql+") or _repeats_host(url):
+        return _from_sqlalchemy(_parsed(url.replace("postgres://", "postgresql://", 1), key), key)
+    return _from_libpq(url, key)
+
+
+def connector(url: Url | Callable[[], Url], key: str = "url") -> Connector:
+    """Make the function that gives the parameters of each new connection.
+
+    Args:
+        url: the address, checked now, or a callable that gives it, called for each new connection.
+        key: what to call it in an error.
+
+    Raises:
+        ConfigurationError: the address cannot be read.
+    """
+    if callable(url):
+        return lambda: parameters_from_url(checked_address(url(), key), key)
+    parameters = parameters_from_url(checked_address(url, key), key)
+    return lambda: dict(parameters)
+
+
+def overlaid(base: Connector, over: Connector) -> Connector:
+    """Complete one address by another: what `over` leaves out comes from `base`.
+
+    A host of its own brings its own port, and a user of its own its own password.
+    """
+
+    def connect() -> dict[str, Any]:
+        ours, theirs = over(), base()
+        dropped = _WHERE if ours.keys() & _WHERE else frozenset()
+        if ours.get("user", theirs.get("user")) != theirs.get("user"):
+            dropped |= {"password", "passfile"}
+        return {key: value for key, value in theirs.items() if key not in dropped} | ours
+
+    return connect
+
+
+def check_keywords(parameters: Mapping[str, Any], key: str) -> None:
+    """Refuse a parameter that libpq does not know.
+
+    Raises:
+        ConfigurationError: names the first such parameter and the nearest right one.
+    """
+    for name in parameters:
+        if name not in LIBPQ_KEYWORDS:
+            near = difflib.get_close_matches(name.lower(), LIBPQ_KEYWORDS, n=1)
+            hint = f' Did you mean "{near[0]}"?' if near else ""
+            raise ConfigurationError(f'"{key}" has the parameter "{name}", which libpq does not know.{hint}')
+
+
+def checked_address(value: object, key: str) -> Url:
+    """Return the value if it can be an address at all.
+
+    Raises:
+        ConfigurationError: it is neither a text nor a SQLAlchemy URL, or it is empty.
+    """
+    if isinstance(value, URL) or (isinstance(value, str) and value.strip()):
+        return value
+    wrong = "an empty text" if isinstance(value, str) else f"of type {type(value).__name__}"
+    raise ConfigurationError(
+        f'"{key}" must be an address of a PostgreSQL server, such as postgresql://user:password@host/name, '
+        f"or a callable that returns one, not {wrong}."
+    )
+
+
+def _scheme(url: str, key: str) -> str:
+    scheme, found, _ = url.partition("://")
+    if not found or "=" in scheme:
+        return ""
+    if re.fullmatch(r"postgres(ql(\+\w+)?)?", scheme) is None:
+        raise ConfigurationError(f'"{key}" must be an address of a PostgreSQL server, not of "{scheme}".')
+    return scheme
+
+
+def _repeats_host(url: str) -> bool:
+    """SQLAlchemy writes several hosts as `?host=a&host=b`, of which libpq takes the last."""
+    return len(re.findall(r"[?&]host=", url)) > 1
+
+
+def _parsed(url: str, key: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):
+        # Not chained: SQLAlchemy's message quotes the address with its password.
+        raise ConfigurationError(f'"{key}" is not a URL that SQLAlchemy can read.') from None
+
+
+def _from_sqlalchemy(url: URL, key: str) -> dict[str, Any]:
+    if url.get_backend_name() != "postgresql":
+        raise ConfigurationError(f'"{key}" must be an address of a PostgreSQL server, not of "{url.drivername}".')
+    url = url.set(
+        drivername="postgresql+psycopg", query={_OTHER_DRIVERS.get(name, name): v for name, v in url.query.items()}
+    )
+    _, parameters = url.get_dialect()().create_connect_args(url)
+    check_keywords(parameters, key)
+    return dict(parameters)
+
+
+def _from_libpq(conninfo: str, key: str) -> dict[str, Any]:
+    try:
+        return dict(conninfo_to_dict(conninfo))
+    except ProgrammingError as error:
+        # libpq's other messages quote parts of the address, and so perhaps its password.
+        option = re.fullmatch(r'invalid (?:connection option|URI query parameter): "(\w+)"', _first_line(error)) or (
+            re.fullmatch(r'invalid connection option "(\w+)"', _first_line(error))
+        )
+    if option is not None:
+        check_keywords({option[1]: None}, key)
+    raise ConfigurationError(
+        f'"{key}" is not an address that libpq can read. Write postgresql://user:password@host:port/name, '
+        'with special characters percent-encoded, or "host=… dbname=…".'
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

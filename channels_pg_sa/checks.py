@@ -1,0 +1,69 @@
+"""Django's system checks: a wrong CONFIG is an error, missing or old tables are a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from sqlalchemy.exc import DBAPIError
+
+from . import migrate
+from .django import database_alias, settings_from_config
+from .errors import ChannelLayerError
+
+BACKEND = "channels_pg_sa.core.PostgresChannelLayer"
+
+
+def configs() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Give the name and the CONFIG of each entry of CHANNEL_LAYERS that is ours."""
+    for name, entry in getattr(settings, "CHANNEL_LAYERS", {}).items():
+        if entry.get("BACKEND") == BACKEND:
+            yield name, entry.get("CONFIG", {})
+
+
+@checks.register("channels")
+def check_config(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Report each CONFIG that no layer can be built with."""
+    messages: list[checks.CheckMessage] = []
+    for name, config in configs():
+        try:
+            settings_from_config(config)
+        except ImproperlyConfigured as error:
+            messages.append(checks.Error(str(error), obj=_place(name), id="channels_pg_sa.E001"))
+    return messages
+
+
+@checks.register(checks.Tags.database)
+def check_tables(
+    app_configs: Sequence[AppConfig] | None = None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """Report each database without our tables, or with old ones; Django asks only for the databases it is told."""
+    messages: list[checks.CheckMessage] = []
+    for name, config in configs():
+        message = _about_tables(name, config, databases or ())
+        if message is not None:
+            messages.append(message)
+    return messages
+
+
+def _about_tables(name: str, config: Mapping[str, Any], databases: Sequence[str]) -> checks.Warning | None:
+    try:
+        made = settings_from_config(config)
+    except ImproperlyConfigured:
+        return None  # check_config says so
+    alias = database_alias(config)
+    if not databases or (alias is not None and alias not in databases):
+        return None
+    try:
+        migrate.check(made.connect, schema=made.schema)
+    except (ChannelLayerError, DBAPIError) as error:
+        return checks.Warning(str(error), obj=_place(name), id="channels_pg_sa.W001")
+    return None
+
+
+def _place(name: str) -> str:
+    return f'CHANNEL_LAYERS["{name}"]'

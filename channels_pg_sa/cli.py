@@ -1,0 +1,109 @@
+"""The command `channels-pg-sa`: installs, updates, checks and removes the tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
+
+from . import migrate
+from .errors import ConfigurationError, SchemaError
+
+FAILED = 1
+MISUSED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: the arguments; None for those of the process.
+
+    Returns:
+        The exit code: 0; 1 if the database is not as it should be, or refuses; 2 for a wrong argument.
+    """
+    parser = argparse.ArgumentParser(
+        prog="channels-pg-sa",
+        description="Install, update, check and remove the tables of channels_pg_sa.",
+        epilog=f"Without --url the environment is asked: {', then '.join(migrate.URL_VARIABLES)}.",
+    )
+    add_commands(parser)
+    parser.add_argument("--url", help="a SQLAlchemy URL, or a libpq URI or string, of the database")
+    parser.add_argument("--schema", help="the PostgreSQL schema of the tables; default: the connection's search_path")
+    arguments = parser.parse_args(argv)
+    try:
+        database = migrate.find_url(arguments.url, os.environ) if needs_database(arguments) else None
+        run(arguments, database, arguments.schema, sys.stdout)
+    except (ConfigurationError, CommandError) as error:
+        return _complain(error, MISUSED)
+    except (SchemaError, DBAPIError) as error:
+        return _complain(error, FAILED)
+    return 0
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what to do."""
+    parser.add_argument("command", choices=("upgrade", "downgrade", "current", "check", "history", "sql"))
+    parser.add_argument(
+        "revision",
+        nargs="?",
+        help="of upgrade and sql: where to, default head; of downgrade: where to, `base` removes all tables",
+    )
+
+
+def needs_database(arguments: argparse.Namespace) -> bool:
+    """Tell whether the command asks a database at all."""
+    return arguments.command not in {"history", "sql"}
+
+
+def run(arguments: argparse.Namespace, database: migrate.Database | None, schema: str | None, output: TextIO) -> None:
+    """Do what `add_commands` put into the arguments.
+
+    Args:
+        arguments: `command` and `revision`.
+        database: where to; None for the commands that need none.
+        schema: the PostgreSQL schema of the tables; None leaves it to the connection's search_path.
+        output: where results are written.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+        SchemaError: `check` found the tables missing or of another revision.
+        alembic.util.CommandError: there is no such revision.
+        sqlalchemy.exc.DBAPIError: the database refuses.
+    """
+    _check_revision(arguments)
+    revision = arguments.revision or "head"
+    if arguments.command == "history":
+        output.writelines(f"{name}  {text}\n" for name, text in migrate.history())
+    elif arguments.command == "sql":
+        migrate.write_sql(output, schema=schema, revision=revision)
+    elif database is not None:
+        _in_database(arguments.command, revision, database, schema, output)
+
+
+def _in_database(command: str, revision: str, database: migrate.Database, schema: str | None, output: TextIO) -> None:
+    if command == "check":
+        migrate.check(database, schema=schema)
+    elif command == "upgrade":
+        migrate.upgrade(database, schema=schema, revision=revision)
+    elif command == "downgrade":
+        migrate.downgrade(database, schema=schema, revision=revision)
+    output.write(f"{migrate.current(database, schema=schema) or 'no tables of channels_pg_sa'}\n")
+
+
+def _check_revision(arguments: argparse.Namespace) -> None:
+    if arguments.command == "downgrade" and not arguments.revision:
+        raise ConfigurationError("downgrade needs a revision; `downgrade base` removes all tables.")
+    if arguments.command in {"current", "check", "history"} and arguments.revision:
+        raise ConfigurationError(f"{arguments.command} takes no revision.")
+
+
+def _complain(error: Exception, code: int) -> int:
+    reason = error.orig if isinstance(error, DBAPIError) else error
+    print(f"channels-pg-sa: {str(reason).strip()}", file=sys.stderr)
+    return code

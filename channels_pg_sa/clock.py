@@ -1,0 +1,40 @@
+"""The database's time, told between two looks at it by this process's monotonic clock."""
+
+from __future__ import annotations
+
+import math
+import time
+
+DRIFT = 1e-4
+"""Seconds that two clocks may part from each other in a second."""
+
+
+class Clock:
+    """Keep the best estimate of the database's clock.
+
+    A look at it is as exact as the round trip was short, and gets worse with age; a slow answer does not spoil a good
+    estimate.
+    """
+
+    def __init__(self) -> None:
+        self._offset = 0.0
+        self._error = math.inf
+        self._looked = -math.inf
+
+    def observe(self, before: float, after: float, now: float) -> None:
+        """Take a look at the database's clock into account.
+
+        Args:
+            before: monotonic time when it was asked.
+            after: monotonic time when it had answered.
+            now: its answer, Unix time.
+        """
+        error = (after - before) / 2
+        if math.isinf(self._error) or error <= self._error + (after - self._looked) * DRIFT:
+            self._offset = now - (before + after) / 2
+            self._error = error
+            self._looked = after
+
+    def now(self) -> float:
+        """Return the Unix time by the database's clock; 0 as long as nobody has looked, so that nothing is late."""
+        return 0.0 if math.isinf(self._error) else time.monotonic() + self._offset

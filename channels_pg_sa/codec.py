@@ -1,0 +1,187 @@
+"""Messages to bytes and back: serializers and encryption."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgpack
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from .errors import ConfigurationError, DecodeError, MessageTooLarge
+
+Message = dict[str, Any]
+
+MAX_BYTES = 16 * 1024 * 1024
+"""The largest encoded message accepted, in bytes."""
+
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_BOXED = "\uffff"  # bytes in JSON, as the specification suggests
+_JSON_MARK = b"{"
+_OWN_MARK = b"\xc1"  # the one byte msgpack never uses: a frame of the project's own serializer
+
+
+class Serializer(Protocol):
+    """What a dotted path in the setting `serializer` must lead to: a module, object or class with these two."""
+
+    def dumps(self, message: Message, /) -> bytes:
+        """Return the message as bytes; raise TypeError or ValueError if it cannot be."""
+
+    def loads(self, data: bytes, /) -> Message:
+        """Return the message; raise ValueError or TypeError if the data is none."""
+
+
+class MessageCodec:
+    """Turn messages into payloads, and payloads into messages, as one layer is configured.
+
+    Args:
+        serializer: "msgpack", "json" or the dotted path of a Serializer.
+        keys: the first encrypts, all decrypt; none means no encryption.
+    """
+
+    def __init__(self, serializer: str = "msgpack", keys: Sequence[str | bytes] = ()) -> None:
+        self._dumps = {"msgpack": _dump_msgpack, "json": _dump_json}.get(serializer)
+        self._own: Serializer | None = None
+        if self._dumps is None:
+            self._own = _load_serializer(serializer)
+            self._dumps = self._dump_own
+        self._fernet = MultiFernet([_fernet(key) for key in keys]) if keys else None
+
+    def encode(self, message: Message) -> bytes:
+        """Return the payload.
+
+        Raises:
+            TypeError: the message, or a value in it, is of a type the specification does not allow; names the place.
+            MessageTooLarge: the payload is over MAX_BYTES.
+        """
+        if not isinstance(message, dict):
+            raise TypeError(f"A message is a dict, not {type(message).__name__}.")
+        _check(message, "message", 0)
+        assert self._dumps is not None  # noqa: S101 - for the type checker
+        try:
+            data = self._dumps(message)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise TypeError(f"The message cannot be encoded: {error}") from error
+        if self._fernet is not None:
+            data = base64.urlsafe_b64decode(self._fernet.encrypt(data))
+        if len(data) > MAX_BYTES:
+            raise MessageTooLarge(len(data), MAX_BYTES)
+        return data
+
+    def decode(self, payload: bytes) -> Message:
+        """Return the message, or raise DecodeError for whatever else the payload is."""
+        data = bytes(payload)
+        if self._fernet is not None:
+            try:
+                data = self._fernet.decrypt(base64.urlsafe_b64encode(data))
+            except InvalidToken as error:
+                raise DecodeError("The payload was not encrypted with any of this layer's keys.") from error
+        try:
+            message = self._load(data)
+        except Exception as error:  # a serializer may raise anything on hostile bytes
+            raise DecodeError(f"The payload is no message: {type(error).__name__}: {error}") from error
+        if not isinstance(message, dict):
+            raise DecodeError(f"The payload holds a {type(message).__name__}, not a dict.")
+        return message
+
+    def _load(self, data: bytes) -> Any:
+        mark = data[:1]
+        if mark == _JSON_MARK:
+            message = json.loads(data)
+            return _unbox(message) if _BOXED.encode() in data or rb"\uffff" in data else message
+        if mark == _OWN_MARK and self._own is not None:
+            return self._own.loads(data[1:])
+        return msgpack.unpackb(data, strict_map_key=True)
+
+    def _dump_own(self, message: Message) -> bytes:
+        assert self._own is not None  # noqa: S101 - for the type checker
+        return _OWN_MARK + self._own.dumps(message)
+
+
+def _check(value: object, place: str, depth: int) -> None:
+    """Refuse what a receiver could not read, and say where it is. Exact types first: they are nearly all there are."""
+    kind = type(value)
+    if kind is str or kind is bool or kind is float or kind is bytes or value is None:
+        return
+    if isinstance(value, int):
+        if not _INT64_MIN <= value <= _INT64_MAX:
+            raise TypeError(f"{place} is an integer of more than 64 bits.")
+    elif isinstance(value, dict):
+        _check_depth(place, depth)
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{place} has the key {key!r}, which is a {type(key).__name__}, not a str.")
+            _check(item, f"{place}[{key!r}]", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        _check_depth(place, depth)
+        for position, item in enumerate(value):
+            _check(item, f"{place}[{position}]", depth + 1)
+    elif not isinstance(value, (str, float, bytes, bytearray)):
+        raise TypeError(
+            f"{place} is a {kind.__name__}; messages hold str, bytes, int, float, bool, None, lists and dicts."
+        )
+
+
+def _check_depth(place: str, depth: int) -> None:
+    if depth > 100:
+        raise TypeError(f"The message is nested more than 100 deep, at {place[:40]}….")
+
+
+def _dump_msgpack(message: Message) -> bytes:
+    return bytes(msgpack.packb(message))
+
+
+def _dump_json(message: Message) -> bytes:
+    try:
+        text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
+    except TypeError:  # there are bytes in it
+        text = _BOXED
+    if _BOXED in text:
+        text = json.dumps(_box(message), ensure_ascii=False, separators=(",", ":"))
+    return text.encode()
+
+
+def _box(value: Any) -> Any:
+    """Put bytes into strings that begin with the mark; a string that begins with it by itself gets one more."""
+    if isinstance(value, (bytes, bytearray)):
+        return _BOXED + base64.b64encode(value).decode()
+    if isinstance(value, str) and value.startswith(_BOXED):
+        return _BOXED + value
+    if isinstance(value, dict):
+        return {key: _box(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_box(item) for item in value]
+    return value
+
+
+def _unbox(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_BOXED):
+        return value[1:] if value.startswith(_BOXED, 1) else base64.b64decode(value[1:])
+    if isinstance(value, dict):
+        return {key: _unbox(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unbox(item) for item in value]
+    return value
+
+
+def _fernet(key: str | bytes) -> Fernet:
+    """A key of any length, hashed with SHA-256, as channels_redis and channels_postgres do."""
+    raw = key.encode() if isinstance(key, str) else key
+    return Fernet(base64.urlsafe_b64encode(hashlib.sha256(raw).digest()))
+
+
+def _load_serializer(path: str) -> Serializer:
+    module_name, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name) if module_name else importlib.import_module(name)
+    except (ImportError, AttributeError) as error:
+        message = f'serializer: {path!r} is neither "msgpack", "json" nor importable: {error}'
+        raise ConfigurationError(message) from error
+    serializer: Serializer = found() if isinstance(found, type) else found
+    if not callable(getattr(serializer, "dumps", None)) or not callable(getattr(serializer, "loads", None)):
+        raise ConfigurationError(f"serializer: {path!r} has no functions dumps(message) and loads(data).")
+    return serializer

@@ -1,0 +1,191 @@
+"""Does what the dispatcher decides: fetches, claims, returns and deletes rows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import psycopg
+
+from .backlog import Backlog
+from .claims import Claim, ClaimBook
+from .database import Database, Fate, fate
+from .dispatcher import Dispatcher, Effects
+from .names import queue_of
+from .queries import Queries
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+
+
+class Courier:
+    """Carry messages between the tables and the dispatcher; lives on the I/O loop.
+
+    Args:
+        database: lends connections.
+        queries: the layer's statements.
+        decisions: opens the dispatcher for a block, and afterwards does what it has decided.
+        listen: LISTENs to the doorbells of queues, or stops; tells whether it could.
+        reread: reads the node's mailbox again, because something may be in it that nobody knows of.
+        spawn: starts a task and holds it.
+        patience: seconds a statement may take.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        queries: Queries,
+        *,
+        decisions: Callable[[], contextlib.AbstractContextManager[Dispatcher]],
+        listen: Callable[[list[str], bool], Coroutine[Any, Any, bool]],
+        reread: Callable[[], None],
+        spawn: Spawn,
+        patience: float,
+    ) -> None:
+        self.book = ClaimBook()
+        self._database = database
+        self._queries = queries
+        self._decisions = decisions
+        self._listen = listen
+        self._reread = reread
+        self._patience = patience
+        self._flushes = 0
+        self._idle: set[str] = set()
+        self._returning: list[int] = []
+        # Deleting can wait a moment, so that more rows go together; nobody waits for it.
+        self.deletions = Backlog[int]("channels_pg_sa deletions", spawn, self._delete, batch=5000, pause=0.02)
+        self.fetches = Backlog[int]("channels_pg_sa fetches", spawn, self._fetch, batch=32)
+        self.claims = Backlog[str]("channels_pg_sa claims", spawn, self._claim, batch=100)
+        self.doorbells = Backlog[str]("channels_pg_sa doorbells", spawn, self._hear_doorbells, batch=100)
+
+    def work(self, effects: Effects) -> None:
+        """Do what the dispatcher has decided."""
+        self.fetches.add(effects.fetch)
+        self.deletions.add(effects.delete)
+        for ring in effects.rings:
+            self.ring(ring.queue, ring.id)
+
+    def want(self, channel: str) -> None:
+        """A reader waits for a channel that other nodes may read as well."""
+        if self.book.open(channel):
+            self.doorbells.add([queue_of(channel)])
+        else:
+            self.claims.add([channel])
+
+    def ring(self, queue: str, row: int) -> None:
+        """A queue has rows from this id on."""
+        self.claims.add(self.book.ring(queue, row))
+
+    def hears(self, queues: list[str]) -> None:
+        """These queues' doorbells are listened for from now on."""
+        for queue in queues:
+            self.claims.add(self.book.listening(queue))
+
+    def listen_to_late(self) -> None:
+        """Listen for queues that were wanted while there was no connection to listen on."""
+        self.doorbells.add(self.book.deaf)
+
+    def overlooked(self, queues: list[str]) -> None:
+        """Rows wait in these queues, whether their doorbells were heard or not."""
+        for queue in queues:
+            self.ring(queue, 0)
+
+    def flushed(self) -> None:
+        """All rows were deleted: what a claim under way returns may be among them."""
+        self._flushes += 1
+
+    def give_back(self) -> None:
+        """Return what was claimed here and nobody here reads."""
+        with self._decisions() as dispatcher:
+            rows = dispatcher.claimed_unread()
+        if rows:
+            self._returning.extend(rows)
+            self.claims.add([""])  # by the same task as claims, so that no row goes both ways at once
+
+    async def rest(self) -> None:
+        """Stop listening for the queues of channels that nobody here has read for two rounds of this."""
+        with self._decisions() as dispatcher:
+            idle = {channel for channel in self.book.channels if not dispatcher.is_read(channel)}
+        before = self.book.queues
+        for channel in idle & self._idle:
+            self.book.close(channel)
+        self._idle = idle
+        if gone := before - self.book.queues:
+            await self._listen(sorted(gone), True)
+            self.doorbells.add(gone & self.book.queues)  # a reader came while we stopped listening
+
+    async def finish(self, timeout: float) -> None:
+        """Wait until nothing is left to do, but no longer than so many seconds."""
+        end = time.monotonic() + timeout
+        for backlog in (self.claims, self.deletions):
+            await backlog.finish(max(0.0, end - time.monotonic()))
+
+    async def _hear_doorbells(self, queues: list[str]) -> None:
+        if await self._listen(queues, False):
+            self.hears(queues)
+        # Otherwise the listener is on its way, and will LISTEN to all queues of the book.
+
+    async def _fetch(self, rows: list[int]) -> None:
+        async with self._database.connection(self._patience) as connection:
+            payloads = await self._queries.fetch(connection, rows)
+        with self._decisions() as dispatcher:
+            dispatcher.fetched(rows, payloads)
+
+    async def _delete(self, rows: list[int]) -> None:
+        async with self._database.connection(self._patience) as connection:
+            await self._queries.forget(connection, rows)
+        with self._decisions() as dispatcher:
+            dispatcher.deleted(rows)
+
+    async def _claim(self, channels: list[str]) -> None:
+        await self._return_rows()
+        claims = self._start_claims(channels)
+        if not claims:
+            return
+        flushes = self._flushes
+        with self._outcome_known(claims):
+            async with self._database.connection(self._patience) as connection:
+                got = await self._queries.claim(connection, claims)
+        again = []
+        with self._decisions() as dispatcher:
+            for claim, rows in zip(claims, got, strict=True):
+                self.book.finish(claim, [row[0] for row in rows])
+                again.append(claim.channel)
+                if flushes == self._flushes:
+                    dispatcher.claimed(rows)
+        if flushes != self._flushes:
+            self._reread()
+        self.claims.add(channel for channel in again if self._may_claim(channel))
+
+    def _start_claims(self, channels: list[str]) -> list[Claim]:
+        with self._decisions() as dispatcher:
+            readers = {channel: dispatcher.waiting(channel) for channel in channels if channel}
+        started = (self.book.start(channel, count) for channel, count in readers.items())
+        return [claim for claim in started if claim is not None]
+
+    def _may_claim(self, channel: str) -> bool:
+        with self._decisions() as dispatcher:
+            return self.book.is_due(channel) and dispatcher.waiting(channel) > 0
+
+    @contextlib.contextmanager
+    def _outcome_known(self, claims: list[Claim]) -> Iterator[None]:
+        """See to it that rows which were claimed by a statement whose answer was lost are found again."""
+        try:
+            yield
+        except BaseException as error:
+            for claim in claims:
+                self.book.fail(claim)
+            if isinstance(error, psycopg.Error) and fate(error) is Fate.UNKNOWN:
+                self._reread()
+            raise
+
+    async def _return_rows(self) -> None:
+        if self._returning:
+            rows = list(self._returning)
+            async with self._database.connection(self._patience) as connection:
+                await self._queries.put_back(connection, rows)
+            del self._returning[: len(rows)]
+            with self._decisions() as dispatcher:
+                dispatcher.returned(rows)

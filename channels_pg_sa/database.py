@@ -1,0 +1,261 @@
+"""The connections that statements run on: an AsyncEngine over a psycopg_pool, and what their errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg.pq import ConnStatus
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from .backoff import Backoff
+from .config import Settings
+from .errors import LayerClosed
+
+logger = logging.getLogger(__name__)
+
+Connection = psycopg.AsyncConnection[Any]
+
+# What a host of ours wants to know of a network that went away: not after the kernel's two hours.
+# https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-KEEPALIVES
+DEFAULTS: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+POOL_DEFAULTS: dict[str, Any] = {"min_size": 0, "max_size": 2, "reconnect_timeout": 0.5, "timeout": 2.0}
+KEPT = 1.0
+"""Seconds that a connection is kept at hand after its last statement, before it goes back to the pool."""
+
+# The server's word that it did not do the statement, but would at another time.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_AGAIN = frozenset({"40001", "40P01", "57P01", "57P02", "57P03", "57P05", "08000", "08003", "08006"})
+_NO_SUCH_THING = frozenset({"42P01", "42703", "42883", "3F000"})
+
+
+class Fate(enum.Enum):
+    """What an error says about the statement that met it."""
+
+    NOT_DONE = "not done, and it may be tried again"
+    REFUSED = "not done, and it will not be"
+    NO_SCHEMA = "not done: it needs tables that are not there"
+    UNKNOWN = "nobody can tell whether it was done"
+
+
+def fate(error: Exception) -> Fate:
+    """Tell what an error means for the statement.
+
+    An error with an SQLSTATE is the server's answer in place of a commit. Without one the connection was lost, and the
+    answer with it.
+    """
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if state is None:
+        return Fate.UNKNOWN if isinstance(error, psycopg.OperationalError) else Fate.REFUSED
+    if state in _AGAIN:
+        return Fate.NOT_DONE
+    return Fate.NO_SCHEMA if state in _NO_SUCH_THING else Fate.REFUSED
+
+
+def sever(connection: Connection) -> None:
+    """Break a connection off, so that who waits for its answer is told at once; works on a dead network too."""
+    if connection.pgconn.status == ConnStatus.OK:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def time_limit(connection: Connection, seconds: float) -> Iterator[None]:
+    """Break the connection off if the statements in the block take longer: cancelling them would want an answer."""
+    timer = asyncio.get_running_loop().call_later(seconds, sever, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A connection of the engine's, taken out of it once for many statements."""
+
+    engine_s: AsyncConnection
+    driver: Connection
+    poll: select.poll = field(default_factory=select.poll)
+    timer: asyncio.TimerHandle | None = None
+
+    def __post_init__(self) -> None:
+        self.poll.register(self.driver.pgconn.socket, select.POLLIN)
+
+    def is_alive(self) -> bool:
+        """Tell whether the server's end was still there a moment ago; costs a system call, and no round trip."""
+        try:
+            if self.poll.poll(0):
+                self.driver.pgconn.consume_input()
+        except (psycopg.Error, OSError):
+            return False
+        return self.driver.pgconn.status == ConnStatus.OK
+
+
+class Database:
+    """Lend connections, a bounded number of them; belongs to one event loop.
+
+    Taking one out of engine and pool costs more than the shortest statements do, so what was just used is kept at
+    hand for a moment.
+
+    Args:
+        settings: of the layer.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        options = {**POOL_DEFAULTS, **settings.pool}
+        self._own_configure = options.pop("configure", None)
+        self._pool = AsyncConnectionPool(
+            kwargs=self._parameters,
+            configure=self._configure,
+            open=False,
+            close_returns=True,
+            **options,
+        )
+        self._engine: AsyncEngine = create_async_engine(
+            "postgresql+psycopg://",
+            async_creator=self._pool.getconn,
+            poolclass=NullPool,
+            pool_reset_on_return=None,  # psycopg_pool does it
+            use_native_hstore=False,
+        )
+        self._slots = asyncio.Semaphore(self._pool.max_size)
+        self._kept: deque[_Held] = deque()
+        self._lent: set[_Held] = set()
+        self._closed = False
+        self._resting: set[asyncio.Task[None]] = set()
+        self.trouble: str | None = None
+
+    async def open(self) -> None:
+        """Start the pool; connects to nothing yet unless it has a min_size."""
+        await self._pool.open()
+
+    async def close(self, patience: float = 1.0) -> None:
+        """Close every connection; one that is still lent after so many seconds is broken off."""
+        self._closed = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._until_returned(), patience)
+        for held in self._lent:
+            sever(held.driver)
+        while self._kept:
+            await self._give_back(self._kept.pop())
+        await self._engine.dispose()
+        await self._pool.close(timeout=1.0)
+
+    @contextlib.asynccontextmanager
+    async def connection(self, timeout: float) -> AsyncIterator[Connection]:
+        """Lend a connection in autocommit mode; waits for the server as long as it takes.
+
+        Args:
+            timeout: seconds that the statements on it may take; then the connection is broken off.
+        """
+        async with self._slots:
+            held = await self._take()
+            self._lent.add(held)
+            try:
+                with time_limit(held.driver, timeout):
+                    yield held.driver
+            finally:
+                self._lent.discard(held)
+                await self._put(held)
+
+    async def _until_returned(self) -> None:
+        for _ in range(self._pool.max_size):
+            await self._slots.acquire()
+
+    async def _take(self) -> _Held:
+        if self._closed:
+            raise LayerClosed("The layer is closed.")
+        while self._kept:
+            held = self._kept.pop()
+            if held.timer is not None:
+                held.timer.cancel()
+            if held.is_alive():
+                return held
+            await self._give_back(held)
+        return await self._connect()
+
+    async def _put(self, held: _Held) -> None:
+        if self._closed or held.driver.closed:
+            await self._give_back(held)
+            return
+        self._kept.append(held)
+        held.timer = asyncio.get_running_loop().call_later(KEPT, self._rest, held)
+
+    def _rest(self, held: _Held) -> None:
+        if held in self._kept:
+            self._kept.remove(held)
+            task = asyncio.ensure_future(self._give_back(held))
+            self._resting.add(task)
+            task.add_done_callback(self._resting.discard)
+
+    async def _give_back(self, held: _Held) -> None:
+        if held.driver.closed:
+            # Its own close() would do nothing, and the pool go on counting it.
+            with contextlib.suppress(psycopg.Error, ValueError):
+                await self._pool.putconn(held.driver)
+        with contextlib.suppress(DBAPIError, psycopg.Error):
+            await held.engine_s.close()
+
+    async def _connect(self) -> _Held:
+        backoff = Backoff()
+        while True:
+            try:
+                engine_s = await self._engine.connect()
+                raw = await engine_s.get_raw_connection()
+            except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
+                # Asked directly, because the pool keeps its reasons to its log, and fills that with each attempt.
+                while (trouble := await self._diagnose()) is not None:
+                    self.trouble = trouble
+                    await asyncio.sleep(backoff.next())
+                continue
+            self.trouble = None
+            driver = raw.driver_connection
+            if not isinstance(driver, psycopg.AsyncConnection):
+                raise TypeError(f"The engine's driver is not psycopg but {type(driver).__name__}.")
+            return _Held(engine_s, driver)
+
+    async def _diagnose(self) -> str | None:
+        """Return why the server cannot be reached, None if it can."""
+        try:
+            await (await psycopg.AsyncConnection.connect(**self._parameters())).close()
+        except Exception as error:  # noqa: BLE001 - a callable PASSWORD may raise anything
+            return str(error).strip()
+        return None
+
+    def _parameters(self) -> dict[str, Any]:
+        return {**DEFAULTS, "application_name": "channels_pg_sa", **self._settings.connect(), "autocommit": True}
+
+    async def _configure(self, connection: Connection) -> None:
+        """Do without prepared statements behind a pooler, which may give the next statement to another session."""
+        if self._own_configure is not None:
+            await self._own_configure(connection)
+        if await is_pooled(connection):
+            connection.prepare_threshold = None
+
+
+async def is_pooled(connection: Connection) -> bool:
+    """Tell whether a pooler stands in between: then it is not the server's process id that the client was given."""
+    cursor = await connection.execute("SELECT pg_backend_pid()")
+    row = await cursor.fetchone()
+    return row is not None and row[0] != connection.info.backend_pid

@@ -1,0 +1,345 @@
+"""Who waits for what: mailboxes, unread messages, and which reader to wake. Decides; does no I/O."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .members import MemberIndex
+from .names import node_of, queue_of
+from .parcels import Acknowledged, Beat, Flushed, Frame, Joined, Left, Parcel, Ring
+
+
+class Reader(Protocol):
+    """A pending receive(). The dispatcher asks for it to be woken at most once until it waits anew."""
+
+    woken: bool
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """An unread message; a group's is shared by its members.
+
+    Args:
+        id: of its row; None for what never had one.
+        expires: Unix time by the database's clock.
+        content: the payload in base64, or as it is; None until it has been fetched.
+        keeps_row: whether the row is deleted when the message is taken, rather than on arrival.
+    """
+
+    id: int | None
+    expires: float
+    content: bytes | None
+    encoded: bool = False
+    keeps_row: bool = False
+
+    @property
+    def payload(self) -> bytes:
+        """The payload's bytes; b"" for what cannot be decoded, which no codec takes for a message."""
+        if self.encoded:
+            try:
+                self.content = base64.b64decode(self.content or b"")
+            except binascii.Error:
+                self.content = b""
+            self.encoded = False
+        return self.content or b""
+
+
+@dataclass(slots=True)
+class Mailbox:
+    """The unread messages of a channel, oldest first, and its readers, longest waiting first."""
+
+    entries: deque[Entry] = field(default_factory=deque)
+    readers: deque[Reader] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class Effects:
+    """What the node has to do: the dispatcher's decisions since they were last collected."""
+
+    wake: list[Reader] = field(default_factory=list)
+    fetch: list[int] = field(default_factory=list)
+    delete: list[int] = field(default_factory=list)
+    rings: list[Ring] = field(default_factory=list)
+    controls: list[Beat | Flushed | Acknowledged] = field(default_factory=list)
+
+
+class Dispatcher:
+    """Take in what a node hears, and hand it to the readers of its channels.
+
+    Args:
+        capacity_of: gives the most unread messages of a channel, None for no limit.
+        bounded: whether senders count the rows of unread messages, so that these must stay until they are read.
+    """
+
+    def __init__(self, capacity_of: Callable[[str], int | None], *, bounded: bool) -> None:
+        self.members = MemberIndex()
+        self.counters: Counter[str] = Counter()
+        self.overfull: Counter[tuple[str, str]] = Counter()  # by channel and group
+        self._capacity_of = capacity_of
+        self._bounded = bounded
+        self._boxes: dict[str, Mailbox] = {}
+        self._known: dict[int, Entry | None] = {}
+        self._unfetched: dict[int, tuple[Entry, list[str]]] = {}
+        self._barrier: int | None = None
+        self._gone: set[int] = set()
+        self._effects = Effects()
+
+    # What is heard -------------------------------------------------------------------------------
+
+    def hear(self, frames: Iterable[Frame | None], now: float) -> None:
+        """Take in frames in the order in which the database sent them."""
+        for frame in frames:
+            if isinstance(frame, Parcel):
+                self._arrive(frame, now)
+            elif isinstance(frame, Ring):
+                self._effects.rings.append(frame)
+            elif isinstance(frame, Joined):
+                self.members.join(frame.group, frame.channel, frame.expires)
+            elif isinstance(frame, Left):
+                self.members.leave(frame.group, frame.channel)
+            elif frame is None:
+                self.counters["malformed"] += 1
+            else:
+                if isinstance(frame, Flushed):
+                    self.clear()
+                elif isinstance(frame, Beat) and self._barrier is not None and frame.number >= self._barrier:
+                    self._end_recovery()
+                self._effects.controls.append(frame)
+
+    def recover(self, waiting: Iterable[Parcel], barrier: int, now: float) -> None:
+        """Take in what the node's mailbox holds.
+
+        Args:
+            waiting: its rows, as doorbells.
+            barrier: the number of a beat that is sent after the table was read. What it showed may still be notified
+                of before that beat, so until then even the ids of deleted rows are remembered.
+            now: Unix time by the database's clock.
+        """
+        self._barrier = barrier
+        self.hear(waiting, now)
+
+    def _end_recovery(self) -> None:
+        self._barrier = None
+        for row in self._gone:
+            self._known.pop(row, None)
+        self._gone.clear()
+
+    def _arrive(self, parcel: Parcel, now: float) -> None:
+        if parcel.id in self._known:  # read from the table after a reconnect, and heard of as well
+            return
+        self._known[parcel.id] = None
+        if parcel.grouped:
+            channels = self.members.members(parcel.name, now)
+            kept = False
+        else:
+            channels = [parcel.name]
+            kept = self._bounded or node_of(parcel.name) is None
+        if parcel.expires <= now or not channels:
+            self.counters["expired" if channels else "no_member"] += 1
+            self._effects.delete.append(parcel.id)
+            return
+        entry = Entry(parcel.id, parcel.expires, parcel.content, encoded=True, keeps_row=kept)
+        if parcel.content is None:
+            entry.encoded = False
+            self._unfetched[parcel.id] = (entry, channels)
+            self._effects.fetch.append(parcel.id)
+        elif not kept:
+            self._effects.delete.append(parcel.id)
+        for channel in channels:
+            self._put(channel, entry, group=parcel.name if parcel.grouped else None)
+
+    def fetched(self, asked: Iterable[int], payloads: dict[int, bytes]) -> None:
+        """Fill in the content of doorbells; those whose row is gone are dropped."""
+        for row in asked:
+            entry, channels = self._unfetched.pop(row, (None, ()))
+            if entry is None:
+                continue
+            entry.content = payloads.get(row)
+            if entry.content is None:
+                entry.expires = 0.0
+                self.counters["vanished"] += 1
+            if not entry.keeps_row:
+                self._effects.delete.append(row)
+            for channel in channels:
+                if channel in self._boxes:
+                    self._wake(channel, self._boxes[channel])
+
+    def claimed(self, rows: Iterable[tuple[int, str, bytes, float]]) -> None:
+        """Take in rows of queues that are now this node's: id, channel, payload, expiry."""
+        for row, channel, payload, expires in sorted(rows):
+            if row not in self._known:
+                self._known[row] = None
+                self._put(channel, Entry(row, expires, payload, keeps_row=True))
+
+    def deleted(self, rows: Iterable[int]) -> None:
+        """Forget ids whose rows are gone."""
+        if self._barrier is not None:
+            self._gone.update(rows)
+            return
+        for row in rows:
+            self._known.pop(row, None)
+
+    def announce(self, payload: bytes, expires: float) -> None:
+        """Put a message of the layer's own into the mailbox of each channel that is read or in a group here."""
+        channels = {channel for _, channel, _ in self.members}
+        channels.update(name for name, box in self._boxes.items() if box.readers and not name.endswith("!"))
+        for channel in channels:
+            self._put(channel, Entry(None, expires, payload), group="")
+
+    def clear(self) -> None:
+        """Forget all unread messages and all memberships; readers go on waiting."""
+        self.members.replace(())
+        self._effects.delete.extend(self._unfetched)
+        self._unfetched.clear()
+        for channel, box in list(self._boxes.items()):
+            self._effects.delete.extend(e.id for e in box.entries if e.id is not None and e.keeps_row)
+            box.entries.clear()
+            self._drop_if_idle(channel, box)
+
+    def expire(self, now: float) -> None:
+        """Free what was not read in time."""
+        for channel, box in list(self._boxes.items()):
+            self._skip_dead(box, now)
+            self._drop_if_idle(channel, box)
+
+    # Who reads -----------------------------------------------------------------------------------
+
+    def take(self, channel: str, now: float) -> Entry | None:
+        """Return the next message of the channel, or of any channel that begins so if it ends with `!`."""
+        if channel.endswith("!"):
+            channel = self._oldest(channel, now) or channel
+        box = self._boxes.get(channel)
+        if box is None:
+            return None
+        self._skip_dead(box, now)
+        if not box.entries or box.entries[0].content is None:
+            return None
+        entry = box.entries.popleft()
+        if entry.keeps_row and entry.id is not None:
+            self._effects.delete.append(entry.id)
+        self._drop_if_idle(channel, box)
+        return entry
+
+    def wait(self, channel: str, reader: Reader) -> None:
+        """Enter a reader; one that waits already keeps its place."""
+        box = self._boxes.setdefault(channel, Mailbox())
+        reader.woken = False
+        if reader not in box.readers:
+            box.readers.append(reader)
+
+    def leave(self, channel: str, reader: Reader) -> None:
+        """Remove a reader; if there is something left to read, wake the next."""
+        box = self._boxes.get(channel)
+        if box is None or reader not in box.readers:
+            return
+        box.readers.remove(reader)
+        for name in self._under(channel) if channel.endswith("!") else [channel]:
+            self._wake(name, self._boxes[name])
+        self._drop_if_idle(channel, box)
+
+    def waiting(self, channel: str) -> int:
+        """Return how many readers have neither a message nor the promise of one."""
+        box = self._boxes.get(channel)
+        return max(0, len(box.readers) - len(box.entries)) if box else 0
+
+    def is_read(self, channel: str) -> bool:
+        """Tell whether a reader waits for the channel."""
+        box = self._boxes.get(channel)
+        return box is not None and bool(box.readers)
+
+    @property
+    def readers(self) -> int:
+        """How many receive() calls are pending."""
+        return sum(len(box.readers) for box in self._boxes.values())
+
+    @property
+    def unread(self) -> int:
+        """How many messages wait to be read; one to a group counts once for each member."""
+        return sum(len(box.entries) for box in self._boxes.values())
+
+    def claimed_unread(self) -> list[int]:
+        """Return the rows of queues that this node has claimed and nobody here waits for, and drop their messages.
+
+        Their ids stay known until `returned` tells that they are in their queues again.
+        """
+        rows: list[int] = []
+        for channel, box in list(self._boxes.items()):
+            if box.entries and not box.readers and node_of(channel) is None:
+                rows.extend(entry.id for entry in box.entries if entry.id is not None)
+                box.entries.clear()
+                self._drop_if_idle(channel, box)
+        return rows
+
+    def returned(self, rows: Iterable[int]) -> None:
+        """Forget the ids of rows that are in their queues again, so that they may be claimed again."""
+        for row in rows:
+            self._known.pop(row, None)
+
+    def collect(self) -> Effects:
+        """Return what is to be done, and begin a new list."""
+        effects, self._effects = self._effects, Effects()
+        return effects
+
+    def every_reader(self) -> list[Reader]:
+        """Return all readers, to be woken because the layer failed or closes."""
+        return [reader for box in self._boxes.values() for reader in box.readers]
+
+    # Parts ---------------------------------------------------------------------------------------
+
+    def _put(self, channel: str, entry: Entry, group: str | None = None) -> None:
+        """Append an entry; one that came through a group only if the channel has room."""
+        box = self._boxes.get(channel)
+        if box is None:
+            box = self._boxes[channel] = Mailbox()
+        elif group is not None:
+            capacity = self._capacity_of(channel)
+            if capacity is not None and len(box.entries) >= capacity:
+                self.counters["over_capacity"] += 1
+                self.overfull[channel, group] += 1
+                return
+        box.entries.append(entry)
+        self.counters["received"] += 1
+        self._wake(channel, box)
+
+    def _wake(self, channel: str, box: Mailbox) -> None:
+        """Wake as many readers as there are messages to take, those included that were woken and have not come yet."""
+        readers: Iterable[Reader] = box.readers
+        if "!" in channel and not channel.endswith("!") and (shared := self._boxes.get(queue_of(channel))):
+            readers = itertools.chain(readers, shared.readers)
+        for reader, entry in zip(readers, box.entries, strict=False):
+            if entry.content is None and entry.expires:
+                break
+            if not reader.woken:
+                reader.woken = True
+                self._effects.wake.append(reader)
+
+    def _skip_dead(self, box: Mailbox, now: float) -> None:
+        entries = box.entries
+        while entries and entries[0].expires <= now:
+            entry = entries.popleft()
+            if entry.expires:
+                self.counters["expired"] += 1
+                if entry.keeps_row and entry.id is not None:
+                    self._effects.delete.append(entry.id)
+
+    def _under(self, start: str) -> Iterator[str]:
+        return (name for name in list(self._boxes) if name.startswith(start))
+
+    def _oldest(self, start: str, now: float) -> str | None:
+        ready: list[tuple[int, str]] = []
+        for name in self._under(start):
+            box = self._boxes[name]
+            self._skip_dead(box, now)
+            if box.entries and box.entries[0].content is not None:
+                ready.append((box.entries[0].id or 0, name))
+        return min(ready)[1] if ready else None
+
+    def _drop_if_idle(self, channel: str, box: Mailbox) -> None:
+        if not box.entries and not box.readers and self._boxes.get(channel) is box:
+            del self._boxes[channel]

@@ -1,0 +1,49 @@
+"""Says now and then what was dropped, and how often: one line for many, not one for each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+
+logger = logging.getLogger(__name__)
+
+PAUSE = 10.0
+"""Seconds between two reports."""
+NAMED = 5
+"""How many kinds a report names; the rest is a number."""
+
+
+class DropLog:
+    """Count what is dropped, from any thread, and log it at most once in PAUSE seconds."""
+
+    def __init__(self) -> None:
+        self.counters: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._reported = -PAUSE
+
+    def add(self, reason: str, what: str, count: int = 1) -> None:
+        """Count messages that were dropped: by reason for good, and by `what` they were for the next report."""
+        with self._lock:
+            self.counters[reason] += count
+            self._counts[what] += count
+        self.report()
+
+    def over_capacity(self, channel: str, group: str, count: int) -> None:
+        """Count messages that a member of a group had no room for."""
+        self.add("over_capacity", f"to group {group!r}, for {channel}, which is over its capacity", count)
+
+    def report(self, *, at_once: bool = False) -> None:
+        """Log what has been counted since the last report, if that is long enough ago."""
+        with self._lock:
+            now = time.monotonic()
+            if not self._counts or not (at_once or now - self._reported >= PAUSE):
+                return
+            counts, self._counts = self._counts, Counter()
+            self._reported = now
+        parts = [f"{count:,} {what}" for what, count in counts.most_common(NAMED)]
+        if len(counts) > NAMED:
+            parts.append(f"and {len(counts) - NAMED:,} more such lines")
+        logger.warning("Messages dropped: %s", "; ".join(parts))

@@ -1,0 +1,83 @@
+"""The exceptions of this package, each carrying its facts."""
+
+from __future__ import annotations
+
+
+class ChannelLayerError(Exception):
+    """Base of every error this package raises on its own account."""
+
+
+class ConfigurationError(ChannelLayerError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class SchemaError(ChannelLayerError):
+    """The database lacks the tables, or has them at another revision.
+
+    Args:
+        found: the revision in the database, None if there is none.
+        needed: the revision this version of the package works with.
+    """
+
+    def __init__(self, found: str | None, needed: str) -> None:
+        self.found = found
+        self.needed = needed
+        state = "has no channels_pg_sa tables" if found is None else f"is at schema revision {found}"
+        super().__init__(
+            f"The database {state}; this version of channels_pg_sa needs revision {needed}. Run "
+            "`manage.py channels_pg_sa upgrade` (Django), `channels-pg-sa upgrade` or `alembic upgrade head`."
+        )
+
+
+class PoolerError(ChannelLayerError):
+    """LISTEN goes through a pooler that hands the session to others, so nothing would ever be heard."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The listening connection passes through a pooler in transaction mode (PgBouncer?), where LISTEN hears "
+            'nothing. Give the layer a direct address of the server: "listen_url": "postgresql://…".'
+        )
+
+
+class MessageTooLarge(ChannelLayerError, ValueError):
+    """The encoded message is over the limit.
+
+    Args:
+        size: of the encoded message, in bytes.
+        limit: the largest size accepted, in bytes.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(f"The encoded message has {size:,} bytes; the limit is {limit:,}. Send it in parts.")
+
+
+class ChannelFull(ChannelLayerError):
+    """The channel has as many unread messages as its capacity allows."""
+
+
+class SendError(ChannelLayerError):
+    """The database could not be reached within `send_timeout`, or was lost under the statement.
+
+    Args:
+        maybe_sent: False if certainly nothing was sent; True if the connection died while the statement ran,
+            so that nobody can tell whether it was committed.
+        waited: seconds since the call.
+        reason: what the driver or the server says, None if they say nothing.
+    """
+
+    def __init__(self, *, maybe_sent: bool, waited: float, reason: str | None = None) -> None:
+        self.maybe_sent = maybe_sent
+        self.waited = waited
+        self.reason = reason
+        outcome = "The message may have been sent" if maybe_sent else "Nothing was sent"
+        super().__init__(f"{outcome}, after {waited:.1f} s: {reason or 'the database does not answer'}")
+
+
+class LayerClosed(ChannelLayerError):
+    """The layer was closed, or is being closed, under the call."""
+
+
+class DecodeError(ChannelLayerError, ValueError):
+    """A payload is no message that this layer can read."""

@@ -1,0 +1,161 @@
+"""What readers wait for: hands messages to pending receive() calls of any thread and event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from .clock import Clock
+from .dispatcher import Dispatcher, Effects
+from .drops import DropLog
+from .lane import resolve
+
+
+class Reader:
+    """A pending receive().
+
+    Args:
+        channel: which it reads.
+        loop: on which it waits.
+    """
+
+    __slots__ = ("channel", "future", "loop", "waits", "woken")
+
+    def __init__(self, channel: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.channel = channel
+        self.loop = loop
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.waits = False
+        self.woken = False
+
+
+class Inbox:
+    """Guard the dispatcher, wake the readers it chooses, and pass on what else it has decided.
+
+    Args:
+        dispatcher: decides.
+        clock: the database's.
+        work: called, from any thread, with decisions that need the database.
+        check: raises the reason why nobody can be served, if there is one.
+        want: called with the channel, from any thread, when a reader waits that rows may have to be claimed for.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        clock: Clock,
+        *,
+        work: Callable[[Effects], None],
+        check: Callable[[], None],
+        want: Callable[[str], None],
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._work = work
+        self._check = check
+        self._want = want
+        self._lock = threading.Lock()
+
+    async def receive(self, channel: str, *, shared: bool) -> bytes:
+        """Wait for the payload of the next message of a channel.
+
+        A message stays in its place until the reader, awake and not cancelled, takes it: nothing is ever put back.
+
+        Args:
+            channel: a name, or what names begin with up to their `!`.
+            shared: whether other nodes may read it too.
+        """
+        reader = Reader(channel, asyncio.get_running_loop())
+        try:
+            while (payload := self._take(reader, shared=shared)) is None:
+                await reader.future
+        finally:
+            if reader.waits:
+                self._leave(reader)
+        return payload
+
+    @contextlib.contextmanager
+    def decisions(self) -> Iterator[Dispatcher]:
+        """Open the dispatcher for a block, from any thread, and afterwards do what it has decided."""
+        with self._lock:
+            try:
+                yield self._dispatcher
+            finally:
+                effects = self._dispatcher.collect()
+        self._act(effects)
+
+    def wake_all(self) -> None:
+        """Wake every reader, to look for itself why."""
+        with self._lock:
+            readers = self._dispatcher.every_reader()
+        self._wake(readers)
+
+    def keep_house(self, drops: DropLog) -> None:
+        """Free what was not read in time, and readers whose loop is closed; tell what was dropped."""
+        with self.decisions() as dispatcher:
+            dispatcher.expire(self._clock.now())
+            overfull, dispatcher.overfull = dispatcher.overfull, Counter()
+            for reader in dispatcher.every_reader():
+                if isinstance(reader, Reader) and reader.loop.is_closed():
+                    dispatcher.leave(reader.channel, reader)
+        for (channel, group), count in overfull.items():
+            drops.over_capacity(channel, group, count)
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What has been received and dropped so far, and why."""
+        with self._lock:
+            return Counter(self._dispatcher.counters)
+
+    @property
+    def state(self) -> str:
+        """How many wait, and how much waits."""
+        with self._lock:
+            return f"{self._dispatcher.readers} waiting, {self._dispatcher.unread} unread"
+
+    def _take(self, reader: Reader, *, shared: bool) -> bytes | None:
+        """Return the next payload, or enter the reader to be woken when there is one."""
+        with self._lock:
+            self._check()  # under the lock: who sets the reason wakes all readers afterwards
+            entry = self._dispatcher.take(reader.channel, self._clock.now())
+            if entry is not None:
+                if reader.waits:
+                    self._dispatcher.leave(reader.channel, reader)
+            else:
+                if reader.future.done():
+                    reader.future = reader.loop.create_future()
+                self._dispatcher.wait(reader.channel, reader)
+            reader.waits = entry is None
+            effects = self._dispatcher.collect()
+        self._act(effects)
+        if entry is not None:
+            return entry.payload
+        if shared:
+            self._want(reader.channel)
+        return None
+
+    def _leave(self, *readers: Reader) -> None:
+        with self.decisions() as dispatcher:
+            for reader in readers:
+                reader.waits = False
+                dispatcher.leave(reader.channel, reader)
+
+    def _act(self, effects: Effects) -> None:
+        if effects.wake:
+            self._wake(effects.wake)
+        if effects.fetch or effects.delete or effects.rings or effects.controls:
+            self._work(effects)
+
+    def _wake(self, readers: Iterable[Any]) -> None:
+        loops: defaultdict[asyncio.AbstractEventLoop, list[Reader]] = defaultdict(list)
+        for reader in readers:
+            loops[reader.loop].append(reader)
+        for loop, woken in loops.items():
+            try:
+                loop.call_soon_threadsafe(resolve, [reader.future for reader in woken])
+            except RuntimeError:  # the loop was closed with these readers pending: the next in line have their turn
+                self._leave(*woken)

@@ -1,0 +1,240 @@
+"""A channel layer without Django: names, messages and groups over one node of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from .codec import Message, MessageCodec
+from .config import Settings, settings_from_mapping
+from .errors import ChannelFull, DecodeError, MessageTooLarge
+from .names import check_channel, check_group, check_prefix, new_channel, new_node
+from .node import Node
+
+TAKES = 64
+"""Messages that readers of a loop may take without giving other tasks a turn."""
+
+
+class Layer:
+    """Send and receive messages through PostgreSQL; one object serves every thread and event loop of a process.
+
+    It opens no connection before it is used, and closes all of them in close(), at exit or with the last reference.
+
+    Args:
+        config: the keys of docs/configuration.md, at least `url`.
+
+    Raises:
+        ConfigurationError: a key is unknown or its value wrong; the message names it.
+    """
+
+    extensions: ClassVar[list[str]] = ["groups", "flush"]
+    ChannelFull: type[Exception] = ChannelFull
+    MessageTooLarge: type[Exception] = MessageTooLarge
+
+    def __init__(self, **config: Any) -> None:
+        self._set_up(settings_from_mapping(config))
+
+    def _set_up(self, settings: Settings) -> None:
+        self._settings = settings
+        self._codec = MessageCodec(settings.serializer, settings.symmetric_encryption_keys)
+        self._takes = 0
+        self._start_afresh()
+        _LAYERS.add(self)
+
+    def _start_afresh(self) -> None:
+        """Become a node of its own, in a new process too: what a parent has opened is never touched in a child."""
+        self._node_id = new_node()
+        self._node: Node | None = None
+        self._lock = threading.Lock()
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    # Messages ------------------------------------------------------------------------------------
+
+    async def send(self, channel: str, message: Message) -> None:
+        """Send a message to a channel; when this returns it is committed.
+
+        Args:
+            channel: its name.
+            message: a dict of str keys, with str, bytes, int, float, bool, None, lists and dicts as values.
+
+        Raises:
+            TypeError: the name or the message is not allowed; the text tells the place.
+            ChannelFull: the channel has a capacity, and so many messages wait.
+            MessageTooLarge: its encoding is over 16 MiB.
+            SendError: the database did not take it within `send_timeout` seconds; tells whether it may have been sent.
+            SchemaError: the tables are missing or too old.
+
+        https://channels.readthedocs.io/en/stable/channel_layer_spec.html
+        """
+        call = self._open().send(check_channel(channel), self._codec.encode(message), asyncio.get_running_loop())
+        await call
+        self._check_taken(channel, call.result)
+
+    def send_sync(self, channel: str, message: Message) -> None:
+        """Send a message from code without an event loop; blocks the thread, otherwise as `send`."""
+        call = self._open().send(check_channel(channel), self._codec.encode(message), None)
+        call.wait()
+        self._check_taken(channel, call.result)
+
+    async def receive(self, channel: str) -> Message:
+        """Wait for the next message of a channel; may be cancelled at any moment without losing one.
+
+        It outlasts every outage of the database.
+
+        Args:
+            channel: its name, or, ending with `!`, what the names of channels begin with.
+
+        Raises:
+            TypeError: the name is not allowed.
+            ValueError: the channel belongs to another process.
+            SchemaError: the tables are missing or too old.
+            PoolerError: the listening connection passes through a pooler in transaction mode.
+            LayerClosed: the layer was closed meanwhile.
+        """
+        node = self._open()
+        check_channel(channel)
+        while True:
+            self._takes += 1
+            if self._takes % TAKES == 0:
+                await asyncio.sleep(0)
+            payload = await node.receive(channel)
+            try:
+                return self._codec.decode(payload)
+            except DecodeError as error:
+                node.drop("undecodable", f"from {channel}, which could not be decoded: {error}")
+
+    async def new_channel(self, prefix: str = "specific") -> str:
+        """Return the name of a new channel that only this process reads.
+
+        Args:
+            prefix: what the name begins with.
+
+        Raises:
+            TypeError: the prefix is not allowed, or too long.
+        """
+        return new_channel(check_prefix(prefix), self._node_id)
+
+    # Groups --------------------------------------------------------------------------------------
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """Make a channel a member of a group, or renew its membership.
+
+        It lasts until group_discard(), until the channel's process is gone, or for `group_expiry` seconds if set.
+
+        Raises:
+            TypeError, SendError, SchemaError: as `send`.
+        """
+        await self._open().join(check_group(group), check_channel(channel), asyncio.get_running_loop())
+
+    def group_add_sync(self, group: str, channel: str) -> None:
+        """Join from code without an event loop; otherwise as `group_add`."""
+        self._open().join(check_group(group), check_channel(channel), None).wait()
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        """End a membership; does nothing if there is none.
+
+        Raises:
+            TypeError, SendError, SchemaError: as `send`.
+        """
+        await self._open().leave(check_group(group), check_channel(channel), asyncio.get_running_loop())
+
+    def group_discard_sync(self, group: str, channel: str) -> None:
+        """Leave from code without an event loop; otherwise as `group_discard`."""
+        self._open().leave(check_group(group), check_channel(channel), None).wait()
+
+    async def group_send(self, group: str, message: Message) -> None:
+        """Send a message to every member of a group; members over their capacity are left out.
+
+        Raises:
+            TypeError, MessageTooLarge, SendError, SchemaError: as `send`.
+        """
+        await self._open().group_send(check_group(group), self._codec.encode(message), asyncio.get_running_loop())
+
+    def group_send_sync(self, group: str, message: Message) -> None:
+        """Send to a group from code without an event loop; otherwise as `group_send`."""
+        self._open().group_send(check_group(group), self._codec.encode(message), None).wait()
+
+    # The whole -----------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """Forget all messages and memberships of this layer's prefix, in the database and in every living process.
+
+        Raises:
+            SendError, SchemaError: as `send`.
+        """
+        await self._open().flush(asyncio.get_running_loop())
+
+    def flush_sync(self) -> None:
+        """Flush from code without an event loop; otherwise as `flush`."""
+        self._open().flush(None).wait()
+
+    async def close(self) -> None:
+        """Finish what was begun, leave all groups and close every connection; a later call opens the layer anew.
+
+        Who waits in receive() gets LayerClosed.
+        """
+        await asyncio.to_thread(self.close_sync)
+
+    def close_sync(self) -> None:
+        """Close from code without an event loop; otherwise as `close`."""
+        with self._lock:
+            finalizer, self._finalizer, self._node = self._finalizer, None, None
+        if finalizer is not None:
+            finalizer()
+
+    @property
+    def node(self) -> str:
+        """The id of this process's node, which stands in the names of its channels."""
+        return self._node_id
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """How many messages this process has received, and dropped, by reason, since it opened the layer."""
+        return Counter() if self._node is None else self._node.counters
+
+    def __repr__(self) -> str:
+        state = "closed" if self._node is None else self._node.state
+        return f"<{type(self).__name__} node={self._node_id} {state}>"
+
+    # Parts ---------------------------------------------------------------------------------------
+
+    def _open(self) -> Node:
+        """Return the node, and make it if there is none."""
+        node = self._node
+        if node is None:
+            with self._lock:
+                if (node := self._node) is None:
+                    node = self._node = Node(self._settings, self._node_id, announcements=self._announcements())
+                    self._finalizer = weakref.finalize(self, Node.close, node)
+        return node
+
+    def _announcements(self) -> tuple[bytes | None, bytes | None]:
+        """Encode what local channels get when the connection is lost, and when it is back."""
+        kinds = (self._settings.on_disconnect, self._settings.on_reconnect)
+        lost, back = (None if kind is None else self._codec.encode({"type": kind}) for kind in kinds)
+        return lost, back
+
+    def _check_taken(self, channel: str, taken: object) -> None:
+        if taken is False:
+            raise self.ChannelFull(f"{channel} has as many unread messages as it may.")
+
+
+_LAYERS: weakref.WeakSet[Layer] = weakref.WeakSet()
+_PARENTS: list[Any] = []
+"""What a child must neither use nor free: it would close its parent's sockets, or complain of its loops."""
+
+
+def _after_fork() -> None:
+    for layer in list(_LAYERS):
+        if layer._finalizer is not None:  # noqa: SLF001
+            layer._finalizer.detach()  # noqa: SLF001
+        _PARENTS.append(layer._node)  # noqa: SLF001
+        layer._start_afresh()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,189 @@
+"""The one connection that LISTENs: it comes back by itself, and first reads what it may have missed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import PGnotify
+
+from .address import Connector
+from .backoff import Backoff
+from .database import DEFAULTS, Connection, sever, time_limit
+
+PATIENCE = 15.0
+"""Seconds that connecting, or a statement of the listener's own, may take."""
+
+
+class ConnectionLost(Exception):
+    """The connection ended, or shows no sign of life."""
+
+
+class Listener:
+    """Hear notifications, over all the connections there have to be one after the other.
+
+    Args:
+        connect: gives the libpq parameters of a new connection.
+        recover: called with each new connection before anything that it hears is passed on; it must `listen` first,
+            and then read from the tables what has happened meanwhile.
+        hear: takes the payloads of notifications, in their order.
+        up: called when notifications flow, with the seconds since they last did; None the first time.
+        down: called when they flow no longer, and with the reason of each attempt that fails.
+    """
+
+    def __init__(
+        self,
+        connect: Connector,
+        *,
+        recover: Callable[[Connection], Awaitable[None]],
+        hear: Callable[[list[bytes]], None],
+        up: Callable[[float | None], None],
+        down: Callable[[Exception], None],
+    ) -> None:
+        self._connect = connect
+        self._recover = recover
+        self._hear = hear
+        self._up = up
+        self._down = down
+        self._connection: Connection | None = None
+        self._lost: asyncio.Future[Exception] | None = None
+        self._lock = asyncio.Lock()
+        self._heard: list[bytes] = []
+        self._flowing = asyncio.Event()
+        self._since: float | None = None
+        self.alive_at = 0.0
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether notifications flow."""
+        return self._flowing.is_set()
+
+    async def until_listening(self) -> None:
+        """Wait until notifications flow."""
+        await self._flowing.wait()
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._session(backoff)
+            except Exception as error:  # noqa: BLE001 - a callable PASSWORD may raise anything; it is asked again
+                self._report(error)
+            await asyncio.sleep(backoff.next())
+
+    async def listen(self, connection: Connection, topics: list[str], *, stop: bool = False) -> None:
+        """LISTEN to topics on a connection that `recover` was given, or UNLISTEN."""
+        verb = sql.SQL("UNLISTEN" if stop else "LISTEN")
+        statement = sql.SQL("; ").join(sql.SQL("{} {}").format(verb, sql.Identifier(topic)) for topic in topics)
+        with time_limit(connection, PATIENCE):
+            await connection.execute(statement)
+
+    async def hears(self, connection: Connection, sign: bytes, patience: float) -> bool:
+        """Tell whether a notification arrives on a connection that `recover` was given, within so many seconds."""
+        end = time.monotonic() + patience
+        while sign not in self._heard:
+            if time.monotonic() > end:
+                return False
+            await connection.execute("SELECT 1")
+            await asyncio.sleep(0.02)
+        return True
+
+    async def add(self, topics: list[str], *, stop: bool = False) -> bool:
+        """LISTEN to more topics, or UNLISTEN; return False if there is no connection to do it on."""
+        async with self._lock:
+            connection = self._connection
+            if connection is None or not self.is_listening:
+                return False
+            self._pause(connection)
+            try:
+                await self.listen(connection, topics, stop=stop)
+            except (psycopg.Error, OSError) as error:
+                self._end(error)
+                return False
+            self._resume(connection)
+            return True
+
+    def restart(self, reason: str) -> None:
+        """Give up the connection and make a new one."""
+        if self._connection is not None:
+            sever(self._connection)
+        self._end(ConnectionLost(reason))
+
+    async def _session(self, backoff: Backoff) -> None:
+        loop = asyncio.get_running_loop()
+        parameters = {**DEFAULTS, **self._connect(), "application_name": "channels_pg_sa listener", "autocommit": True}
+        connection: Connection = await asyncio.wait_for(psycopg.AsyncConnection.connect(**parameters), PATIENCE)
+        try:
+            self._heard = []
+            connection.pgconn.notify_handler = self._collect
+            self._lost = loop.create_future()
+            self._connection = connection
+            with time_limit(connection, PATIENCE):
+                await self._recover(connection)
+            backoff.reset()
+            self._start_flow()
+            self._resume(connection)
+            raise await self._lost
+        finally:
+            async with self._lock:
+                self._pause(connection)
+                self._connection = None
+                self._flowing.clear()
+            sever(connection)
+            await connection.close()
+
+    def _start_flow(self) -> None:
+        since, self._since = self._since, None
+        self._flowing.set()
+        self.alive_at = time.monotonic()
+        self._up(None if since is None else time.monotonic() - since)
+        self._pass_on()
+
+    def _report(self, error: Exception) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+        self._down(error)
+
+    def _collect(self, notification: PGnotify) -> None:
+        """Take a notification, from wherever psycopg met it: by itself, or between a statement and its answer."""
+        self._heard.append(notification.extra)
+
+    def _readable(self, connection: Connection) -> None:
+        pgconn = connection.pgconn
+        try:
+            pgconn.consume_input()
+            while (notification := pgconn.notifies()) is not None:
+                self._heard.append(notification.extra)
+        except psycopg.Error as error:
+            self._pause(connection)
+            self._end(error)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._heard and self.is_listening:
+            self.alive_at = time.monotonic()
+            heard, self._heard = self._heard, []
+            self._hear(heard)
+
+    def _resume(self, connection: Connection) -> None:
+        """Watch the socket between statements; psycopg watches it during them."""
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_reader(connection.fileno(), self._readable, connection)
+        except psycopg.Error as error:
+            self._end(error)
+            return
+        # What came while psycopg was reading will make no socket readable again.
+        loop.call_soon(self._pass_on)
+
+    def _pause(self, connection: Connection) -> None:
+        if not connection.closed:
+            asyncio.get_running_loop().remove_reader(connection.fileno())
+
+    def _end(self, error: Exception) -> None:
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(error)

@@ -1,0 +1,45 @@
+"""Which channels of this node are in which groups: a pure function of the notification stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+Member = tuple[str, str, float]
+"""Group, channel, and when the membership ends (Unix time, infinity for never)."""
+
+
+class MemberIndex:
+    """The memberships of one node's channels."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, dict[str, float]] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        for group, channels in self._groups.items():
+            for channel, expires in channels.items():
+                yield group, channel, expires
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups.values()))
+
+    def join(self, group: str, channel: str, expires: float) -> None:
+        """Add the channel, or renew its membership."""
+        self._groups.setdefault(group, {})[channel] = expires
+
+    def leave(self, group: str, channel: str) -> None:
+        """Remove the channel, if it is a member."""
+        channels = self._groups.get(group)
+        if channels is not None:
+            channels.pop(channel, None)
+            if not channels:
+                del self._groups[group]
+
+    def replace(self, members: Iterable[Member]) -> None:
+        """Forget all, and take these."""
+        self._groups.clear()
+        for member in members:
+            self.join(*member)
+
+    def members(self, group: str, now: float) -> list[str]:
+        """Return the channels whose membership has not ended at `now`, in the order they joined."""
+        return [channel for channel, expires in self._groups.get(group, {}).items() if expires > now]

@@ -1,0 +1,80 @@
+"""Channel and group names, the node in a name, and the NOTIFY channels they map to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import uuid
+
+MAX_LENGTH = 100  # exclusive, as in channels.layers.BaseChannelLayer
+MAX_PREFIX = 53  # what is left beside the node and the 32 digits that make a name unique
+
+_CHANNEL = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
+_GROUP = re.compile(r"[a-zA-Z0-9\-_.]+")
+_NODE = re.compile(r"\.([0-9a-f]{12})!")
+_RULE = (
+    "{} name must be a string of fewer than 100 characters, made of ASCII letters, digits, hyphens, underscores "
+    "and periods{}, not {!r}."
+)
+
+
+def check_channel(name: object) -> str:
+    """Return the channel's name, or raise TypeError that tells the rule it breaks."""
+    if not isinstance(name, str) or len(name) >= MAX_LENGTH or not _CHANNEL.fullmatch(name):
+        raise TypeError(_RULE.format("Channel", " with at most one '!'", name))
+    return name
+
+
+def check_group(name: object) -> str:
+    """Return the group's name, or raise TypeError that tells the rule it breaks."""
+    if not isinstance(name, str) or len(name) >= MAX_LENGTH or not _GROUP.fullmatch(name):
+        raise TypeError(_RULE.format("Group", "", name))
+    return name
+
+
+def check_prefix(prefix: object) -> str:
+    """Return what the names of new channels may begin with, or raise TypeError that tells the rule it breaks."""
+    if not isinstance(prefix, str) or len(prefix) > MAX_PREFIX or not _GROUP.fullmatch(prefix):
+        raise TypeError(
+            f"The prefix of a new channel must be a string of at most {MAX_PREFIX} ASCII letters, digits, hyphens, "
+            f"underscores and periods, not {prefix!r}."
+        )
+    return prefix
+
+
+def new_node() -> str:
+    """Return a random node id, 12 hexadecimal digits."""
+    return secrets.token_hex(6)
+
+
+def new_channel(prefix: str, node: str) -> str:
+    """Return a new process-specific channel of the node: `prefix.node!uuid`."""
+    return f"{prefix.rstrip('.')}.{node}!{uuid.uuid4().hex}"
+
+
+def node_of(channel: str) -> str | None:
+    """Return the node that reads the channel, None if any process may."""
+    found = _NODE.search(channel)
+    return found[1] if found else None
+
+
+def queue_of(channel: str) -> str:
+    """Return the queue a channel without a node waits in: its name up to and including a `!`."""
+    head, mark, _ = channel.partition("!")
+    return head + mark
+
+
+def recipient_of(channel: str) -> str:
+    """Return whose mailbox a message to the channel goes to: a node's, or a queue's."""
+    return node_of(channel) or queue_of(channel)
+
+
+def topic(secret: str, kind: str, prefix: str, name: str) -> str:
+    """Return the NOTIFY channel of a node (kind "node") or of a queue (kind "queue").
+
+    Hashed, because PostgreSQL cuts identifiers at 63 bytes; with the installation's secret, so that nobody who cannot
+    read our tables can forge a notification. The database's function channels_pg_sa_topic is its twin.
+    """
+    text = "\x1f".join((secret, kind, prefix, name))
+    return "channels_pg_sa_" + hashlib.sha256(text.encode()).hexdigest()[:32]

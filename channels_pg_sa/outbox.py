@@ -1,0 +1,197 @@
+"""What callers send: lanes that gather it into statements, and what they are told when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+
+from .backoff import Backoff
+from .database import Connection, Database, Fate, fate
+from .drops import DropLog
+from .errors import ChannelLayerError, SchemaError, SendError
+from .lane import Call, Lane, LaneFull
+from .names import recipient_of
+from .queries import GroupSend, Join, Leave, Queries, Send
+from .schema import REVISION
+
+J = TypeVar("J")
+
+Sending = Send | GroupSend
+Membership = Join | Leave
+
+
+class Outbox:
+    """Do what callers ask of the database, together with what others ask for meanwhile.
+
+    Args:
+        loop: the I/O loop.
+        database: lends connections.
+        queries: the layer's statements.
+        capacity_of: gives the most unread messages of a channel, None for no limit.
+        bounded: whether any channel has a limit.
+        drops: is told of messages to groups that members have no room for.
+        ready: waits until this node hears of its own memberships.
+        flush: deletes all messages and memberships, and sees to it that every node knows.
+        timeout: seconds until a call gives up.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        database: Database,
+        queries: Queries,
+        *,
+        capacity_of: Callable[[str], int | None],
+        bounded: bool,
+        drops: DropLog,
+        ready: Callable[[], Awaitable[None]],
+        flush: Callable[[Connection], Awaitable[None]],
+        timeout: float,
+    ) -> None:
+        self._database = database
+        self._queries = queries
+        self._capacity_of = capacity_of
+        self._bounded = bounded
+        self._drops = drops
+        self._ready = ready
+        self._flush = flush
+        self._timeout = timeout
+        self.sends: Lane[Sending] = Lane(
+            "channels_pg_sa sends", loop, self._run_sends, late=self._late, cost=lambda job: len(job.payload)
+        )
+        self.memberships: Lane[Membership] = Lane(
+            "channels_pg_sa memberships", loop, self._run_memberships, late=self._late
+        )
+        self.flushes: Lane[None] = Lane("channels_pg_sa flushes", loop, self._run_flushes, late=self._late)
+
+    def submit(self, lane: Lane[J], job: J, loop: asyncio.AbstractEventLoop | None) -> Call[J]:
+        """Queue a job for the caller, who awaits the call on its loop, or waits for it without one.
+
+        Raises:
+            SendError: too many calls wait already.
+        """
+        call = Call(job, self._timeout, loop)
+        try:
+            return lane.submit(call)
+        except LaneFull as error:
+            raise SendError(maybe_sent=False, waited=0.0, reason=str(error)) from None
+
+    async def close(self, error: BaseException, timeout: float) -> None:
+        """Let what waits be done for `timeout` seconds, and fail the rest with the error."""
+        lanes: list[Lane[Any]] = [self.sends, self.memberships, self.flushes]
+        await asyncio.gather(*(lane.close(error, timeout) for lane in lanes))
+
+    async def do(
+        self, calls: Sequence[Call[J]], work: Callable[[Connection, list[J]], Awaitable[None]], *, repeatable: bool
+    ) -> None:
+        """Do the jobs of the calls that are still waited for; again, if the server certainly did not do them.
+
+        Args:
+            calls: whose errors are set here.
+            work: does jobs on a connection, in one statement or transaction.
+            repeatable: whether doing them twice is as good as once.
+        """
+        backoff = Backoff()
+        while True:
+            async with self._database.connection(self._timeout) as connection:
+                live = [call for call in calls if call.start()]
+                if not live:
+                    return None
+                try:
+                    return await work(connection, [call.job for call in live])
+                except psycopg.Error as error:
+                    outcome = fate(error)
+                    if outcome is not Fate.NOT_DONE and not (repeatable and outcome is Fate.UNKNOWN):
+                        for call in live:
+                            call.error = await self._explain(call, error, outcome, connection)
+                        return None
+            for call in live:
+                call.started = False
+            await asyncio.sleep(backoff.next())
+
+    async def _explain(
+        self, call: Call[Any], error: psycopg.Error, outcome: Fate, connection: Connection
+    ) -> ChannelLayerError:
+        if outcome is Fate.NO_SCHEMA:
+            return SchemaError(await self._revision(connection), REVISION)
+        reason = str(error).strip()
+        sent = SendError(maybe_sent=outcome is Fate.UNKNOWN, waited=time.monotonic() - call.since, reason=reason)
+        sent.__cause__ = error
+        return sent
+
+    async def _revision(self, connection: Connection) -> str | None:
+        try:
+            _, revision, _ = await self._queries.enter(connection)
+        except psycopg.Error:
+            return None
+        return revision
+
+    def _late(self, call: Call[Any]) -> SendError:
+        return SendError(maybe_sent=call.started, waited=time.monotonic() - call.since, reason=self._database.trouble)
+
+    async def _run_sends(self, calls: list[Call[Sending]]) -> None:
+        if not self._bounded:
+            await self.do(calls, self._send, repeatable=False)
+            return
+        # Channels with a capacity are asked for room: each kind has its statement, in the callers' order.
+        for kind, some in itertools.groupby(calls, key=lambda call: type(call.job)):
+            if kind is Send:
+                await self._send_within_capacity(list(some))
+            else:
+                await self.do(list(some), self._group_send_within_capacity, repeatable=False)
+
+    async def _send(self, connection: Connection, jobs: list[Sending]) -> None:
+        sends = [job for job in jobs if isinstance(job, Send)]
+        if len(sends) == len(jobs):
+            await self._queries.send(connection, sends)
+        else:
+            await self._queries.publish(connection, jobs)
+
+    async def _send_within_capacity(self, calls: list[Call[Sending]]) -> None:
+        async def send(connection: Connection, _jobs: list[Sending]) -> None:
+            live = [call for call in calls if call.started]
+            refused = await self._queries.send(connection, [call.job for call in live if isinstance(call.job, Send)])
+            for place, call in enumerate(live):
+                call.result = place not in refused
+
+        await self.do(calls, send, repeatable=False)
+
+    async def _group_send_within_capacity(self, connection: Connection, jobs: list[Sending]) -> None:
+        """Leave full members out, and send to the rest."""
+        sends = [job for job in jobs if isinstance(job, GroupSend)]
+        async with connection.transaction():
+            found = await self._queries.plain_members(connection, [job.group for job in sends])
+            plain = [
+                Send(recipient_of(channel), channel, sends[place].payload, self._capacity_of(channel))
+                for place, channel in found
+            ]
+            refused = await self._queries.send(connection, plain) if plain else set()
+            await self._queries.publish(connection, sends, queues=False)
+        dropped = Counter((plain[place].channel, sends[found[place][0]].group) for place in refused)
+        for (channel, group), count in dropped.items():
+            self._drops.over_capacity(channel, group, count)
+
+    async def _run_memberships(self, calls: list[Call[Membership]]) -> None:
+        if any(isinstance(call.job, Join) and call.job.node for call in calls):
+            await self._ready()
+        await self.do(calls, self._change_memberships, repeatable=True)
+
+    async def _change_memberships(self, connection: Connection, jobs: list[Membership]) -> None:
+        """Bring each membership into the state that was asked for last."""
+        last = {(job.group, job.channel): job for job in jobs}
+        if leaves := [job for job in last.values() if isinstance(job, Leave)]:
+            await self._queries.leave(connection, leaves)
+        if joins := [job for job in last.values() if isinstance(job, Join)]:
+            await self._queries.join(connection, joins)
+
+    async def _run_flushes(self, calls: list[Call[None]]) -> None:
+        async def flush(connection: Connection, _jobs: list[None]) -> None:
+            await self._flush(connection)
+
+        await self.do(calls, flush, repeatable=True)

@@ -1,0 +1,135 @@
+"""What a notification says: the frames that the triggers of schema.sql write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Parcel:
+    """A message to a channel or a group; a doorbell, if its content must be fetched by id.
+
+    Args:
+        id: of its row.
+        name: of the channel, or of the group if `grouped`.
+        expires: Unix time by the database's clock.
+        content: the payload in base64, None for a doorbell.
+    """
+
+    id: int
+    name: str
+    grouped: bool
+    expires: float
+    content: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A queue has a new row, and maybe more behind it."""
+
+    id: int
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A channel of this node is a member of the group until `expires` (Unix time)."""
+
+    group: str
+    channel: str
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A channel of this node is no member of the group any more."""
+
+    group: str
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """This node's own heartbeat has come round, so the stream is alive up to here."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """All messages and groups are gone; who flushed waits for an answer on the topic `reply`."""
+
+    number: str
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """A node has done the flush of that number."""
+
+    number: str
+    node: str
+
+
+Frame = Parcel | Ring | Joined | Left | Beat | Flushed | Acknowledged
+
+
+def parse(payload: bytes) -> Iterator[Frame | None]:
+    """Yield the frames of a notification; None for each that is not one of ours."""
+    for frame in payload.split(b","):
+        try:
+            yield _parse(frame)
+        except (ValueError, KeyError, TypeError):
+            yield None
+
+
+def _parse(frame: bytes) -> Frame:
+    kind = frame[:1]
+    if kind in b"PGpg" and kind:
+        number, expires, name, *content = frame[1:].split(b" ")
+        if len(content) != (kind in b"PG"):
+            raise ValueError(frame)
+        return Parcel(int(number), name.decode(), kind in b"Gg", float(expires), content[0] if content else None)
+    fields = frame[1:].decode().split(" ")
+    return _SHORT[kind](fields)
+
+
+def _ring(fields: list[str]) -> Ring:
+    number, queue = fields
+    return Ring(int(number), queue)
+
+
+def _joined(fields: list[str]) -> Joined:
+    _stamp, group, channel, expires = fields
+    return Joined(group, channel, float(expires))
+
+
+def _left(fields: list[str]) -> Left:
+    _stamp, group, channel = fields
+    return Left(group, channel)
+
+
+def _beat(fields: list[str]) -> Beat:
+    (number,) = fields
+    return Beat(int(number))
+
+
+def _flushed(fields: list[str]) -> Flushed:
+    number, reply = fields
+    return Flushed(number, reply)
+
+
+def _acknowledged(fields: list[str]) -> Acknowledged:
+    number, node = fields
+    return Acknowledged(number, node)
+
+
+_SHORT: dict[bytes, Callable[[list[str]], Frame]] = {
+    b"Q": _ring,
+    b"J": _joined,
+    b"L": _left,
+    b"B": _beat,
+    b"F": _flushed,
+    b"A": _acknowledged,
+}

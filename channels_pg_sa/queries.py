@@ -1,0 +1,298 @@
+"""The statements compiled for one schema, as typed functions over a psycopg connection."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.sql import Executable
+
+from . import statements
+from .claims import Claim
+from .members import Member
+from .parcels import Parcel
+
+Connection = psycopg.AsyncConnection[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A message to a channel.
+
+    Args:
+        recipient: the mailbox it goes to (names.recipient_of).
+        capacity: refuse it if so many messages wait there already; None for no limit.
+    """
+
+    recipient: str
+    channel: str
+    payload: bytes
+    capacity: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSend:
+    """A message to the members of a group."""
+
+    group: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A channel's membership of a group; node: who reads the channel, "" if any process may."""
+
+    group: str
+    node: str
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The end of a membership."""
+
+    group: str
+    node: str
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a heartbeat learns.
+
+    Args:
+        alive: the node's row was there.
+        now: Unix time by the database's clock.
+        sweep_due: there is something that nobody needs any more.
+        filled: those of the queues asked about in which rows wait.
+    """
+
+    alive: bool
+    now: float
+    sweep_due: bool
+    filled: list[str]
+
+
+class Queries:
+    """Run the layer's statements on the tables of one schema and the rows of one prefix.
+
+    Args:
+        prefix: of the layer.
+        node: the id of the node that asks.
+        schema: where the tables are; None leaves it to the connection's search_path.
+        expiry: seconds a message may wait.
+        group_expiry: seconds a membership lasts; 0 for ever.
+        lease: seconds after its last heartbeat that a node is taken for dead.
+    """
+
+    def __init__(
+        self, *, prefix: str, node: str, schema: str | None, expiry: float, group_expiry: float, lease: float
+    ) -> None:
+        self._constants = {
+            "prefix": prefix,
+            "node": node,
+            "expiry": dt.timedelta(seconds=expiry),
+            "lease": dt.timedelta(seconds=lease),
+        }
+        self._group_expiry = dt.timedelta(seconds=group_expiry) if group_expiry else None
+        self._compiled = compiled(schema)
+
+    async def _run(self, connection: Connection, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        statement = self._compiled[name]
+        values = {key: parameters[key] if key in parameters else self._constants[key] for key in statement.parameters}
+        cursor = await connection.execute(statement.sql, {**statement.literals, **values}, prepare=True, binary=True)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def send(self, connection: Connection, sends: Sequence[Send]) -> set[int]:
+        """Insert messages to channels; return the positions of those refused because their channel is full."""
+        columns: dict[str, list[Any]] = {
+            "recipient": [send.recipient for send in sends],
+            "channel": [send.channel for send in sends],
+            "payload": [send.payload for send in sends],
+        }
+        if all(send.capacity is None for send in sends):
+            await self._run(connection, "send", **columns)
+            return set()
+        columns["capacity"] = [send.capacity for send in sends]
+        return {place - 1 for (place,) in await self._run(connection, "send_within_capacity", **columns)}
+
+    async def publish(self, connection: Connection, batch: Sequence[Send | GroupSend], *, queues: bool = True) -> None:
+        """Insert messages to channels and groups in this order; queues: to members that no single node reads, too."""
+        await self._run(
+            connection,
+            "publish",
+            recipient=[item.recipient if isinstance(item, Send) else None for item in batch],
+            channel=[item.channel if isinstance(item, Send) else None for item in batch],
+            group_name=[item.group if isinstance(item, GroupSend) else None for item in batch],
+            payload=[item.payload for item in batch],
+            queues=queues,
+        )
+
+    async def plain_members(self, connection: Connection, groups: Sequence[str]) -> list[tuple[int, str]]:
+        """Return the members that no single node reads, each with the position of its group."""
+        rows = await self._run(connection, "plain_members", group_name=list(groups))
+        return [(place - 1, channel) for place, channel in rows]
+
+    async def join(self, connection: Connection, joins: Sequence[Join]) -> None:
+        """Insert or renew memberships."""
+        await self._run(connection, "join", expiry=self._group_expiry, **_memberships(joins))
+
+    async def leave(self, connection: Connection, leaves: Sequence[Leave]) -> None:
+        """Delete memberships."""
+        await self._run(connection, "leave", **_memberships(leaves))
+
+    async def claim(self, connection: Connection, claims: Sequence[Claim]) -> list[list[tuple[int, str, bytes, float]]]:
+        """Claim rows of queues; return for each claim the id, channel, payload and expiry of what it got."""
+        rows = await self._run(
+            connection,
+            "claim",
+            queue=[claim.queue for claim in claims],
+            only_channel=[claim.only for claim in claims],
+            floor=[claim.floor for claim in claims],
+            count=[claim.count for claim in claims],
+        )
+        got: list[list[tuple[int, str, bytes, float]]] = [[] for _ in claims]
+        for place, row, channel, payload, expires in rows:
+            got[place - 1].append((row, channel, payload, expires))
+        return got
+
+    async def fetch(self, connection: Connection, rows: Sequence[int]) -> dict[int, bytes]:
+        """Return the payloads of rows in the mailbox; those that are gone are missing."""
+        found = await self._run(connection, "fetch", rows=list(rows))
+        return {row[0]: row[1] for row in found}
+
+    async def forget(self, connection: Connection, rows: Sequence[int]) -> None:
+        """Delete rows of the mailbox."""
+        await self._run(connection, "forget", rows=list(rows))
+
+    async def put_back(self, connection: Connection, rows: Sequence[int]) -> None:
+        """Return claimed rows to their queues."""
+        await self._run(connection, "put_back", rows=list(rows))
+
+    async def enter(self, connection: Connection) -> tuple[str, str, float]:
+        """Return the installation's secret and revision, and the Unix time by the database's clock."""
+        ((secret, revision, now),) = await self._run(connection, "enter")
+        return secret, revision, now
+
+    async def register(self, connection: Connection, *, host: str, pid: int, version: str) -> bool:
+        """Insert or renew the node's row, within a transaction; return whether it was there."""
+        await self._run(connection, "registering")
+        ((known,),) = await self._run(connection, "known_node")
+        await self._run(connection, "register", host=host, pid=pid, version=version)
+        return bool(known)
+
+    async def restore(self, connection: Connection, members: Iterable[Member]) -> None:
+        """Insert memberships from memory."""
+        rows = list(members)
+        await self._run(
+            connection,
+            "restore",
+            group_name=[group for group, _, _ in rows],
+            channel=[channel for _, channel, _ in rows],
+            expires=[expires for _, _, expires in rows],
+        )
+
+    async def members(self, connection: Connection) -> list[Member]:
+        """Return the memberships of the node's channels."""
+        return [(group, channel, expires) for group, channel, expires in await self._run(connection, "members")]
+
+    async def waiting(self, connection: Connection) -> list[Parcel]:
+        """Return what waits in the mailbox, as doorbells."""
+        rows = await self._run(connection, "waiting")
+        return [Parcel(row, channel or group, group is not None, end, None) for row, channel, group, end in rows]
+
+    async def beat(self, connection: Connection, *, topic: str, sign: str, queues: Sequence[str]) -> Pulse:
+        """Renew the lease and ring at the own listener; queues: whose rows may have been overlooked."""
+        rows = await self._run(connection, "beat", topic=topic, sign=sign, queues=list(queues))
+        ((alive, now, due, filled, _),) = rows
+        return Pulse(alive, now, due, filled or [])
+
+    async def leave_all(self, connection: Connection) -> None:
+        """Delete the node with all that is its own."""
+        await self._run(connection, "leave_all")
+
+    async def flush(self, connection: Connection, sign: str) -> list[str]:
+        """Delete all messages and memberships; return the live nodes, each of which is told."""
+        return [node for node, _ in await self._run(connection, "flush", sign=sign)]
+
+    async def tell(self, connection: Connection, topic: str, sign: str) -> None:
+        """Notify one topic."""
+        await self._run(connection, "tell", topic=topic, sign=sign)
+
+    async def sweep(self, connection: Connection, batch: int) -> int | None:
+        """Delete up to `batch` rows of each kind that nobody needs; return how many at most, None if another sweeps.
+
+        One transaction: the lock holds until its end.
+        """
+        async with connection.transaction():
+            ((mine,),) = await self._run(connection, "sweeping")
+            if not mine:
+                return None
+            await self._run(connection, "adopt_orphans")
+            await self._run(connection, "bury_nodes")
+            deleted = 0
+            for name in ("sweep_messages", "sweep_memberships"):
+                statement = self._compiled[name]
+                cursor = await connection.execute(statement.sql, {**statement.literals, "batch": batch})
+                deleted = max(deleted, cursor.rowcount)
+            await self._run(connection, "sweep_nodes")
+            return deleted
+
+
+def _memberships(rows: Sequence[Join | Leave]) -> dict[str, list[Any]]:
+    return {
+        "group_name": [row.group for row in rows],
+        "node": [row.node for row in rows],
+        "channel": [row.channel for row in rows],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A statement as the driver takes it.
+
+    Args:
+        sql: its text.
+        literals: the values that the statement itself has for some parameters.
+        parameters: the names of the others.
+    """
+
+    sql: str
+    literals: Mapping[str, Any]
+    parameters: tuple[str, ...]
+
+
+@functools.cache
+def compiled(schema: str | None) -> Mapping[str, Compiled]:
+    """Return each statement, compiled once for a PostgreSQL schema."""
+    return {name: _compile(statement, schema) for name, statement in _build(schema).items()}
+
+
+def _build(schema: str | None) -> dict[str, Executable]:
+    routines = getattr(func, schema) if schema else func
+    topic = routines.channels_pg_sa_topic
+    plain = (
+        "send send_within_capacity publish plain_members join leave claim fetch forget waiting enter known_node"
+        " register members restore beat leave_all tell adopt_orphans bury_nodes"
+        " sweep_messages sweep_memberships sweep_nodes"
+    )
+    return {
+        **{name: getattr(statements, name)() for name in plain.split()},
+        "put_back": statements.put_back(topic),
+        "flush": statements.flush(topic),
+        "sweeping": statements.sweep_lock(exclusive=True),
+        "registering": statements.sweep_lock(exclusive=False),
+    }
+
+
+def _compile(statement: Executable, schema: str | None) -> Compiled:
+    options = {"schema_translate_map": {None: schema}, "render_schema_translate": True} if schema else {}
+    result = statement.compile(dialect=PGDialect_psycopg(), **options)  # type: ignore[attr-defined, no-untyped-call]
+    literals = {name: value for name, value in result.params.items() if value is not None}
+    return Compiled(str(result), literals, tuple(result.params.keys() - literals.keys()))

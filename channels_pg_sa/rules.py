@@ -1,0 +1,167 @@
+"""What the value of each CONFIG key must be, in words and as a test."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg_pool import AsyncConnectionPool
+
+from .address import connector
+from .errors import ConfigurationError
+
+MAX_IDENTIFIER = 63  # bytes; https://www.postgresql.org/docs/current/sql-syntax-lexical.html
+
+_REFUSED = object()
+_IDENTIFIER = re.compile(r"(?!pg_)[^\W\d][\w$]*")
+_DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+# The layer decides these itself: they are how the pool and SQLAlchemy's engine fit together.
+_POOL_RESERVED = frozenset({"self", "conninfo", "kwargs", "connection_class", "open", "close_returns"})
+_POOL_OPTIONS = frozenset(inspect.signature(AsyncConnectionPool.__init__).parameters) - _POOL_RESERVED
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a value must be.
+
+    Attributes:
+        right: completes the sentence "it must be …".
+        accepts: tells a right value.
+        kept: makes of a right value what Settings holds; may itself raise ConfigurationError.
+        if_none: what None stands for; without it None is a wrong value.
+        secret: keep the value out of errors.
+    """
+
+    right: str
+    accepts: Callable[[Any], bool]
+    kept: Callable[[Any], Any] = lambda value: value
+    if_none: Any = _REFUSED
+    secret: bool = False
+
+    def applied(self, name: str, value: Any) -> Any:
+        """Return what Settings keeps of a value.
+
+        Raises:
+            ConfigurationError: the value is wrong; `name` says where it stands.
+        """
+        if value is None and self.if_none is not _REFUSED:
+            return self.if_none
+        if not self.accepts(value):
+            wrong = f"of type {type(value).__name__}" if self.secret else repr(value)
+            raise ConfigurationError(f"{name} must be {self.right}, not {wrong}.")
+        return self.kept(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value  # PostgreSQL stores no NUL
+
+
+def _is_keys(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(key, (str, bytes)) and key for key in value)
+
+
+def _is_serializer(value: object) -> bool:
+    return isinstance(value, str) and (value in {"msgpack", "json"} or _DOTTED_PATH.fullmatch(value) is not None)
+
+
+def _is_schema(value: object) -> bool:
+    return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None and len(value.encode()) <= MAX_IDENTIFIER
+
+
+def _is_pattern(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, re.Pattern) and isinstance(value.pattern, str))
+
+
+def _is_capacities(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_pattern(pattern) and _is_count(capacity) and capacity > 0 for pattern, capacity in value.items()
+    )
+
+
+def _compiled(capacities: Mapping[str | re.Pattern[str], int]) -> tuple[tuple[re.Pattern[str], int], ...]:
+    return tuple(
+        (re.compile(fnmatch.translate(pattern)) if isinstance(pattern, str) else pattern, capacity)
+        for pattern, capacity in capacities.items()
+    )
+
+
+def _checked_pool(options: Mapping[str, Any]) -> dict[str, Any]:
+    for name in options:
+        if name in _POOL_RESERVED:
+            raise ConfigurationError(f'"PSYCOPG_OPTIONS" must not hold "{name}": the layer sets it itself.')
+        if name not in _POOL_OPTIONS:
+            near = difflib.get_close_matches(name, sorted(_POOL_OPTIONS), n=1)
+            right = f'Did you mean "{near[0]}"?' if near else f"The options are {', '.join(sorted(_POOL_OPTIONS))}."
+            raise ConfigurationError(f'"PSYCOPG_OPTIONS" has no option "{name}". {right}')
+    kept = {
+        name: _POOL_RULES[name].applied(f'"{name}" in "PSYCOPG_OPTIONS"', value) if name in _POOL_RULES else value
+        for name, value in options.items()
+    }
+    _check_sizes(kept)
+    return kept
+
+
+def _check_sizes(options: Mapping[str, Any]) -> None:
+    smallest, largest = options.get("min_size"), options.get("max_size")
+    if smallest is not None and largest is not None and largest < max(smallest, 1):
+        raise ConfigurationError(
+            f'"max_size" in "PSYCOPG_OPTIONS" must be at least {max(smallest, 1)} beside "min_size" {smallest}, '
+            f"not {largest}."
+        )
+
+
+_SECONDS = Rule("a number of seconds above 0", lambda value: _is_number(value) and value > 0)
+_COUNT = Rule("a whole number", _is_count)
+_MESSAGE_TYPE = Rule('the type of a message, such as "layer.lost", or None', _is_text, if_none=None)
+_POOL_RULES: dict[str, Rule] = {
+    "min_size": _COUNT,
+    "max_size": Rule("a whole number above 0, or None", lambda value: _is_count(value) and value > 0, if_none=None),
+    "max_waiting": _COUNT,
+    "num_workers": Rule("a whole number above 0", lambda value: _is_count(value) and value > 0),
+    **dict.fromkeys(("timeout", "max_lifetime", "max_idle", "reconnect_timeout"), _SECONDS),
+}
+RULES: dict[str, Rule] = {
+    "url": Rule("", lambda _: True, lambda value: connector(value, "url")),
+    "listen_url": Rule("", lambda _: True, lambda value: connector(value, "listen_url"), if_none=None),
+    "prefix": Rule("a text of at least one character", _is_text),
+    "expiry": _SECONDS,
+    "group_expiry": Rule("a number of seconds, or 0 for never", lambda value: _is_number(value) and value >= 0),
+    "capacity": Rule(
+        "a whole number above 0, or None for no limit", lambda value: _is_count(value) and value > 0, if_none=None
+    ),
+    "channel_capacity": Rule(
+        "a mapping of globs or compiled patterns to whole numbers above 0", _is_capacities, _compiled, if_none=()
+    ),
+    "symmetric_encryption_keys": Rule(
+        "a list of keys (texts or bytes, none empty), such as [SECRET_KEY]", _is_keys, tuple, if_none=(), secret=True
+    ),
+    "serializer": Rule('"msgpack", "json" or the dotted path of a serializer', _is_serializer),
+    "schema": Rule(
+        f'the name of a PostgreSQL schema (letters, digits and "_", at most {MAX_IDENTIFIER} bytes, '
+        'neither starting with a digit nor with "pg_"), or None',
+        _is_schema,
+        if_none=None,
+    ),
+    "PSYCOPG_OPTIONS": Rule(
+        "a mapping of psycopg_pool's options", lambda value: isinstance(value, Mapping), _checked_pool, if_none={}
+    ),
+    "send_timeout": _SECONDS,
+    "heartbeat": _SECONDS,
+    "lease": _SECONDS,
+    "on_disconnect": _MESSAGE_TYPE,
+    "on_reconnect": _MESSAGE_TYPE,
+}

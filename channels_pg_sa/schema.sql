@@ -1,0 +1,140 @@
+-- The functions and triggers of channels_pg_sa, for the first schema of the search path. Run again, it replaces them.
+DO $install$
+DECLARE
+    routine text;
+BEGIN
+    FOREACH routine IN ARRAY ARRAY[
+
+-- The NOTIFY channel of a node or queue; channels_pg_sa.names.topic is its twin.
+$routine$
+CREATE OR REPLACE FUNCTION @.channels_pg_sa_topic(secret text, kind text, prefix text, name text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $body$
+    SELECT 'channels_pg_sa_' || left(encode(sha256(convert_to(
+        secret || E'\x1f' || kind || E'\x1f' || prefix || E'\x1f' || name, 'UTF8')), 'hex'), 32)
+$body$
+$routine$,
+
+-- A message that fits travels in the notification (a parcel: P, of a group G); of others only the id does (a doorbell:
+-- p, g). A queue, whose readers compete, hears of its first new row (Q). As many frames as fit share a notification.
+$routine$
+CREATE OR REPLACE FUNCTION @.channels_pg_sa_message_added() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    secret text := (SELECT i.secret FROM @.channels_pg_sa_installation i);
+    added record;
+    last_prefix text;
+    last_recipient text;
+    topic text;
+    frame text;
+    packed text;
+BEGIN
+    FOR added IN
+        SELECT f.prefix, f.recipient, f.id, f.group_name IS NOT NULL AS grouped,
+               f.channel IS NOT NULL AND (f.channel = f.recipient OR right(f.recipient, 1) = '!') AS queued,
+               f.id || ' ' || date_part('epoch', f.expires_at) || ' ' || coalesce(f.channel, f.group_name) AS label,
+               CASE WHEN octet_length(f.payload) < 6000 THEN encode(f.payload, 'base64') END AS content
+        FROM fresh f ORDER BY f.prefix, f.recipient, f.id
+    LOOP
+        IF added.recipient IS DISTINCT FROM last_recipient OR added.prefix IS DISTINCT FROM last_prefix THEN
+            IF packed IS NOT NULL THEN
+                PERFORM pg_notify(topic, packed);
+                packed := NULL;
+            END IF;
+            last_prefix := added.prefix;
+            last_recipient := added.recipient;
+            topic := @.channels_pg_sa_topic(
+                secret, CASE WHEN added.queued THEN 'queue' ELSE 'node' END, last_prefix, last_recipient);
+            IF added.queued THEN
+                PERFORM pg_notify(topic, 'Q' || added.id || ' ' || last_recipient);
+            END IF;
+        END IF;
+        CONTINUE WHEN added.queued;
+        frame := CASE WHEN added.grouped THEN 'G' ELSE 'P' END || added.label || ' ' || added.content;
+        IF frame IS NULL OR octet_length(frame) > 7999 THEN
+            frame := CASE WHEN added.grouped THEN 'g' ELSE 'p' END || added.label;
+        END IF;
+        IF packed IS NULL THEN
+            packed := frame;
+        ELSIF octet_length(packed) + octet_length(frame) < 7999 THEN
+            packed := packed || ',' || frame;
+        ELSE
+            PERFORM pg_notify(topic, packed);
+            packed := frame;
+        END IF;
+    END LOOP;
+    IF packed IS NOT NULL THEN
+        PERFORM pg_notify(topic, packed);
+    END IF;
+    RETURN NULL;
+END
+$body$
+$routine$,
+
+-- Each node hears which of its own channels join (J) and leave (L) groups. The time makes each frame unique, because
+-- identical notifications of one transaction collapse. A node that was swept hears nothing: it keeps its memberships in
+-- memory, and restores them if it ever comes back.
+$routine$
+CREATE OR REPLACE FUNCTION @.channels_pg_sa_membership_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    secret text := (SELECT i.secret FROM @.channels_pg_sa_installation i);
+    stamp text := (date_part('epoch', clock_timestamp()) * 1000000)::bigint;
+    changed record;
+    last_prefix text;
+    last_node text;
+    topic text;
+    packed text;
+BEGIN
+    FOR changed IN EXECUTE CASE TG_OP WHEN 'DELETE' THEN $query$
+            SELECT prefix, node, 'L' || $1 || ' ' || group_name || ' ' || channel AS frame
+            FROM gone WHERE EXISTS (SELECT FROM @.channels_pg_sa_node WHERE id = gone.node)
+            ORDER BY prefix, node $query$
+        ELSE $query$
+            SELECT prefix, node, 'J' || $1 || ' ' || group_name || ' ' || channel || ' '
+                || date_part('epoch', expires_at) AS frame
+            FROM fresh WHERE node <> '' ORDER BY prefix, node $query$
+        END USING stamp
+    LOOP
+        IF changed.node IS DISTINCT FROM last_node OR changed.prefix IS DISTINCT FROM last_prefix
+            OR octet_length(packed) + octet_length(changed.frame) >= 7999
+        THEN
+            IF packed IS NOT NULL THEN
+                PERFORM pg_notify(topic, packed);
+            END IF;
+            last_prefix := changed.prefix;
+            last_node := changed.node;
+            topic := @.channels_pg_sa_topic(secret, 'node', last_prefix, last_node);
+            packed := changed.frame;
+        ELSE
+            packed := packed || ',' || changed.frame;
+        END IF;
+    END LOOP;
+    IF packed IS NOT NULL THEN
+        PERFORM pg_notify(topic, packed);
+    END IF;
+    RETURN NULL;
+END
+$body$
+$routine$,
+
+'DROP TRIGGER IF EXISTS added ON @.channels_pg_sa_message',
+'CREATE TRIGGER added AFTER INSERT ON @.channels_pg_sa_message REFERENCING NEW TABLE AS fresh
+    FOR EACH STATEMENT EXECUTE FUNCTION @.channels_pg_sa_message_added()',
+'DROP TRIGGER IF EXISTS joined ON @.channels_pg_sa_membership',
+'CREATE TRIGGER joined AFTER INSERT ON @.channels_pg_sa_membership REFERENCING NEW TABLE AS fresh
+    FOR EACH STATEMENT EXECUTE FUNCTION @.channels_pg_sa_membership_changed()',
+'DROP TRIGGER IF EXISTS renewed ON @.channels_pg_sa_membership',
+'CREATE TRIGGER renewed AFTER UPDATE ON @.channels_pg_sa_membership REFERENCING NEW TABLE AS fresh
+    FOR EACH STATEMENT EXECUTE FUNCTION @.channels_pg_sa_membership_changed()',
+'DROP TRIGGER IF EXISTS departed ON @.channels_pg_sa_membership',
+'CREATE TRIGGER departed AFTER DELETE ON @.channels_pg_sa_membership REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION @.channels_pg_sa_membership_changed()',
+
+-- TOASTed payloads are stored as they are: compressing costs more than it saves on rows that live for milliseconds.
+'ALTER TABLE @.channels_pg_sa_message ALTER COLUMN payload SET STORAGE EXTERNAL'
+
+    ] LOOP
+        EXECUTE replace(routine, '@', quote_ident(current_schema()));
+    END LOOP;
+END
+$install$;

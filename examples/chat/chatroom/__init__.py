@@ -1,0 +1,1 @@
+"""A chat of many rooms whose server processes meet only in the channel layer."""

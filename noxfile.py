@@ -1,0 +1,95 @@
+"""What developers and CI run: `nox` for everything, `nox -s tests`, `nox -s demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "contracts", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+CODE = [name for name in ("channels_pg_sa", "alembic", "tests", "examples", "benchmarks") if Path(name).is_dir()]
+LAYERS = {
+    # The oldest of everything that pyproject.toml allows; their wheels end at Python 3.11.
+    "oldest": [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]],
+    "sqlalchemy20": ["sqlalchemy>=2.0,<2.1"],
+    "django42": ["django>=4.2,<5"],
+    "newest": ["--upgrade", "--pre", "django", "channels", "sqlalchemy", "psycopg", "psycopg-pool", "alembic"],
+}
+
+
+def install(session: nox.Session, *groups: str, package: bool = True) -> None:
+    """Install the package, and the tools of these dependency groups."""
+    tools = nox.project.dependency_groups(PROJECT, *groups)
+    session.install(*(["-e", "."] if package else []), *tools)
+
+
+def pytest(session: nox.Session) -> None:
+    """Run the tests, or those that the arguments name, against a server of their own or CHANNELS_PG_SA_TEST_URL."""
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments go to pytest."""
+    install(session, "tests")
+    pytest(session)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run the tests and show which lines and branches none of them took."""
+    install(session, "tests")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+@nox.session
+@nox.parametrize("versions", list(LAYERS), ids=list(LAYERS))
+def matrix(session: nox.Session, versions: str) -> None:
+    """Run the tests with the oldest, or with other, versions of what the package stands on."""
+    install(session, "tests")
+    session.install(*LAYERS[versions])
+    pytest(session)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting; with `-- --fix` mend what can be mended."""
+    install(session, "lint", package=False)
+    fix = "--fix" in session.posargs
+    session.run("ruff", "check", *(["--fix"] if fix else []), *CODE, "noxfile.py")
+    session.run("ruff", "format", *([] if fix else ["--check"]), *CODE, "noxfile.py")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types."""
+    install(session, "types")
+    session.run("mypy")
+
+
+@nox.session
+def contracts(session: nox.Session) -> None:
+    """Check which module may import which."""
+    install(session, "contracts")
+    session.run("lint-imports")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the chat; with `-- --check` drive it and report instead."""
+    install(session, "demo")
+    session.run("python", "examples/chat/run.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure this layer against others; those of channels_redis need a Redis."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)

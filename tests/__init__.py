@@ -1,0 +1,1 @@
+"""The tests of channels_pg_sa."""

@@ -1,0 +1,1 @@
+"""The demo in real browsers, one for each of its people."""

@@ -1,0 +1,173 @@
+"""Capacity: ChannelFull for a sender, silence for a group."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+from channels.exceptions import ChannelFull
+
+from tests.support.layers import Layer
+from tests.support.waiting import eventually_async
+
+from .backends import Conversation, Maker, in_memory_breaks, not_in_memory, numbers, text
+
+
+async def fill(layer: Layer, channel: str, count: int) -> None:
+    """Send so many messages, numbered from 0."""
+    for number in range(count):
+        await layer.send(channel, text(number))
+
+
+async def accepts(layer: Layer, channel: str) -> bool:
+    """Send one message; tell whether the channel took it."""
+    try:
+        await layer.send(channel, text(-1))
+    except ChannelFull:
+        return False
+    return True
+
+
+async def test_a_full_channel_refuses(make: Maker, talk: Conversation) -> None:
+    """ChannelFull at capacity, and what was accepted before arrives."""
+    layer = make(capacity=3)
+    for channel in (await layer.new_channel(), "normal"):
+        await fill(layer, channel, 3)
+        with pytest.raises(ChannelFull):
+            await layer.send(channel, text(3))
+        assert numbers(await talk.take(layer, channel, 3)) == [0, 1, 2]
+        await eventually_async(lambda channel=channel: accepts(layer, channel))  # type: ignore[misc]
+
+
+@not_in_memory("it lives in one process")
+async def test_capacity_counts_what_other_layers_sent(make: Maker, talk: Conversation) -> None:
+    """A channel is full for every sender, not for each by itself."""
+    reader, senders = make(capacity=4), [make(capacity=4) for _ in range(2)]
+    channel = await reader.new_channel()
+    await fill(senders[0], channel, 2)
+    await fill(senders[1], channel, 2)
+    for sender in (*senders, reader):
+        with pytest.raises(ChannelFull):
+            await sender.send(channel, text(9))
+    assert numbers(await talk.take(reader, channel, 4)) == [0, 1, 0, 1]
+
+
+@in_memory_breaks("it counts each full name by itself")
+async def test_channels_of_one_process_share_its_capacity(make: Maker, talk: Conversation) -> None:
+    """Process-local channels apply their capacity on the part up to and including the `!`."""
+    layer = make(capacity=4)
+    first, second = await layer.new_channel(), await layer.new_channel()
+    await fill(layer, first, 2)
+    await fill(layer, second, 2)
+    for channel in (first, second):
+        with pytest.raises(ChannelFull):
+            await layer.send(channel, text(9))
+    assert numbers(await talk.take(layer, first, 2)) == [0, 1]
+
+
+async def test_no_capacity_for_one_channel_leaves_others_open(make: Maker, talk: Conversation) -> None:
+    """A full channel holds up no other."""
+    layer = make(capacity=2)
+    await fill(layer, "full", 2)
+    await layer.send("empty", text(7))
+    assert await talk.next(layer, "empty") == text(7)
+
+
+async def test_capacity_by_glob(make: Maker) -> None:
+    """`channel_capacity` sets it by name, and the first match counts."""
+    layer = make_with_patterns(make, {"http.*": 1, "http.request": 3, "big-?": 2})
+    for channel, capacity in (("http.request", 1), ("big-1", 2), ("big-12", 5), ("other", 5)):
+        await fill(layer, channel, capacity)
+        with pytest.raises(ChannelFull):
+            await layer.send(channel, text(9))
+
+
+async def test_capacity_by_regex(make: Maker) -> None:
+    """A compiled expression stands for itself."""
+    layer = make_with_patterns(make, {re.compile(r"^jobs-\d+$"): 1, re.compile(r"^specific\.[^!]*!"): 2})
+    for channel, capacity in (("jobs-17", 1), ("jobs-x", 5), (await layer.new_channel(), 2)):
+        await fill(layer, channel, capacity)
+        with pytest.raises(ChannelFull):
+            await layer.send(channel, text(9))
+
+
+def make_with_patterns(make: Maker, patterns: dict[object, int]) -> Layer:
+    """Build a layer with a capacity of 5 and these exceptions."""
+    layer = make(capacity=5, channel_capacity=patterns)
+    if make.backend.in_memory:
+        # It keeps the dict as it is given, and then cannot use it.
+        layer.channel_capacity = layer.compile_capacities(patterns)  # type: ignore[attr-defined]
+    return layer
+
+
+async def test_a_full_member_is_left_out_of_a_group_send(make: Maker, talk: Conversation) -> None:
+    """Sending to a group never raises ChannelFull, and members with room get the message."""
+    layer = make(capacity=2)
+    for channel in ("full", "roomy"):
+        await layer.group_add("group", channel)
+    await fill(layer, "full", 2)
+    await layer.group_send("group", text(7))
+    assert await talk.next(layer, "roomy") == text(7)
+    assert numbers(await talk.take(layer, "full", 2)) == [0, 1]
+
+
+async def test_many_group_sends_never_raise(make: Maker, talk: Conversation) -> None:
+    """However many: the first ones arrive, the rest is dropped, and the channel works again once it is read."""
+    layer = make(capacity=5)
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    for number in range(50):
+        await layer.group_send("group", text(number))
+    assert numbers(await talk.take(layer, channel, 5)) == [0, 1, 2, 3, 4]
+
+
+@not_in_memory("it drops in silence")
+async def test_drops_are_counted_and_logged(make: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    """Peer defect 26: silent drops; they are counted, and logged with the group or channel, but not one by one."""
+    layer = make(capacity=1)
+    await layer.group_add("crowd", "full")
+    with caplog.at_level(logging.WARNING, "channels_pg_sa"):
+        for number in range(21):
+            await layer.group_send("crowd", text(number))
+        await eventually_async(lambda: said(caplog, "crowd"))
+    assert sum(layer.counters.values()) >= 20  # type: ignore[attr-defined]
+    assert 1 <= len([record for record in caplog.records if "crowd" in record.getMessage()]) <= 5
+
+
+async def said(caplog: pytest.LogCaptureFixture, word: str) -> bool:
+    """Tell whether a warning with this word was logged."""
+    return any(word in record.getMessage() for record in caplog.records)
+
+
+@not_in_memory("its default is 100")
+async def test_capacity_is_unlimited_unless_set(make: Maker, talk: Conversation) -> None:
+    """None means that no sender is ever refused."""
+    layer = make()
+    assert layer.capacity is None
+    await fill(layer, "jobs", 150)
+    assert numbers(await talk.take(layer, "jobs", 150)) == list(range(150))
+
+
+async def test_flush_makes_room(make: Maker) -> None:
+    """A flushed channel is empty, so it accepts as many as before."""
+    layer = make(capacity=2)
+    await fill(layer, "full", 2)
+    await layer.flush()
+    await fill(layer, "full", 2)
+    with pytest.raises(ChannelFull):
+        await layer.send("full", text(9))
+
+
+async def test_expiry_makes_room(make: Maker, talk: Conversation) -> None:
+    """What has expired no longer counts."""
+    layer = make(capacity=2, expiry=0.3)
+    await fill(layer, "full", 2)
+    assert not await accepts(layer, "full")
+
+    async def room() -> bool:
+        if make.backend.in_memory:
+            layer._clean_expired()  # type: ignore[attr-defined]
+        return await accepts(layer, "full")
+
+    await eventually_async(room)

@@ -1,0 +1,112 @@
+"""What Channels looks at: attributes, new channel names, repr, and close."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import pytest
+from channels.exceptions import ChannelFull
+
+from tests.support.layers import Layer, LayerFactory, PostgresLayer
+
+from .backends import Conversation, Maker, in_memory_breaks, not_in_memory, text
+
+
+async def test_the_extensions(layer: Layer) -> None:
+    """Both extensions of the specification, by their names."""
+    assert layer.extensions == ["groups", "flush"]
+
+
+@in_memory_breaks("it has neither exception as an attribute")
+async def test_the_exceptions(layer: Layer) -> None:
+    """They are attributes of the layer, and ChannelFull is the one that Channels catches."""
+    assert issubclass(layer.ChannelFull, ChannelFull)
+    assert issubclass(layer.MessageTooLarge, Exception)
+
+
+async def test_new_channels_differ(layer: Layer) -> None:
+    """Each is a valid process-specific name, and none comes twice, however many are asked for at once."""
+    names = await asyncio.gather(*(layer.new_channel() for _ in range(2000)))
+    assert len(set(names)) == 2000
+    assert all(name.count("!") == 1 and len(name) < 100 for name in names)
+
+
+async def test_new_channels_take_a_prefix(layer: Layer, talk: Conversation) -> None:
+    """Channels' own code asks for prefixes; the name begins with it and works."""
+    for prefix in ("specific", "http.response", "a" * 30):
+        channel = await layer.new_channel(prefix)
+        assert channel.startswith(prefix)
+        await layer.send(channel, text(1))
+        assert await talk.next(layer, channel) == text(1)
+
+
+@not_in_memory("its names are of another form")
+async def test_the_form_of_new_channels(make: Maker) -> None:
+    """The node's id is in the name, so that a sender knows whom to notify."""
+    first, second = make(), make()
+    names = [await layer.new_channel() for layer in (first, first, second)]
+    assert all(re.fullmatch(r"specific\.[0-9a-f]{12}![0-9a-f]{32}", name) for name in names)
+    nodes = [name.partition("!")[0] for name in names]
+    assert nodes[0] == nodes[1] != nodes[2]
+
+
+async def test_the_layer_knows_the_specification_functions(layer: Layer) -> None:
+    """What BaseChannelLayer offers to application code is there."""
+    assert layer.non_local_name("a!b") == "a!"  # type: ignore[attr-defined]
+    assert layer.require_valid_channel_name("a!b")  # type: ignore[attr-defined]
+    assert layer.require_valid_group_name("a")  # type: ignore[attr-defined]
+
+
+async def test_closing_twice(make: Maker, talk: Conversation) -> None:
+    """close() may be called by whoever thinks of it, used or not."""
+    for used in (False, True):
+        layer = make()
+        if used:
+            await layer.send("channel", text(1))
+            assert await talk.next(layer, "channel") == text(1)
+        await layer.close()
+        assert await layer.close() is None  # type: ignore[func-returns-value]
+
+
+@not_in_memory("there is nothing to close")
+async def test_closing_ends_a_waiting_reader(make: Maker, talk: Conversation) -> None:
+    """A receive() that waits ends when its layer is closed; it does not hang."""
+    layer = make()
+    reader = asyncio.create_task(layer.receive(await layer.new_channel()))
+    await layer.send("other", text(1))
+    await layer.close()
+    done, _ = await asyncio.wait([reader], timeout=talk.patience)
+    assert done == {reader}
+    assert reader.cancelled() or reader.exception() is not None
+
+
+@not_in_memory("there is nothing to close")
+async def test_a_layer_is_garbage_without_having_been_used(make: Maker) -> None:
+    """A layer that was built and never used opens no connection."""
+    layer = make()
+    assert layer.extensions
+
+
+async def test_repr_is_the_dashboard(make_layer: LayerFactory) -> None:
+    """It names the class and the node, and says how it is doing."""
+    layer: PostgresLayer = make_layer()
+    channel = await layer.new_channel()
+    node = channel.partition("!")[0].removeprefix("specific.")
+    assert repr(layer).startswith("<PostgresChannelLayer ")
+    assert node in repr(layer)
+    await layer.send(channel, text(1))
+    waiting = asyncio.create_task(layer.receive(await layer.new_channel()))
+    assert await layer.receive(channel) == text(1)
+    assert re.search(r"listening, 1 waiting, 0 unread", repr(layer))
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+def test_a_wrong_config_is_told_at_once(make_layer: LayerFactory) -> None:
+    """Peer defect 1: errors of CONFIG are ImproperlyConfigured and name the key, never a KeyError."""
+    from django.core.exceptions import ImproperlyConfigured
+
+    for wrong, words in (({"expirey": 5}, "expiry"), ({"capacity": "many"}, "capacity"), ({"expiry": -1}, "expiry")):
+        with pytest.raises(ImproperlyConfigured, match=words):
+            make_layer(**wrong)

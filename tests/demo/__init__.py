@@ -1,0 +1,1 @@
+"""The demo: its rules, its presence, and its own check of itself."""

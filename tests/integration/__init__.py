@@ -1,0 +1,1 @@
+"""The layer under Channels' own consumers, commands and settings."""

@@ -1,0 +1,1 @@
+"""A small Django project with a worker, as an application would be."""

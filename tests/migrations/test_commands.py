@@ -1,0 +1,325 @@
+"""The same migrations by every command: ours, Alembic's, and Django's."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from django.core import checks
+from django.core.management import CommandError, call_command
+from django.test import override_settings
+
+from channels_pg_sa import cli, migrate
+from channels_pg_sa.checks import BACKEND, check_config, check_tables
+from channels_pg_sa.config import Settings
+from channels_pg_sa.management.commands.channels_pg_sa import Command
+from channels_pg_sa.schema import REVISION
+from tests.support.urls import with_database
+
+ROOT = Path(__file__).parent.parent.parent
+NOTHING = "no tables of channels_pg_sa\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the addresses of the machine out of the tests."""
+    for name in migrate.URL_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process; give exit code, output and errors."""
+
+    def run_command(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run_command
+
+
+@pytest.fixture
+def layers() -> Iterator[Callable[..., None]]:
+    """Set CHANNEL_LAYERS for the rest of a test, every entry with our BACKEND unless it has another."""
+    active: list[Any] = []
+
+    def set_layers(**configs: dict[str, Any]) -> None:
+        entries = {name: {"BACKEND": BACKEND, "CONFIG": config} for name, config in configs.items()}
+        change = override_settings(CHANNEL_LAYERS=entries)
+        change.enable()
+        active.append(change)
+
+    yield set_layers
+    for change in reversed(active):
+        change.disable()
+
+
+def django_entry(url: str) -> dict[str, Any]:
+    """A DATABASES entry of a libpq URI."""
+    parameters = psycopg.conninfo.conninfo_to_dict(url)
+    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+    entry = {key: parameters[name] for key, name in names.items() if name in parameters}
+    return {"ENGINE": "django.db.backends.postgresql", **entry}
+
+
+def manage(*arguments: str, **options: Any) -> str:
+    """Run `manage.py channels_pg_sa …` in this process and return what it wrote."""
+    output = io.StringIO()
+    call_command(Command(), *arguments, stdout=output, **options)
+    return output.getvalue()
+
+
+def execute(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m …` in a process of its own."""
+    command = [sys.executable, "-m", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=50, check=False)
+
+
+def test_the_command_s_life(database_url: str, run: Callable[..., tuple[int, str, str]]) -> None:
+    """From nothing to the tables and back."""
+    url = ("--url", database_url)
+    assert run("current", *url) == (0, NOTHING, "")
+    assert run("upgrade", *url) == (0, f"{REVISION}\n", "")
+    assert run("check", *url) == (0, f"{REVISION}\n", "")
+    assert run("current", *url) == (0, f"{REVISION}\n", "")
+    assert run("downgrade", "base", *url) == (0, NOTHING, "")
+    assert run("current", *url) == (0, NOTHING, "")
+
+
+def test_check_ends_with_1_and_names_the_remedy(database_url: str, run: Callable[..., tuple[int, str, str]]) -> None:
+    """A deployment script can rely on it."""
+    code, output, errors = run("check", "--url", database_url)
+    assert (code, output) == (1, "")
+    assert "`channels-pg-sa upgrade`" in errors
+
+
+def test_a_schema_of_its_own(database_url: str, run: Callable[..., tuple[int, str, str]]) -> None:
+    """The tables go where --schema says, and are looked for there."""
+    assert run("upgrade", "--url", database_url, "--schema", "tenant") == (0, f"{REVISION}\n", "")
+    assert run("check", "--url", database_url, "--schema", "tenant")[0] == 0
+    assert run("check", "--url", database_url)[0] == 1
+
+
+def test_the_environment_names_the_database(
+    database_url: str, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CHANNELS_PG_SA_URL goes before DATABASE_URL, and --url before both."""
+    wrong = with_database(database_url, "nowhere")
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    assert run("current")[0] == 0
+    monkeypatch.setenv("CHANNELS_PG_SA_URL", wrong)
+    assert run("current")[0] == 1
+    assert run("current", "--url", database_url)[0] == 0
+    monkeypatch.setenv("DATABASE_URL", wrong)
+    monkeypatch.setenv("CHANNELS_PG_SA_URL", database_url)
+    assert run("current")[0] == 0
+
+
+def test_history_and_sql_need_no_database(run: Callable[..., tuple[int, str, str]]) -> None:
+    """They are about the package, not about a server."""
+    code, output, _ = run("history")
+    assert code == 0
+    assert output.startswith(f"{REVISION}  ")
+    code, output, _ = run("sql", "--schema", "tenant")
+    assert code == 0
+    assert "CREATE UNLOGGED TABLE channels_pg_sa_message" in output
+    assert 'SET LOCAL search_path TO "tenant"' in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["upgrade"], 2, "give a URL, or set CHANNELS_PG_SA_URL or DATABASE_URL"),
+        (["upgrade", "--url", "mysql://u:tiger@h/db"], 2, 'not of "mysql"'),
+        (["upgrade", "nowhere", "--url", "{url}"], 2, "Can't locate revision identified by 'nowhere'"),
+        (["upgrade", "--url", "{url}", "--schema", "a-b"], 2, '"schema" must be the name of a PostgreSQL schema'),
+        (["downgrade", "--url", "{url}"], 2, "`downgrade base` removes all tables"),
+        (["current", "0001", "--url", "{url}"], 2, "current takes no revision"),
+        (["current", "--url", "{nowhere}"], 1, 'database "nowhere" does not exist'),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_line(
+    arguments: list[str], code: int, said: str, database_url: str, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    """No traceback, and no password."""
+    urls = {"{url}": database_url, "{nowhere}": with_database(database_url, "nowhere")}
+    found, output, errors = run(*(urls.get(argument, argument) for argument in arguments))
+    assert (found, output) == (code, "")
+    assert errors.startswith("channels-pg-sa: ")
+    assert said in errors
+    assert "tiger" not in errors
+
+
+def test_an_unknown_command_ends_with_2(run: Callable[..., tuple[int, str, str]]) -> None:
+    """As argparse has it."""
+    with pytest.raises(SystemExit) as ended:
+        run("upgrad")
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+asyncpg"])
+def test_alembic_s_own_command_takes_any_url(database_url: str, scheme: str) -> None:
+    """`alembic -x url=… upgrade head` in the repository."""
+    url = database_url.replace("postgresql", scheme, 1)
+    done = execute("alembic", "-x", f"url={url}", "upgrade", "head")
+    assert done.returncode == 0, done.stderr
+    migrate.check(database_url)
+
+
+def test_alembic_s_own_command_takes_the_schema_and_the_environment(database_url: str) -> None:
+    """-x url goes before CHANNELS_PG_SA_URL, and that before DATABASE_URL."""
+    wrong = with_database(database_url, "nowhere")
+    done = execute(
+        "alembic", "-x", "schema=tenant", "upgrade", "head", CHANNELS_PG_SA_URL=database_url, DATABASE_URL=wrong
+    )
+    assert done.returncode == 0, done.stderr
+    migrate.check(database_url, schema="tenant")
+    done = execute("alembic", "-x", f"url={database_url}", "-x", "schema=tenant", "current", CHANNELS_PG_SA_URL=wrong)
+    assert done.stdout.startswith(REVISION), done.stderr
+    done = execute("alembic", "-x", "schema=tenant", "downgrade", "base", DATABASE_URL=database_url)
+    assert done.returncode == 0, done.stderr
+    assert migrate.current(database_url, schema="tenant") is None
+
+
+def test_alembic_s_own_command_falls_back_to_its_file(database_url: str, tmp_path: Path) -> None:
+    """And says what is missing where that has no address either."""
+    none = execute("alembic", "upgrade", "head")
+    assert none.returncode == 1
+    assert "give a URL, or set CHANNELS_PG_SA_URL or DATABASE_URL" in none.stderr
+    file = tmp_path / "alembic.ini"
+    file.write_text(
+        f"[alembic]\nscript_location = {ROOT}/alembic\nsqlalchemy.url = {database_url.replace('%', '%%')}\n"
+    )
+    done = execute("alembic", "-c", str(file), "upgrade", "head")
+    assert done.returncode == 0, done.stderr
+    migrate.check(database_url)
+
+
+def test_alembic_s_own_command_writes_sql_without_a_database(database_url: str) -> None:
+    """`alembic upgrade head --sql` gives what `channels-pg-sa sql` gives."""
+    done = execute("alembic", "upgrade", "head", "--sql")
+    assert done.returncode == 0, done.stderr
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(done.stdout.encode())
+    migrate.check(database_url)
+
+
+def test_the_django_command_uses_the_layer_s_database_and_schema(
+    database_url: str, layers: Callable[..., None]
+) -> None:
+    """A CONFIG says both where the layer is and where its tables go."""
+    layers(default={"url": database_url, "schema": "tenant"}, other={"url": database_url})
+    assert manage("current") == NOTHING
+    assert manage("upgrade") == f"{REVISION}\n"
+    assert manage("check") == f"{REVISION}\n"
+    assert "CREATE UNLOGGED TABLE" in manage("sql")
+    assert manage("current", layer="other") == NOTHING
+    migrate.check(database_url, schema="tenant")
+    assert manage("downgrade", "base") == NOTHING
+
+
+def test_the_django_command_takes_the_keys_of_a_databases_entry(database_url: str, layers: Callable[..., None]) -> None:
+    """So a CONFIG of channels_postgres can be migrated."""
+    layers(default={**django_entry(database_url), "PSYCOPG_OPTIONS": {"min_size": 1}})
+    assert manage("upgrade") == f"{REVISION}\n"
+    migrate.check(database_url)
+
+
+def test_the_django_command_fails_as_a_command_does(database_url: str, layers: Callable[..., None]) -> None:
+    """With 1 for the database's state and 2 for a wrong argument or CONFIG."""
+    layers(default={"url": database_url}, wrong={"url": database_url, "expirey": 5}, redis={"url": "host=h"})
+    with pytest.raises(CommandError, match="needs revision") as caught:
+        manage("check")
+    assert caught.value.returncode == 1
+    with pytest.raises(CommandError, match='Did you mean "expiry"') as caught:
+        manage("check", layer="wrong")
+    assert caught.value.returncode == 2
+    with pytest.raises(CommandError, match="downgrade needs a revision") as caught:
+        manage("downgrade")
+    assert caught.value.returncode == 2
+    with pytest.raises(CommandError, match=r'CHANNEL_LAYERS\["nowhere"\] does not have the BACKEND'):
+        manage("check", layer="nowhere")
+
+
+def test_a_layer_of_another_kind_is_not_ours_to_migrate() -> None:
+    """A project may have several."""
+    entry = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+    with (
+        override_settings(CHANNEL_LAYERS={"default": entry}),
+        pytest.raises(CommandError, match="does not have the BACKEND"),
+    ):
+        manage("check")
+
+
+def test_manage_py_in_a_project(database_url: str, tmp_path: Path) -> None:
+    """With the app installed, in a process of its own, by an alias of DATABASES."""
+    databases = {"default": django_entry(database_url)}
+    (tmp_path / "project_settings.py").write_text(
+        "USE_TZ = True\nINSTALLED_APPS = ['channels', 'channels_pg_sa']\n"
+        f"DATABASES = {databases!r}\nCHANNEL_LAYERS = {{'default': {{'BACKEND': {BACKEND!r}}}}}\n"
+    )
+    environ = {"DJANGO_SETTINGS_MODULE": "project_settings", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    missing = execute("django", "check", "--database", "default", cwd=tmp_path, **environ)
+    assert "channels_pg_sa.W001" in missing.stderr
+    done = execute("django", "channels_pg_sa", "upgrade", "--database", "default", cwd=tmp_path, **environ)
+    assert (done.returncode, done.stdout) == (0, f"{REVISION}\n"), done.stderr
+    found = execute("django", "check", "--database", "default", cwd=tmp_path, **environ)
+    assert (found.returncode, "channels_pg_sa" in found.stderr) == (0, False), found.stderr
+    assert execute("django", "channels_pg_sa", "check", cwd=tmp_path, **environ).returncode == 0
+
+
+def test_a_wrong_config_is_an_error_of_the_system_checks(layers: Callable[..., None]) -> None:
+    """Each layer with one of its own; other back ends' are their affair."""
+    layers(default={"url": "host=h"}, wrong={"url": "host=h", "expirey": 5})
+    (message,) = check_config()
+    assert isinstance(message, checks.Error)
+    assert (message.id, message.obj) == ("channels_pg_sa.E001", 'CHANNEL_LAYERS["wrong"]')
+    assert 'Did you mean "expiry"' in message.msg
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}):
+        assert check_config() == []
+
+
+def test_missing_tables_are_a_warning_where_databases_are_checked(
+    database_url: str, layers: Callable[..., None]
+) -> None:
+    """Django asks about databases only with `check --database`, in `migrate` and in tests."""
+    layers(default={"url": database_url})
+    assert check_tables() == []
+    (message,) = check_tables(databases=["default"])
+    assert isinstance(message, checks.Warning)
+    assert (message.id, message.obj) == ("channels_pg_sa.W001", 'CHANNEL_LAYERS["default"]')
+    assert "manage.py channels_pg_sa upgrade" in message.msg
+    migrate.upgrade(database_url)
+    assert check_tables(databases=["default"]) == []
+
+
+def test_an_unreachable_database_is_a_warning_too(database_url: str, layers: Callable[..., None]) -> None:
+    """The checks of a build machine without a server still end."""
+    layers(default={"url": with_database(database_url, "nowhere")})
+    (message,) = check_tables(databases=["default"])
+    assert 'database "nowhere" does not exist' in message.msg
+
+
+def test_a_wrong_config_is_told_once(layers: Callable[..., None]) -> None:
+    """Not again where its tables would be looked for."""
+    layers(default={"url": "host=h", "expirey": 5})
+    assert check_tables(databases=["default"]) == []
+
+
+def test_an_assumed_role_holds_in_a_real_connection(database_url: str) -> None:
+    """The server takes what we write for Django's assume_role."""
+    from channels_pg_sa.django import settings_from_config
+
+    made: Settings = settings_from_config({**django_entry(database_url), "OPTIONS": {"assume_role": "pg_monitor"}})
+    with psycopg.connect(**made.connect()) as connection:
+        row = connection.execute("SELECT current_user").fetchone()
+    assert row == ("pg_monitor",)

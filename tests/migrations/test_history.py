@@ -1,0 +1,218 @@
+"""The migrations leave what they should, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import subprocess
+import sys
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Column, Integer, MetaData, Table, text
+from sqlalchemy.exc import DBAPIError
+
+from channels_pg_sa import migrate
+from channels_pg_sa.errors import ConfigurationError, SchemaError
+from channels_pg_sa.schema import REVISION, metadata
+from tests.migrations.catalog import objects, without_versions
+from tests.support.databases import TestServer, database_name, query
+from tests.support.urls import with_parameters
+from tests.support.waiting import eventually
+
+SCHEMAS = pytest.mark.parametrize("schema", [None, "tenant", "Tenant_1"])
+
+
+@SCHEMAS
+def test_up_down_up_leaves_nothing(database_url: str, schema: str | None) -> None:
+    """Down takes away all that up brought, and the second up brings the same again."""
+    migrate.upgrade(database_url, schema=schema)
+    up = objects(database_url, schema)
+    migrate.downgrade(database_url, schema=schema, revision="base")
+    down = objects(database_url, schema)
+    migrate.upgrade(database_url, schema=schema)
+    assert len(up) > len(metadata.tables)
+    assert down == []
+    assert objects(database_url, schema) == up
+
+
+def test_a_schema_of_its_own_takes_everything(database_url: str) -> None:
+    """With a schema nothing comes into public, where a host project's tables are."""
+    migrate.upgrade(database_url, schema="tenant")
+    assert objects(database_url) == []
+
+
+@SCHEMAS
+def test_autogenerate_finds_no_difference(database_url: str, schema: str | None) -> None:
+    """The tables of the migrations are the tables of the code."""
+    query(database_url, "CREATE TABLE somebody_else_s (id int)")
+    migrate.upgrade(database_url, schema=schema)
+    said = io.StringIO()
+    command.check(migrate.alembic_config(database_url, schema=schema, output=said))
+    assert "No new upgrade operations detected" in said.getvalue()
+
+
+@SCHEMAS
+def test_the_migrations_make_what_the_metadata_makes(database_url: str, schema: str | None) -> None:
+    """Autogenerate sees neither functions, triggers, storage nor unlogged tables: the catalog does."""
+    migrate.upgrade(database_url, schema=schema)
+    migrated = without_versions(objects(database_url, schema))
+    migrate.downgrade(database_url, schema=schema, revision="base")
+    with migrate.engine_for(database_url).begin() as connection:
+        if schema:
+            connection.execute(text(f'SET LOCAL search_path TO "{schema}"'))
+        metadata.create_all(connection, checkfirst=False)
+    assert migrated == objects(database_url, schema)
+
+
+@SCHEMAS
+def test_offline_sql_makes_the_same(database_url: str, schema: str | None) -> None:
+    """The SQL can be read, kept and run by one who lets no program change a database."""
+    migrate.upgrade(database_url, schema=schema)
+    migrated = objects(database_url, schema)
+    migrate.downgrade(database_url, schema=schema, revision="base")
+    script = io.StringIO()
+    migrate.write_sql(script, schema=schema)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(script.getvalue().encode())
+    assert objects(database_url, schema) == migrated
+    migrate.check(database_url, schema=schema)
+
+
+def test_the_head_is_the_revision_that_the_code_needs() -> None:
+    """A new migration must not be forgotten in schema.py, nor the other way round."""
+    assert migrate.history()[0][0] == REVISION
+
+
+def test_migrations_are_frozen() -> None:
+    """What a released migration does must not change with the code, so it imports none of it."""
+    files = sorted((migrate.script_location() / "versions").glob("*.py"))
+    assert files
+    assert [file.name for file in files if "channels_pg_sa." in "".join(imports(file.read_text()))] == []
+
+
+def imports(source: str) -> list[str]:
+    """The modules that a Python source imports, each followed by a dot."""
+    nodes = list(ast.walk(ast.parse(source)))
+    plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return [f"{name}." for name in [*plain, *(node.module or "" for node in nodes if isinstance(node, ast.ImportFrom))]]
+
+
+def test_a_second_upgrade_changes_nothing(database_url: str) -> None:
+    """Each deployment may run it."""
+    migrate.upgrade(database_url)
+    up = objects(database_url)
+    migrate.upgrade(database_url)
+    assert objects(database_url) == up
+
+
+def test_two_upgrades_at_once_both_succeed(database_url: str, server: TestServer) -> None:
+    """Pods that start together wait for each other: one installs, the other finds it done."""
+    environ = {**os.environ, "CHANNELS_PG_SA_URL": database_url}
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = %s::oid"
+    with psycopg.connect(database_url) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(%s)", (migrate.LOCK,))
+        ((database,),) = query(database_url, "SELECT oid::text FROM pg_database WHERE datname = current_database()")
+        upgrades = [
+            subprocess.Popen(
+                [sys.executable, "-m", "channels_pg_sa", "upgrade"],
+                env=environ,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            for _ in range(2)
+        ]
+        eventually(lambda: server.run(waiting, (database,)) == [(2,)], within=30)
+    said = [process.communicate(timeout=30)[0] for process in upgrades]
+    assert [process.returncode for process in upgrades] == [0, 0], said
+    assert said == [f"{REVISION}\n"] * 2
+    migrate.check(database_url)
+
+
+def test_a_failed_upgrade_leaves_nothing(database_url: str) -> None:
+    """Everything is one transaction."""
+    query(database_url, "CREATE TABLE channels_pg_sa_membership (mine int)")
+    before = objects(database_url)
+    with pytest.raises(DBAPIError, match="already exists"):
+        migrate.upgrade(database_url)
+    assert objects(database_url) == before
+
+
+def test_a_downgrade_leaves_the_tables_of_others(database_url: str) -> None:
+    """A schema may be shared."""
+    query(database_url, "CREATE TABLE somebody_else_s (id int)")
+    before = objects(database_url)
+    migrate.upgrade(database_url)
+    migrate.downgrade(database_url, revision="base")
+    assert objects(database_url) == before
+
+
+@SCHEMAS
+def test_reading_changes_nothing(database_url: str, schema: str | None) -> None:
+    """`current` and `check`, ours and Alembic's, make neither a schema nor a table."""
+    before = query(database_url, "SELECT nspname FROM pg_namespace ORDER BY 1")
+    assert migrate.current(database_url, schema=schema) is None
+    with pytest.raises(SchemaError, match="has no channels_pg_sa tables"):
+        migrate.check(database_url, schema=schema)
+    command.current(migrate.alembic_config(database_url, schema=schema))
+    assert query(database_url, "SELECT nspname FROM pg_namespace ORDER BY 1") == before
+    assert objects(database_url, schema) == []
+
+
+def test_the_revision_is_that_of_the_schema_asked_for(database_url: str) -> None:
+    """Two schemas of a database may be at different revisions."""
+    migrate.upgrade(database_url, schema="tenant")
+    assert migrate.current(database_url, schema="tenant") == REVISION
+    assert migrate.current(database_url, schema="other") is None
+    assert migrate.current(database_url) is None
+
+
+def test_another_revision_is_told_with_both(database_url: str) -> None:
+    """During a rolling deploy the database may be ahead, or behind."""
+    migrate.upgrade(database_url)
+    query(database_url, "UPDATE channels_pg_sa_version SET version_num = 'other'")
+    with pytest.raises(SchemaError) as caught:
+        migrate.check(database_url)
+    assert (caught.value.found, caught.value.needed) == ("other", REVISION)
+    assert "manage.py channels_pg_sa upgrade" in str(caught.value)
+
+
+def test_an_owner_of_a_schema_needs_no_right_to_create_others(database_url: str, server: TestServer) -> None:
+    """An administrator makes the schema; the application's role installs the tables in it."""
+    role = f"role_of_{database_name(database_url)}"
+    server.run(f"CREATE ROLE {role}")  # type: ignore[arg-type]
+    try:
+        query(database_url, f"CREATE SCHEMA tenant AUTHORIZATION {role}")  # type: ignore[arg-type]
+        url = with_parameters(database_url, options=f"-c role={role}")
+        migrate.upgrade(url, schema="tenant")
+        migrate.check(url, schema="tenant")
+        with pytest.raises(DBAPIError, match="permission denied"):
+            migrate.upgrade(url, schema="other")
+    finally:
+        query(database_url, f"DROP OWNED BY {role}")  # type: ignore[arg-type]
+        server.run(f"DROP ROLE {role}")  # type: ignore[arg-type]
+
+
+def test_a_host_project_is_not_told_to_drop_our_tables(database_url: str) -> None:
+    """Only its own differences are left when it autogenerates with our filter."""
+    migrate.upgrade(database_url)
+    host = MetaData()
+    Table("host_table", host, Column("id", Integer, primary_key=True))
+    with migrate.engine_for(database_url).connect() as connection:
+        plain = compare_metadata(MigrationContext.configure(connection), host)
+        options = {"include_object": migrate.include_object}
+        filtered = compare_metadata(MigrationContext.configure(connection, opts=options), host)
+    assert "remove_table" in {change[0] for change in plain}
+    assert [(change[0], change[1].name) for change in filtered] == [("add_table", "host_table")]
+
+
+@pytest.mark.parametrize("schema", ["", "a-b", "pg_mine", 'a"b'])
+def test_a_wrong_schema_is_refused(database_url: str, schema: str) -> None:
+    """Before anything is sent."""
+    with pytest.raises(ConfigurationError, match='"schema" must be the name of a PostgreSQL schema'):
+        migrate.upgrade(database_url, schema=schema)

@@ -1,0 +1,1 @@
+"""What the tests stand on: a private server, databases, a breakable network, layers and processes."""

@@ -1,0 +1,209 @@
+"""The arithmetic of the benchmarks: a benchmark that counts wrongly is worse than none."""
+
+from __future__ import annotations
+
+import array
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from benchmarks.actors import Report
+from benchmarks.coordinator import Case
+from benchmarks.measures import Tally, lost, median, merge_tallies, milliseconds, paired_ratio, per_thousand, percentile
+from benchmarks.peers import OURS, PEERS
+from benchmarks.plots import chart
+from benchmarks.report import BARS, Bar
+from benchmarks.results import Result, conclude, summarise
+from benchmarks.runner import Outcome
+from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.worker import Account
+
+
+def scenario(name: str) -> Scenario:
+    """Return the scenario called `name`."""
+    return next(each for each in SCENARIOS if each.name == name)
+
+
+def received(numbers: range, *, fan_out: int = 1, at: float = 12.0) -> Report:
+    """Return the report of a receiver that got `numbers` in each of `fan_out` channels."""
+    return Report(
+        received=len(numbers) * fan_out,
+        finished=at,
+        latencies=array.array("d", [0.001] * len(numbers)),
+        last_seen=dict.fromkeys(numbers, at),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(0.0, 1.0), (0.5, 50.0), (0.501, 51.0), (0.99, 99.0), (0.999, 100.0), (1.0, 100.0)]
+)
+def test_percentile_is_the_nearest_rank(fraction: float, expected: float) -> None:
+    """No interpolation: the answer is always a value that was measured."""
+    assert percentile([float(value) for value in range(1, 101)], fraction) == expected
+
+
+def test_percentile_of_one_value_is_that_value() -> None:
+    """A case with a single message has a p50 and a p99."""
+    assert percentile([7.0], 0.5) == percentile([7.0], 0.99) == 7.0
+
+
+def test_percentile_refuses_no_values_and_wrong_fractions() -> None:
+    """A percentile in per cent, or of nothing, is a mistake and not a number."""
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 0.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        percentile([1.0], 99)
+
+
+def test_milliseconds_sorts_and_converts() -> None:
+    """Latencies arrive in the order of receivers, not of size."""
+    assert milliseconds([0.003, 0.001, 0.002], 0.5) == pytest.approx(2.0)
+    assert milliseconds([], 0.5) is None
+
+
+def test_tally_counts_each_number_once() -> None:
+    """A number that comes again is doubled, in whatever order numbers come."""
+    tally = Tally(4)
+    assert [tally.add(number) for number in (2, 0, 2, 3, 2)] == [True, True, False, True, False]
+    assert (tally.unique, tally.doubled, tally.numbers()) == (3, 2, b"\x01\x00\x01\x01")
+
+
+def test_tally_refuses_numbers_outside_its_limit() -> None:
+    """A number nobody sent must not be counted quietly."""
+    with pytest.raises(IndexError):
+        Tally(4).add(4)
+
+
+def test_competing_readers_are_counted_together() -> None:
+    """A message that two workers got is one delivery and one double, although each worker saw it once."""
+    assert merge_tallies([b"\x01\x01\x00", b"\x00\x01", b"\x00\x01\x00"]) == (2, 2)
+    assert merge_tallies([]) == (0, 0)
+
+
+def test_lost_is_what_was_accepted_and_never_came() -> None:
+    """Each accepted group send owes one delivery to each member; more than owed is no negative loss."""
+    assert lost(10, 1_000, 9_990) == 10
+    assert lost(10, 1, 11) == 0
+
+
+def test_median_ignores_what_is_missing() -> None:
+    """A failed repetition does not count as zero."""
+    assert median([3.0, None, 1.0]) == 2.0
+    assert median([None, None]) is None
+
+
+def test_ratio_is_paired_by_repetition() -> None:
+    """Each repetition of ours is divided by the same repetition of theirs, so shared noise cancels."""
+    assert paired_ratio([10.0, 40.0, 90.0], [5.0, 10.0, 30.0]) == 3.0
+    assert paired_ratio([10.0, None], [5.0, 1.0]) == 2.0
+    assert paired_ratio([10.0], [0.0]) is None
+
+
+def test_per_thousand_of_nothing_is_unknown() -> None:
+    """CPU for no messages is not zero CPU for a message."""
+    assert per_thousand(0.5, 250) == 2.0
+    assert per_thousand(0.5, 0) is None
+
+
+def test_conclude_counts_rate_loss_and_cpu() -> None:
+    """The rate runs from the start of the senders to the last receive, and CPU of all processes counts."""
+    accounts = [
+        Account([Report(sent=1_000, finished=11.0)], cpu_seconds=0.5, connections=2),
+        Account([received(range(990))], cpu_seconds=1.5, connections=1),
+    ]
+    result = conclude(scenario("send_64"), "peer", accounts, started=10.0, server_cpu=0.99, cut=False)
+    assert (result.rate, result.lost, result.unread, result.connections) == (495.0, 10, 0, 3)
+    assert result.client_cpu == pytest.approx(2.0 * 1_000 / 990)
+    assert result.server_cpu == pytest.approx(1.0)
+    assert result.p50_ms == pytest.approx(1.0)
+
+
+def test_messages_still_arriving_are_unread_and_not_lost() -> None:
+    """A slow peer that is cut off has lost nothing."""
+    accounts = [Account([Report(sent=100), received(range(40))])]
+    result = conclude(scenario("send_64"), "peer", accounts, started=10.0, server_cpu=None, cut=True)
+    assert (result.lost, result.unread, result.server_cpu) == (0, 60, None)
+
+
+def test_a_group_send_lasts_until_its_last_member_has_it() -> None:
+    """The last member is the latest over all processes, message by message."""
+    sender = Report(sent=2, started={0: 10.0, 1: 11.0})
+    early, late = received(range(2), fan_out=500, at=11.5), received(range(2), fan_out=500, at=12.0)
+    accounts = [Account([report]) for report in (sender, early, late)]
+    result = conclude(scenario("group_4x250"), "peer", accounts, started=10.0, server_cpu=None, cut=False)
+    assert (result.delivered, result.lost) == (2_000, 0)
+    assert result.last_p50_ms == pytest.approx(1_000.0)
+
+
+def test_a_case_without_deliveries_has_no_rate() -> None:
+    """Nothing received is a loss of everything, not a division by zero."""
+    result = conclude(scenario("send_1"), "peer", [Account([Report(sent=5)])], started=0.0, server_cpu=None, cut=False)
+    assert (result.rate, result.p50_ms, result.lost) == (None, None, 5)
+
+
+def test_summary_takes_medians_and_adds_losses() -> None:
+    """A message lost in one repetition of three must not vanish in the median."""
+    runs = [Result("s", "p", rate=float(rate), lost=missing) for rate, missing in ((10, 0), (30, 4), (20, 0))]
+    summary = summarise([*runs, Result("s", "p", error="timed out")])
+    assert (summary.rate, summary.lost, summary.error) == (20.0, 4, None)
+    assert summary.notes == ("1 of 4 repetitions failed", "timed out")
+
+
+def test_summary_of_failures_only_is_a_failure() -> None:
+    """When every repetition failed, the reason is what there is to report."""
+    assert summarise([Result("s", "p", error="no"), Result("s", "p", error="no")]).error == "no"
+
+
+@pytest.mark.parametrize(("metric", "ratio", "met"), [("rate", 3.0, True), ("rate", 2.9, False), ("p50_ms", 2.9, True)])
+def test_a_bar_knows_which_way_is_better(metric: str, ratio: float, met: bool) -> None:
+    """Rates have a floor, times a ceiling."""
+    bar = Bar("send_64", "p", 3.0, metric="rate" if metric == "rate" else "p50_ms")
+    assert bar.holds(ratio) is met
+
+
+def test_bars_name_scenarios_and_peers_that_exist() -> None:
+    """A misspelt goal would silently never be checked."""
+    assert {bar.scenario for bar in BARS} <= {each.name for each in SCENARIOS}
+    assert {bar.peer for bar in BARS} <= set(PEERS)
+
+
+def test_scenarios_have_names_of_their_own_and_somebody_to_run_them() -> None:
+    """Results are kept by name; a scenario our own layer refuses would compare nothing."""
+    assert len({each.name for each in SCENARIOS}) == len(SCENARIOS)
+    assert [each.name for each in SCENARIOS if PEERS[OURS].refusal(each)] == []
+
+
+def test_peers_say_why_they_take_no_part() -> None:
+    """A refusal is a reason, whether for lack of a feature or of room."""
+    assert PEERS["channels_rabbitmq"].refusal(scenario("queue_4")) == "has no normal channels"
+    assert "advisory lock" in (PEERS["channels_postgres"].refusal(scenario("group_8x1250")) or "")
+    assert PEERS["channels_redis"].refusal(scenario("send_64")) is None
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["ping_pong", "send_64", "group_1x100", "joins"])
+def test_a_case_runs_from_end_to_end(name: str) -> None:
+    """A layer that loses nothing is seen to lose nothing, in a process that was started, warmed, stopped and closed."""
+    result = Case(scenario(name), PEERS["InMemory (one process)"], "", seconds=0.05).run()
+    assert result.error is None
+    assert result.notes == ()
+    assert result.sent
+    assert (result.lost, result.unread, result.doubled, result.refused) == (0, 0, 0, 0)
+    assert result.delivered == result.sent * scenario(name).fan_out
+
+
+def test_outcome_compares_ours_with_theirs() -> None:
+    """The ratio of a goal is ours / theirs, from the single repetitions."""
+    outcome = Outcome()
+    for peer, rates in ((OURS, (30.0, 60.0)), ("channels_redis", (10.0, 20.0))):
+        outcome.results["send_64", peer] = [Result("send_64", peer, rate=rate) for rate in rates]
+    assert outcome.ratio("send_64", "rate", "channels_redis") == 3.0
+    assert outcome.ratio("send_64", "rate", "absent") is None
+
+
+def test_chart_is_well_formed_and_names_losses() -> None:
+    """A fast bar that lost messages says so, and titles are escaped."""
+    drawing = chart("a < b", "rate", [Result("s", OURS, rate=10.0), Result("s", "p", rate=20.0, lost=5)])
+    texts = [text for element in ET.fromstring(drawing).iter() if (text := element.text)]
+    assert "a < b" in texts
+    assert "(5 lost)" in texts
