@@ -22,6 +22,7 @@ class Backlog(Generic[T]):
         spawn: starts a task and holds it.
         run: does a batch. What it raises is logged, and the batch is done again: so it must bear repetition.
         batch: the most things that go together.
+        outage: exceptions that are nobody's fault; any other is logged as an error.
         pause: seconds to wait before each batch, so that more comes together.
     """
 
@@ -32,12 +33,14 @@ class Backlog(Generic[T]):
         run: Callable[[list[T]], Awaitable[None]],
         *,
         batch: int,
+        outage: tuple[type[Exception], ...] = (),
         pause: float = 0.0,
     ) -> None:
         self._name = name
         self._spawn = spawn
         self._run = run
         self._batch = batch
+        self._outage = outage
         self._pause = pause
         self._todo: dict[T, None] = {}
         self._task: asyncio.Task[None] | None = None
@@ -67,8 +70,15 @@ class Backlog(Generic[T]):
                 del self._todo[thing]
             try:
                 await self._run(things)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the work must be done
-                logger.info("%s: %s; trying again", self._name, str(error).strip() or type(error).__name__)
+            except Exception as error:
+                expected = isinstance(error, self._outage)
+                logger.log(
+                    logging.INFO if expected else logging.ERROR,
+                    "%s: %s; trying again",
+                    self._name,
+                    str(error).strip() or type(error).__name__,
+                    exc_info=not expected,
+                )
                 self._todo = {**dict.fromkeys(things), **self._todo}
                 await asyncio.sleep(backoff.next())
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import psycopg
 
 from .backlog import Backlog
 from .claims import Claim, ClaimBook
-from .database import Database, Fate, fate
+from .database import OUTAGE, Database, Fate, fate
 from .dispatcher import Dispatcher, Effects
 from .names import queue_of
 from .queries import Queries
@@ -54,11 +55,12 @@ class Courier:
         self._flushes = 0
         self._idle: set[str] = set()
         self._returning: list[int] = []
+        make = functools.partial(Backlog, spawn=spawn, outage=OUTAGE)
         # Deleting can wait a moment, so that more rows go together; nobody waits for it.
-        self.deletions = Backlog[int]("channels_pg_sa deletions", spawn, self._delete, batch=5000, pause=0.02)
-        self.fetches = Backlog[int]("channels_pg_sa fetches", spawn, self._fetch, batch=32)
-        self.claims = Backlog[str]("channels_pg_sa claims", spawn, self._claim, batch=100)
-        self.doorbells = Backlog[str]("channels_pg_sa doorbells", spawn, self._hear_doorbells, batch=100)
+        self.deletions: Backlog[int] = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=0.02)
+        self.fetches: Backlog[int] = make("channels_pg_sa fetches", run=self._fetch, batch=32)
+        self.claims: Backlog[str] = make("channels_pg_sa claims", run=self._claim, batch=100)
+        self.doorbells: Backlog[str] = make("channels_pg_sa doorbells", run=self._hear_doorbells, batch=100)
 
     def work(self, effects: Effects) -> None:
         """Do what the dispatcher has decided."""

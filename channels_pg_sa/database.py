@@ -49,6 +49,10 @@ _AGAIN = frozenset({"40001", "40P01", "57P01", "57P02", "57P03", "57P05", "08000
 _NO_SUCH_THING = frozenset({"42P01", "42703", "42883", "3F000"})
 
 
+OUTAGE = (psycopg.Error, DBAPIError, OSError, asyncio.TimeoutError, LayerClosed)
+"""What work that meets an outage raises; anything else is a mistake of ours."""
+
+
 class Fate(enum.Enum):
     """What an error says about the statement that met it."""
 
@@ -184,8 +188,6 @@ class Database:
             await self._slots.acquire()
 
     async def _take(self) -> _Held:
-        if self._closed:
-            raise LayerClosed("The layer is closed.")
         while self._kept:
             held = self._kept.pop()
             if held.timer is not None:
@@ -219,13 +221,13 @@ class Database:
 
     async def _connect(self) -> _Held:
         backoff = Backoff()
-        while True:
+        while not self._closed:
             try:
                 engine_s = await self._engine.connect()
                 raw = await engine_s.get_raw_connection()
             except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
                 # Asked directly, because the pool keeps its reasons to its log, and fills that with each attempt.
-                while (trouble := await self._diagnose()) is not None:
+                while not self._closed and (trouble := await self._diagnose()) is not None:
                     self.trouble = trouble
                     await asyncio.sleep(backoff.next())
                 continue
@@ -234,6 +236,7 @@ class Database:
             if not isinstance(driver, psycopg.AsyncConnection):
                 raise TypeError(f"The engine's driver is not psycopg but {type(driver).__name__}.")
             return _Held(engine_s, driver)
+        raise LayerClosed("The layer is closed.")
 
     async def _diagnose(self) -> str | None:
         """Return why the server cannot be reached, None if it can."""

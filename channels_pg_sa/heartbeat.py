@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .clock import Clock
-from .database import Database
+from .database import OUTAGE, Database
 from .listener import Listener
 from .queries import Pulse, Queries
 
@@ -98,8 +98,10 @@ class Heartbeat:
                 self._filled(pulse.filled)
             if pulse.sweep_due:
                 await self._sweep()
-        except Exception as error:  # noqa: BLE001 - the next one may succeed
+        except OUTAGE as error:
             logger.info("A heartbeat failed: %s", str(error).strip() or type(error).__name__)
+        except Exception:
+            logger.exception("A heartbeat failed")
 
     async def _ask(self) -> Pulse:
         async with self._database.connection(self._interval) as connection:

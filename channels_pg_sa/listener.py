@@ -115,8 +115,7 @@ class Listener:
 
     async def _session(self, backoff: Backoff) -> None:
         loop = asyncio.get_running_loop()
-        parameters = {**DEFAULTS, **self._connect(), "application_name": "channels_pg_sa listener", "autocommit": True}
-        connection: Connection = await asyncio.wait_for(psycopg.AsyncConnection.connect(**parameters), PATIENCE)
+        connection = await self._new_connection()
         try:
             self._heard = []
             connection.pgconn.notify_handler = self._collect
@@ -135,6 +134,18 @@ class Listener:
                 self._flowing.clear()
             sever(connection)
             await connection.close()
+
+    async def _new_connection(self) -> Connection:
+        parameters = {**DEFAULTS, **self._connect(), "application_name": "channels_pg_sa listener", "autocommit": True}
+        connecting = asyncio.create_task(psycopg.AsyncConnection.connect(**parameters))
+        try:
+            return await asyncio.wait_for(asyncio.shield(connecting), PATIENCE)
+        except BaseException:
+            # Cancelled in the middle, it would keep its socket open until the garbage collector comes by.
+            await asyncio.wait([connecting], timeout=1.0)
+            if not connecting.cancel() and connecting.exception() is None:
+                await connecting.result().close()
+            raise
 
     def _start_flow(self) -> None:
         since, self._since = self._since, None

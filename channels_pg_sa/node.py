@@ -20,7 +20,7 @@ from .backlog import Backlog
 from .clock import Clock
 from .config import Settings
 from .courier import Courier
-from .database import Connection, Database, Fate, fate, is_pooled
+from .database import OUTAGE, Connection, Database, Fate, fate, is_pooled
 from .dispatcher import Dispatcher, Effects
 from .drops import DropLog
 from .errors import ChannelLayerError, LayerClosed, PoolerError, SchemaError
@@ -118,7 +118,7 @@ class Node:
         self._listener = Listener(
             settings.listen, recover=self._recover, hear=self._hear, up=self._came_up, down=self._went_down
         )
-        self._rereads = Backlog[str]("channels_pg_sa mailbox", spawn, self._reread, batch=1)
+        self._rereads = Backlog[str]("channels_pg_sa mailbox", spawn, self._reread, batch=1, outage=OUTAGE)
         self._courier = Courier(
             self._database,
             self._queries,
@@ -333,9 +333,7 @@ class Node:
         """Say so once. If the setup is at fault, those who wait are told; it may be mended, so the listener goes on."""
         if not self._is_away:
             reason = str(error).strip() or type(error).__name__
-            expected = isinstance(
-                error, (psycopg.Error, OSError, asyncio.TimeoutError, ConnectionLost, ChannelLayerError)
-            )
+            expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))
             logger.warning(
                 "Node %s does not hear PostgreSQL, and reconnects: %s",
                 self.id,

@@ -294,5 +294,5 @@ def _build(schema: str | None) -> dict[str, Executable]:
 def _compile(statement: Executable, schema: str | None) -> Compiled:
     options = {"schema_translate_map": {None: schema}, "render_schema_translate": True} if schema else {}
     result = statement.compile(dialect=PGDialect_psycopg(), **options)  # type: ignore[attr-defined, no-untyped-call]
-    literals = {name: value for name, value in result.params.items() if value is not None}
+    literals = {name: bind.value for name, bind in result.binds.items() if not bind.required}
     return Compiled(str(result), literals, tuple(result.params.keys() - literals.keys()))

@@ -117,6 +117,114 @@ END
 $body$
 $routine$,
 
+-- What SQL sends, checked as the layer checks its own, and as a payload: JSON. A string that begins with U+FFFF gets one
+-- more, because to channels_pg_sa.codec that mark says that bytes follow; a key, which a colon follows, does not.
+$routine$
+CREATE OR REPLACE FUNCTION @.channels_pg_sa_payload(
+    kind text, name text, message jsonb, prefix text, expiry interval) RETURNS bytea
+LANGUAGE plpgsql STABLE AS $body$
+DECLARE
+    pattern constant text := '^[a-zA-Z0-9_.-]+'
+        || CASE kind WHEN 'channel' THEN '(![a-zA-Z0-9_.-]*)?$' ELSE '$' END;
+    mark constant bytea := decode('efbfbf', 'hex');
+    missing constant text := CASE WHEN name IS NULL THEN kind WHEN message IS NULL THEN 'message'
+        WHEN prefix IS NULL THEN 'prefix' WHEN expiry IS NULL THEN 'expiry' END;
+    content text;
+    payload bytea;
+BEGIN
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = missing || ' is NULL',
+            HINT = 'No argument may be NULL; prefix and expiry may be left out.';
+    ELSIF length(name) >= 100 OR name COLLATE "C" !~ pattern THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = kind || ' is not a valid name: ' || quote_literal(left(name, 100)),
+            HINT = 'A name has fewer than 100 characters: ASCII letters, digits, hyphens, underscores and periods'
+                || CASE kind WHEN 'channel' THEN ', with at most one "!".' ELSE '.' END;
+    ELSIF prefix = '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'prefix is empty',
+            HINT = 'Give the prefix that the layer is configured with, or leave it out.';
+    ELSIF expiry <= interval '0' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'expiry is not positive: ' || expiry,
+            HINT = 'It is how long the message may wait to be read.';
+    ELSIF jsonb_typeof(message) <> 'object' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'message is not a JSON object but: ' || jsonb_typeof(message),
+            HINT = 'A consumer needs an object with a "type": {"type": "chat.message", ...}.';
+    END IF;
+    content := message;
+    payload := convert_to(content, 'UTF8');
+    IF position(mark IN payload) > 0 AND octet_length(payload) <= 16777216 THEN
+        payload := convert_to(regexp_replace(
+            content, E'(?<!\\\\)"' || convert_from(mark, 'UTF8') || E'(?=([^"\\\\]|\\\\.)*"[^:])',
+            '"' || convert_from(mark || mark, 'UTF8'), 'g'), 'UTF8');
+    END IF;
+    IF octet_length(payload) > 16777216 THEN
+        RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded',
+            MESSAGE = 'message has ' || octet_length(payload) || ' bytes, and 16777216 are the limit',
+            HINT = 'Store what is large, and send where it is.';
+    END IF;
+    RETURN payload;
+END
+$body$
+$routine$,
+
+-- Sends to a channel; channels_pg_sa.names.recipient_of tells whose mailbox that is.
+$routine$
+CREATE OR REPLACE FUNCTION @.channels_pg_sa_send(
+    channel text, message jsonb, prefix text DEFAULT 'asgi', expiry interval DEFAULT '60 s') RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    content constant bytea := @.channels_pg_sa_payload('channel', channel, message, prefix, expiry);
+    recipient constant text := coalesce(
+        substring(channel COLLATE "C" FROM '[.]([0-9a-f]{12})!'),
+        CASE strpos(channel, '!') WHEN 0 THEN channel ELSE split_part(channel, '!', 1) || '!' END);
+BEGIN
+    INSERT INTO @.channels_pg_sa_message (prefix, recipient, channel, payload, expires_at)
+    VALUES (prefix, recipient, channel, content, clock_timestamp() + expiry);
+END
+$body$
+$routine$,
+
+-- Sends to a group: one row for each node that has members, found by a loose index scan, and one for each member that
+-- no single node reads. channels_pg_sa.statements.publish is its twin.
+$routine$
+CREATE OR REPLACE FUNCTION @.channels_pg_sa_group_send(
+    group_name text, message jsonb, prefix text DEFAULT 'asgi', expiry interval DEFAULT '60 s') RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    whose constant text := prefix;
+    addressed constant text := group_name;
+    content constant bytea := @.channels_pg_sa_payload('group_name', group_name, message, prefix, expiry);
+    until constant timestamptz := clock_timestamp() + expiry;
+BEGIN
+    INSERT INTO @.channels_pg_sa_message (prefix, recipient, channel, group_name, payload, expires_at)
+    WITH RECURSIVE nodes (node) AS (
+        SELECT (
+            SELECT m.node FROM @.channels_pg_sa_membership m
+            WHERE m.prefix = whose AND m.group_name = addressed AND m.node > '' AND m.expires_at > clock_timestamp()
+            ORDER BY m.node LIMIT 1)
+        UNION ALL
+        SELECT (
+            SELECT m.node FROM @.channels_pg_sa_membership m
+            WHERE m.prefix = whose AND m.group_name = addressed AND m.node > n.node
+                AND m.expires_at > clock_timestamp()
+            ORDER BY m.node LIMIT 1)
+        FROM nodes n WHERE n.node IS NOT NULL)
+    SELECT whose, n.node, NULL, addressed, content, until FROM nodes n WHERE n.node IS NOT NULL
+    UNION ALL
+    SELECT whose, CASE strpos(m.channel, '!') WHEN 0 THEN m.channel ELSE split_part(m.channel, '!', 1) || '!' END,
+        m.channel, NULL, content, until
+    FROM @.channels_pg_sa_membership m
+    WHERE m.prefix = whose AND m.group_name = addressed AND m.node = '' AND m.expires_at > clock_timestamp();
+END
+$body$
+$routine$,
+
+-- They write with the rights of the tables' owner, so that a role may send and do nothing else; to whom they are
+-- granted is for the owner to say.
+'REVOKE EXECUTE ON FUNCTION @.channels_pg_sa_send(text, jsonb, text, interval) FROM PUBLIC',
+'REVOKE EXECUTE ON FUNCTION @.channels_pg_sa_group_send(text, jsonb, text, interval) FROM PUBLIC',
+
 'DROP TRIGGER IF EXISTS added ON @.channels_pg_sa_message',
 'CREATE TRIGGER added AFTER INSERT ON @.channels_pg_sa_message REFERENCING NEW TABLE AS fresh
     FOR EACH STATEMENT EXECUTE FUNCTION @.channels_pg_sa_message_added()',
