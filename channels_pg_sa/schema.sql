@@ -117,8 +117,8 @@ END
 $body$
 $routine$,
 
--- What SQL sends, checked as the layer checks its own, and as a payload: JSON. A string that begins with U+FFFF gets one
--- more, because to channels_pg_sa.codec that mark says that bytes follow; a key, which a colon follows, does not.
+-- Checks what SQL sends, as the layer checks its own, and returns the payload: JSON. A string that begins with U+FFFF
+-- gets one more, because to channels_pg_sa.codec that mark says that bytes follow; keys (before a colon) stay.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_payload(
     kind text, name text, message jsonb, prefix text, expiry interval) RETURNS bytea
