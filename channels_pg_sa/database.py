@@ -227,9 +227,10 @@ class Database:
                 raw = await engine_s.get_raw_connection()
             except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
                 # Asked directly, because the pool keeps its reasons to its log, and fills that with each attempt.
-                while not self._closed and (trouble := await self._diagnose()) is not None:
-                    self.trouble = trouble
+                self.trouble = await self._diagnose()
+                while self.trouble is not None:
                     await asyncio.sleep(backoff.next())
+                    self.trouble = await self._diagnose()
                 continue
             self.trouble = None
             driver = raw.driver_connection
