@@ -48,9 +48,8 @@ def start(database_url: str) -> Chat:
     lines: list[str] = []
     _read_until(_output(launcher), "^C stops everything", lines)
     for line in lines:
-        if found := re.match(r"  (\S+) .*pid (\d+)$", line):
-            chat.pids[found[1]] = int(found[2])
-        if found := re.match(r"  (\S+) +(http://\S+)", line):
+        if found := re.match(r"  (?:server )?(\S+) +(.+?) +pid (\d+)$", line):
+            chat.pids[found[1]] = int(found[3])
             chat.addresses[found[1]] = found[2]
     return chat
 

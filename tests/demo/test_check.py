@@ -15,11 +15,11 @@ from tests.support.waiting import eventually
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("server", ["uvicorn", "daphne"])
-def test_the_check_passes(layer_url: str, server: str) -> None:
+@pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
+def test_the_check_passes(layer_url: str, kind: str) -> None:
     """Every step of the check goes well, whichever server serves the pages."""
     done = subprocess.run(
-        [sys.executable, str(LAUNCHER), "--check", "--server", server, "--workers", "2"],
+        [sys.executable, str(LAUNCHER), "--check", "--server", kind, "--workers", "2"],
         env=environment(DATABASE_URL=layer_url),
         capture_output=True,
         text=True,
@@ -27,7 +27,7 @@ def test_the_check_passes(layer_url: str, server: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "11 of 11 steps passed." in done.stdout
+    assert "11 of 11 steps passed" in done.stdout
     assert "FAIL" not in done.stdout
 
 

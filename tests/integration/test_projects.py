@@ -59,8 +59,8 @@ class Workers:
 
 
 @pytest_asyncio.fixture
-async def workers(server: TestServer, layer_url: str) -> AsyncIterator[Workers]:
-    """Start workers that end with the test."""
+async def workers(server: TestServer, layer_url: str, make_own_layer: LayerFactory) -> AsyncIterator[Workers]:
+    """Start workers that end with the test, and before the layers, which then must have left no connection."""
     started = Workers(server, layer_url)
     yield started
     await started.stop()

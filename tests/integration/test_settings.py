@@ -56,7 +56,7 @@ async def test_a_layer_is_swapped_in_a_test(layer_settings: LayerSettings, layer
     [
         ({"nonsense": 1}, "nonsense"),
         ({"hosts": [("localhost", 6379)]}, "hosts"),
-        ({"capacity": True}, "capacity"),
+        ({"url": "postgresql://", "capacity": True}, "capacity"),
         ({"database": "nowhere"}, "nowhere"),
         ({"ENGINE": "django.db.backends.sqlite3", "NAME": "x"}, "sqlite3"),
         ({}, "default"),
