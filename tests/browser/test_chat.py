@@ -49,6 +49,24 @@ def test_a_worker_answers_both_pages(chat: Chat, person: Callable[[], Person]) -
         assert one.texts(".note.job .who b") == [f"Worker {chat.pids['worker-1']}"]
 
 
+def test_another_room_counts_what_is_unread(chat: Chat, person: Callable[[], Person]) -> None:
+    """A room that is not open counts its messages, and its button, pressed while they come in, opens it."""
+    ada, grace = person(), person()
+    ada.enter(chat.addresses["A"], "Ada", "Quiet")
+    grace.enter(chat.addresses["B"], "Grace", "Busy")
+    ada.until(lambda: "Busy" in ada.texts(".room b"))
+    ada.find("[data-key=busy]").click()
+    ada.until(lambda: ada.text("#room-name") == "Busy")
+    ada.find("[data-key=quiet]").click()
+    button = ada.find("[data-key=busy]")
+    for number in range(3):
+        grace.say(f"message {number}")
+    ada.until(lambda: ada.texts("[data-key=busy] .unread") == ["3 unread"])
+    button.click()
+    ada.reads([f"message {number}" for number in range(3)])
+    assert ada.texts(".unread") == []
+
+
 def test_markup_stays_text(chat: Chat, person: Callable[[], Person]) -> None:
     """Names, rooms and messages with markup in them are shown as they were written, and nothing in them runs."""
     ada, grace = person(), person()
@@ -116,7 +134,9 @@ def test_a_phone_has_room_for_all(chat: Chat, person: Callable[[], Person], them
     for side in ("rooms", "details"):
         ada.find(f"[data-open={side}]").click()
         ada.until_still()
-        assert ada.find(f"#{side}").is_displayed()
+        panel = ada.find(f"#{side}")
+        assert panel.is_displayed()
+        assert int(panel.get_property("scrollWidth")) <= int(panel.get_property("clientWidth"))
         assert _nameless(ada) == []
         ada.find(f"#{side} .close").click()
         ada.until_still()

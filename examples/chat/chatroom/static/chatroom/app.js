@@ -18,6 +18,7 @@ const composer = setUpComposer(say);
 const scrolling = setUpScrolling();
 let number = 0;
 let quietUntil = 0;
+let lostAt = 0;
 
 // ---- What the server says ----
 
@@ -88,9 +89,15 @@ link.addEventListener("up", () => {
   composer.fault("");
   byId("lost").hidden = true;
   byId("link").classList.remove("down");
+  if (lostAt) {
+    const seconds = Math.round((performance.now() - lostAt) / 1000);
+    for (const room of state.rooms.values()) room.log.remark(`No connection for ${seconds} s: what was said meanwhile is missing here`);
+    lostAt = 0;
+  }
   if (state.name) link.send({ type: "hello", name: state.name });
 });
 link.addEventListener("down", ({ detail }) => {
+  lostAt ||= performance.now();
   byId("link").classList.add("down");
   byId("link-text").textContent = "Offline";
   byId("lost").hidden = false;
@@ -172,11 +179,20 @@ function remarkOn(listed) {
   const before = room.inside ?? now;
   room.inside = now;
   if (performance.now() < quietUntil) return;
-  const came = [...now.values()].filter((person) => !before.has(person.id));
-  const went = [...before.values()].filter((person) => !now.has(person.id));
-  const names = (people) => people.map((person) => person.name);
-  for (const person of came) if (!names(went).includes(person.name)) room.log.remark(`${person.name} came in, at server ${person.server}`);
-  for (const person of went) if (!names(came).includes(person.name)) room.log.remark(`${person.name} is gone`);
+  const newcomers = [...now.values()].filter((person) => !before.has(person.id));
+  const leavers = [...before.values()].filter((person) => !now.has(person.id));
+  // Who came back at once, as with a page that is loaded again, was never away.
+  const only = (people, others) => people.filter((one) => !others.some((other) => other.name === one.name));
+  const came = only(newcomers, leavers);
+  for (const server of new Set(came.map((person) => person.server))) {
+    room.log.remark(`${namesOf(came.filter((person) => person.server === server))} came in, at server ${server}`);
+  }
+  const went = only(leavers, newcomers);
+  if (went.length) room.log.remark(`${namesOf(went)} ${went.length === 1 ? "is" : "are"} gone`);
+}
+
+function namesOf(people) {
+  return new Intl.ListFormat("en").format(people.map((person) => person.name));
 }
 
 function roomInAddress() {

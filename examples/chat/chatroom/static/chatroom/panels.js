@@ -8,23 +8,31 @@ const NAMED = 3;
 
 /** Show the rooms; `choose` is called with the name of the one that is clicked. */
 export function showRooms(rooms, active, choose) {
-  const focused = document.activeElement?.closest?.(".room")?.dataset.key;
-  byId("room-list").replaceChildren(...rooms.map((room) => el("li", {}, roomButton(room, active, choose))));
-  if (focused) [...document.querySelectorAll(".room")].find((button) => button.dataset.key === focused)?.focus();
+  const [list, keys] = [byId("room-list"), JSON.stringify(rooms.map((room) => room.key))];
+  // The buttons stay while they can: a click or a focus would be lost with one that is replaced.
+  if (list.dataset.keys !== keys) {
+    const focused = document.activeElement.dataset.key;
+    list.replaceChildren(...rooms.map((room) => el("li", {}, roomButton(room, choose))));
+    list.dataset.keys = keys;
+    if (focused) list.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+  }
+  rooms.forEach((room, i) => fillButton(list.children[i].firstChild, room, room.key === active));
 }
 
-function roomButton(room, active, choose) {
+function roomButton(room, choose) {
+  const button = el("button", { type: "button", "data-key": room.key });
+  button.addEventListener("click", () => choose(room.name));
+  return button;
+}
+
+function fillButton(button, room, active) {
   const unread = room.unread ? el("span", { class: "unread" }, String(room.unread), el("span", { class: "hidden" }, " unread")) : null;
   const count = el("span", { class: "people-count" }, room.count ? String(room.count) : "");
   count.append(room.count ? el("span", { class: "hidden" }, " inside") : "");
-  const button = el(
-    "button",
-    { type: "button", class: room.joined ? "room joined" : "room", "data-key": room.key, "aria-current": room.key === active && "true" },
-    el("div", {}, el("b", {}, room.name), el("small", {}, namesInside(room))),
-    unread ?? count,
-  );
-  button.addEventListener("click", () => choose(room.name));
-  return button;
+  button.className = room.joined ? "room joined" : "room";
+  if (active) button.setAttribute("aria-current", "true");
+  else button.removeAttribute("aria-current");
+  button.replaceChildren(el("div", {}, el("b", {}, room.name), el("small", {}, namesInside(room))), unread ?? count);
 }
 
 function namesInside(room) {
