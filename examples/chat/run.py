@@ -13,9 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from launcher.check import check
-from launcher.database import database
-from launcher.fleet import Fleet, Program, StartFailed, free_port, server, worker
+from launcher.fleet import EVERYWHERE, LOCAL, Fleet, Program, StartFailed, free_ports, server, worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,9 +29,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--check", action="store_true", help="drive the chat with WebSocket clients, report, and end")
     parser.add_argument("--server", choices=("uvicorn", "daphne"), default="uvicorn", help="what serves the pages")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that do the jobs (default: 1)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 lets phones in (see README)")
-    parser.add_argument("--port", type=int, default=FIRST_PORT, help="first port to try; the check takes any free one")
-    return parser.parse_args(arguments)
+    parser.add_argument("--host", default=LOCAL, help=f"address to serve at; {EVERYWHERE} lets phones in (see README)")
+    parser.add_argument(
+        "--port", type=int, help=f"of server A, B has the next (default: {FIRST_PORT}; 0: any free ones)"
+    )
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error("--workers has to be at least 1")
+    if options.port is None:
+        options.port = 0 if options.check else FIRST_PORT
+    return options
 
 
 def main() -> int:
@@ -45,9 +50,15 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with running(options) as (fleet, where):
-            if options.check:
-                return asyncio.run(check(fleet, options.server, where))
-            serve(fleet, options, where)
+            if not options.check:
+                serve(fleet, options, where)
+            from launcher.check import check
+
+            print(f"Ready, on {where}. Checking:\n", flush=True)
+            return asyncio.run(check(fleet))
+    except ModuleNotFoundError as missing:
+        print(f"{missing.name} is not installed here. `nox -s demo` installs what the chat needs, and runs it.")
+        return 1
     except StartFailed as failure:
         print(failure, file=sys.stderr)
         return 1
@@ -59,10 +70,13 @@ def main() -> int:
 @contextlib.contextmanager
 def running(options: argparse.Namespace) -> Iterator[tuple[Fleet, str]]:
     """Yield the running processes, and words for where their database is."""
-    if not options.check:
-        print("Starting the database, two servers and the worker ...", flush=True)
+    from launcher.database import database
+
+    ports = free_ports(options.host, options.port, 2)
+    workers = "a worker" if options.workers == 1 else f"{options.workers} workers"
+    print(f"Starting a database, two {options.server} servers and {workers} ...", flush=True)
     with database() as (url, where):
-        hosts = "*" if options.host == "0.0.0.0" else f"localhost,127.0.0.1,[::1],{options.host}"
+        hosts = "*" if options.host == EVERYWHERE else f"localhost,127.0.0.1,{options.host}"
         environment = {
             "CHAT_HOSTS": hosts,
             "CHAT_SECRET_KEY": secrets.token_urlsafe(40),
@@ -70,43 +84,46 @@ def running(options: argparse.Namespace) -> Iterator[tuple[Fleet, str]]:
             "DJANGO_SETTINGS_MODULE": "chatroom.settings",
         }
         with Fleet(environment) as fleet:
-            fleet.launch(programs(options))
+            servers = [server(name, options.server, options.host, port) for name, port in zip("AB", ports, strict=True)]
+            fleet.launch([*servers, *(worker(f"worker-{number + 1}") for number in range(options.workers))])
             yield fleet, where
-
-
-def programs(options: argparse.Namespace) -> list[Program]:
-    """Return the two servers and the workers."""
-    first = free_port(options.host, 0 if options.check else options.port)
-    second = free_port(options.host, 0 if options.check else first + 1)
-    servers = [server("A", options.server, options.host, first), server("B", options.server, options.host, second)]
-    return [*servers, *(worker(f"worker-{number + 1}") for number in range(options.workers))]
 
 
 def serve(fleet: Fleet, options: argparse.Namespace, where: str) -> NoReturn:
     """Say where the pages are, and start again what ends by itself, until ^C."""
-    shown = _own_address() if options.host == "0.0.0.0" else options.host
+    shown = _own_address() if options.host == EVERYWHERE else options.host
     print(f"\nThe chat is ready, on {where}.\n")
     for program in fleet.programs.values():
-        address = f"http://{shown}:{program.port}/" if program.port else "does /roll 2d6, /count and /morse"
-        print(
-            f"  {program.name:<10} {address:<34} {options.server if program.port else 'runworker'}, pid {program.pid}"
-        )
+        if program.address:
+            address = f"http://{program.address.replace(LOCAL, shown)}/"
+            print(f"  {f'server {program.name}':<10}  {address:<34}  pid {program.pid}")
+        else:
+            print(f"  {program.name:<10}  {'manage.py runworker':<34}  pid {program.pid}")
     print("\nOpen both addresses, join the same room, and write. Kill a process to see its people vanish.")
     print("^C stops everything.", flush=True)
     while True:
         time.sleep(LOOK_AGAIN)
         if (ended := fleet.ended()) is not None:
-            print(f"\n{ended.name} has ended. It starts again in {RESTART_PAUSE:g} seconds.", flush=True)
+            print(
+                f"\n{ended.name} {_how_it_ended(fleet, ended)}It starts again in {RESTART_PAUSE:g} seconds.", flush=True
+            )
             time.sleep(RESTART_PAUSE)  # long enough to see in the pages what a lost process means
             fleet.relaunch(ended.name)
             print(f"{ended.name} is back, pid {ended.pid}.", flush=True)
+
+
+def _how_it_ended(fleet: Fleet, program: Program) -> str:
+    code = program.process.returncode if program.process is not None else 0
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}. "
+    return f"has ended with {code}:\n\n{fleet.output(program.name)}\n"
 
 
 def _own_address() -> str:
     with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe, contextlib.suppress(OSError):
         probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which address would be used
         return str(probe.getsockname()[0])
-    return "127.0.0.1"
+    return LOCAL
 
 
 def _interrupt(number: int, frame: object) -> None:

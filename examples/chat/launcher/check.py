@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from launcher.member import CheckFailed
 from launcher.scenario import Scenario
-from launcher.summary import Row, print_summary
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from launcher.fleet import Fleet
 
 
-async def check(fleet: Fleet, kind: str, where: str) -> int:
-    """Run every step, print the summary, and return 0 if all is well, else 1."""
+async def check(fleet: Fleet) -> int:
+    """Run every step until one fails, print a line for each and a summary, and return 0 if all is well, else 1."""
     scenario = Scenario(fleet)
     steps: list[tuple[str, Callable[[], Awaitable[str]]]] = [
         ("Pages and their policy", scenario.pages),
@@ -32,17 +31,30 @@ async def check(fleet: Fleet, kind: str, where: str) -> int:
         ("Worker killed: its jobs wait", scenario.worker_killed),
         ("Nothing came twice or astray", scenario.nothing_astray),
     ]
-    rows: list[Row] = []
-    for name, step in steps:
-        started = time.monotonic()
-        try:
-            rows.append(Row(name, True, await step(), time.monotonic() - started))
-        except (CheckFailed, OSError) as failure:
-            rows.append(Row(name, False, str(failure), time.monotonic() - started))
-            break
-    failed = print_summary(rows, len(steps), f"two {kind} servers and a worker on {where}")
+    began, passed = time.monotonic(), 0
+    try:
+        for name, step in steps:
+            if not await _passes(name, step):
+                break
+            passed += 1
+    finally:
+        await asyncio.gather(*(member.close() for member in scenario.everybody))
+    failed = passed < len(steps)
     if failed:
         for program in fleet.programs:
-            print(f"--- {program}\n{fleet.output(program)}")
-    await asyncio.gather(*(member.close() for member in scenario.everybody))
+            print(f"\n--- What {program} printed:\n{fleet.output(program)}")
+    print(f"\n{passed} of {len(steps)} steps passed in {time.monotonic() - began:.1f} s.", flush=True)
     return int(failed)
+
+
+async def _passes(name: str, step: Callable[[], Awaitable[str]]) -> bool:
+    print(f"  {name:<38}  ", end="", flush=True)
+    began = time.monotonic()
+    try:
+        word, seen = "ok  ", await step()
+    except CheckFailed as failure:
+        word, seen = "FAIL", str(failure)
+    except Exception as error:  # whatever it is, the step did not go well
+        word, seen = "FAIL", repr(error)
+    print(f"{word}  {time.monotonic() - began:4.1f} s  {seen}", flush=True)
+    return word != "FAIL"

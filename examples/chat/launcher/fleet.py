@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CHAT = Path(__file__).resolve().parents[1]
+LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 START_LIMIT = 30.0
 STOP_LIMIT = 8.0
 LOOK_AGAIN = 0.05
@@ -27,16 +28,16 @@ LOG_SHOWN = 4000
 
 
 class StartFailed(Exception):
-    """A process ended, or did not answer in time; the message ends with what it printed."""
+    """Something the chat needs cannot be had, or a process did not come up; the message is for the person."""
 
 
 @dataclass(slots=True)
 class Program:
-    """One process to run: its name, its arguments after `python`, and the port where it answers if it is a server."""
+    """One process to run: its name, its arguments after `python`, and the `host:port` of a server."""
 
     name: str
     arguments: Sequence[str]
-    port: int | None = None
+    address: str = ""
     process: subprocess.Popen[bytes] | None = None
     # A file without a name: nothing is left of it, however the launcher ends. Fleet.stop closes it.
     log: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
@@ -55,22 +56,31 @@ def server(name: str, kind: str, host: str, port: int) -> Program:
     else:
         limits = ["--ws-max-size", "65536", "--ws-ping-interval", "10", "--timeout-graceful-shutdown", "3"]
         arguments = [application, "--host", host, "--port", str(port), "--log-level", "warning", *limits]
-    return Program(name, ["-m", "launcher.tether", kind, *arguments], port)
+    address = f"{LOCAL if host == EVERYWHERE else host}:{port}"
+    return Program(name, ["-m", "launcher.tether", kind, *arguments], address)
 
 
 def worker(name: str) -> Program:
     """Return the program of a process that does the jobs."""
-    return Program(name, ["-m", "launcher.tether", "django", "runworker", "chat-jobs"])
+    return Program(name, ["-m", "launcher.tether", "manage", "runworker", "chat-jobs"])
 
 
-def free_port(host: str, wanted: int = 0) -> int:
-    """Return `wanted` if it is free, else any free port."""
-    for port in (wanted, 0):
-        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+def free_ports(host: str, first: int, count: int) -> list[int]:
+    """Return so many ports from `first` on, or any if that is 0; raise StartFailed if one of them is in use."""
+    with contextlib.ExitStack() as probes:
+        ports = []
+        for port in range(first, first + count) if first else [0] * count:
+            probe = probes.enter_context(socket.socket())
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    raise StartFailed(f"no port is free at {host}")
+            try:
+                probe.bind((host, port))
+            except (OSError, OverflowError) as error:
+                why = getattr(error, "strerror", None) or error
+                raise StartFailed(
+                    f"Cannot serve at {host}:{port}: {why}. Try --port 0, which takes free ports."
+                ) from None
+            ports.append(int(probe.getsockname()[1]))
+        return ports
 
 
 @dataclass(slots=True)
@@ -92,7 +102,8 @@ class Fleet:
             self.programs[program.name] = program
             self._start(program)
         for program in programs:
-            self._await_answer(program)
+            if program.address:
+                self._await_answer(program)
 
     def kill(self, name: str) -> None:
         """End a program by SIGKILL, as a crash would."""
@@ -148,13 +159,13 @@ class Fleet:
     def _await_answer(self, program: Program) -> None:
         deadline = time.monotonic() + START_LIMIT
         process = self._running(program.name)
-        while program.port is not None and self._answering_pid(program.port) != process.pid:
+        while self._answering_pid(program.address) != process.pid:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise StartFailed(f"{program.name} does not answer:\n{self.output(program.name)}")
+                raise StartFailed(f"Server {program.name} does not answer:\n{self.output(program.name)}")
             time.sleep(LOOK_AGAIN)
 
-    def _answering_pid(self, port: int) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    def _answering_pid(self, address: str) -> int:
+        connection = http.client.HTTPConnection(address, timeout=2)
         with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             connection.request("GET", "/health")
             return int(json.load(connection.getresponse())["pid"])

@@ -27,9 +27,9 @@ class CheckFailed(Exception):
 class Member:
     """One person at one server."""
 
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, address: str) -> None:
         self.name = name
-        self.port = port
+        self.address = address
         self.server = ""
         self.messages: list[dict[str, Any]] = []
         self.errors: list[dict[str, Any]] = []
@@ -39,8 +39,9 @@ class Member:
 
     async def open(self, *rooms: str) -> Member:
         """Connect, say a name and join rooms; return this."""
-        origin = Origin(f"http://127.0.0.1:{self.port}")
-        self._socket: ClientConnection = await connect(f"ws://127.0.0.1:{self.port}/ws", origin=origin)
+        self._socket: ClientConnection = await connect(
+            f"ws://{self.address}/ws", origin=Origin(f"http://{self.address}")
+        )
         self._reader = asyncio.create_task(self._read(), name=f"read-{self.name}")
         await self.send({"type": "hello", "name": self.name})
         for room in rooms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import statistics
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,9 +15,10 @@ from websockets.typing import Origin
 
 from chatroom.presence import LEASE
 from launcher.member import CheckFailed, Member
-from launcher.summary import timings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from launcher.fleet import Fleet
 
 ROOM = "Check \u2603 <b>room</b>"
@@ -42,13 +44,15 @@ class Scenario:
         """Fetch the page and its parts from both servers; a socket of another site is refused."""
         for name in ("A", "B"):
             for path in ("/", "/static/chatroom/style.css", "/static/chatroom/app.js"):
-                status, policy = await asyncio.to_thread(_fetch, self._port(name), path)
+                status, policy = await asyncio.to_thread(_fetch, self._address(name), path)
                 _expect(status == 200, f"{path} of server {name} answered {status}")
                 _expect(path != "/" or "script-src 'self'" in policy, f"the page of {name} has no policy")
         try:
-            await connect(f"ws://127.0.0.1:{self._port('A')}/ws", origin=Origin("https://example.org"))
+            await connect(f"ws://{self._address('A')}/ws", origin=Origin("https://example.org"))
         except InvalidStatus as refusal:
-            return f"a socket of another site is refused with {refusal.response.status_code}"
+            status = refusal.response.status_code
+            _expect(status == 403, f"a socket of another site got {status}")
+            return "a socket of another site is refused"
         raise CheckFailed("a socket of another site was accepted")
 
     async def presence(self) -> str:
@@ -64,7 +68,7 @@ class Scenario:
             speaker, listener = self.aside if number % 2 else reversed(self.aside)
             await speaker.say(ELSEWHERE, f"word {number}")
             await listener.hear(speaker.name, ELSEWHERE, f"word {number}")
-        return timings(self._latencies())
+        return _timings(self._latencies())
 
     async def talk(self) -> str:
         """All speak at once without waiting; every message reaches every member once, each sender's in order."""
@@ -86,7 +90,7 @@ class Scenario:
         await asyncio.gather(
             first.say(ROOM, "/morse SOS 42"), last.say(ROOM, "/count to be or"), first.say(ROOM, "/roll 2d6")
         )
-        pids = {program.pid for program in self.fleet.programs.values() if program.port is None}
+        pids = {program.pid for program in self.fleet.programs.values() if not program.address}
         for member in self.members:
             for question, answer in expected.items():
                 note = await member.answer(question)
@@ -157,7 +161,7 @@ class Scenario:
 
     async def worker_killed(self) -> str:
         """Ask for jobs while no worker lives: they wait in the layer, and are done once when one comes."""
-        workers = [program.name for program in self.fleet.programs.values() if program.port is None]
+        workers = [program.name for program in self.fleet.programs.values() if not program.address]
         for name in workers:
             await asyncio.to_thread(self.fleet.kill, name)
         asked = [f"/count job {number}" for number in range(5)]
@@ -187,11 +191,11 @@ class Scenario:
         notes = (note for member in self.everybody for note in member.messages)
         return [note["ms"] for note in notes if note["via"] != note["at"] and "worker" not in note]
 
-    def _port(self, name: str) -> int:
-        return self.fleet.programs[name].port or 0
+    def _address(self, name: str) -> str:
+        return self.fleet.programs[name].address
 
     async def _enter(self, name: str, server: str, room: str = ROOM) -> Member:
-        member = await Member(name, self._port(server)).open(room)
+        member = await Member(name, self._address(server)).open(room)
         self.everybody.append(member)
         if room == ROOM:
             self.members.append(member)
@@ -224,8 +228,14 @@ def _say(room: object, text: object) -> dict[str, object]:
     return {"type": "say", "room": room, "text": text}
 
 
-def _fetch(port: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+def _timings(milliseconds: Sequence[float]) -> str:
+    slow = statistics.quantiles(milliseconds, n=20, method="inclusive")[-1]
+    middle = statistics.median(milliseconds)
+    return f"{middle:.1f} ms median, {slow:.1f} ms 95th percentile, over {len(milliseconds)} deliveries"
+
+
+def _fetch(address: str, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(address, timeout=10)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
