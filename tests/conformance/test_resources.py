@@ -19,7 +19,8 @@ LOCKS = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
 MEMBERS = """INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel)
     SELECT 'asgi', 'group-' || n % 2000, node, 'specific.' || node || '!' || n
     FROM (SELECT n, lpad(to_hex(n % 50), 12, '0') AS node FROM generate_series(1, 200000) n) AS numbers"""
-SCANS = "SELECT seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = 'channels_pg_sa_membership'"
+SCANS = """SELECT seq_scan, idx_scan FROM pg_stat_user_tables
+    WHERE relname = 'channels_pg_sa_membership' AND schemaname = 'public'"""
 
 
 def used_memory() -> int:
