@@ -6,6 +6,8 @@ import base64
 import hashlib
 import importlib
 import json
+import math
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,7 +22,9 @@ MAX_BYTES = 16 * 1024 * 1024
 """The largest encoded message accepted, in bytes."""
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_MAX_DEPTH = 100
 _BOXED = "\uffff"  # bytes in JSON, as the specification suggests
+_MAY_BE_BOXED = re.compile(rb"\xef\xbf\xbf|\\u[fF]{4}")
 _JSON_MARK = b"{"
 _OWN_MARK = b"\xc1"  # the one byte msgpack never uses: a frame of the project's own serializer
 
@@ -56,16 +60,20 @@ class MessageCodec:
 
         Raises:
             TypeError: the message, or a value in it, is of a type the specification does not allow; names the place.
-            MessageTooLarge: the payload is over MAX_BYTES.
+            MessageTooLarge: the payload is over MAX_BYTES; one that is so for sure is not built to know its exact size.
         """
         if not isinstance(message, dict):
             raise TypeError(f"A message is a dict, not {type(message).__name__}.")
-        _check(message, "message", 0)
         assert self._dumps is not None  # noqa: S101 - for the type checker
         try:
+            _weigh(message, 0, math.inf if self._own is not None else MAX_BYTES, {})
             data = self._dumps(message)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise TypeError(f"The message cannot be encoded: {error}") from error
+        except _Refusal as refusal:
+            raise TypeError(str(refusal)) from None
+        except MessageTooLarge:
+            raise
+        except Exception as error:  # a value of a class of the sender's own, or a serializer, may raise anything
+            raise TypeError(f"The message cannot be encoded: {type(error).__name__}: {error}") from error
         if self._fernet is not None:
             data = base64.urlsafe_b64decode(self._fernet.encrypt(data))
         if len(data) > MAX_BYTES:
@@ -75,6 +83,8 @@ class MessageCodec:
     def decode(self, payload: bytes) -> Message:
         """Return the message, or raise DecodeError for whatever else the payload is."""
         data = bytes(payload)
+        if len(data) > MAX_BYTES:
+            raise DecodeError(f"The payload has {len(data):,} bytes; the limit is {MAX_BYTES:,}.")
         if self._fernet is not None:
             try:
                 data = self._fernet.decrypt(base64.urlsafe_b64encode(data))
@@ -92,7 +102,7 @@ class MessageCodec:
         mark = data[:1]
         if mark == _JSON_MARK:
             message = json.loads(data)
-            return _unbox(message) if _BOXED.encode() in data or rb"\uffff" in data else message
+            return _unbox(message) if _MAY_BE_BOXED.search(data) else message
         if mark == _OWN_MARK and self._own is not None:
             return self._own.loads(data[1:])
         return msgpack.unpackb(data, strict_map_key=True)
@@ -102,33 +112,80 @@ class MessageCodec:
         return _OWN_MARK + self._own.dumps(message)
 
 
-def _check(value: object, place: str, depth: int) -> None:
-    """Refuse what a receiver could not read, and say where it is. Exact types first: they are nearly all there are."""
+class _Refusal(Exception):
+    """Says what a receiver could not read; on its way up it learns the place, from the innermost part on."""
+
+    def __init__(self, before: str, after: str) -> None:
+        self.before = before
+        self.after = after
+        self.place: list[str] = []
+
+    def __str__(self) -> str:
+        place = "message" + "".join(reversed(self.place))
+        return self.before + (place if len(place) <= 100 else f"{place[:40]}…{place[-40:]}") + self.after
+
+
+_Weighed = dict[int, tuple[object, int, int]]
+
+
+def _weigh(value: object, depth: int, limit: float, weighed: _Weighed) -> int:
+    """Refuse what a receiver could not read, and what is too large for sure; return how many bytes it has at least.
+
+    Exact types first: they are nearly all there are. A list that is in a message in many places is weighed once, so
+    that one which holds another twice, and that a third twice, and so on, takes no longer than it looks.
+    """
     kind = type(value)
-    if kind is str or kind is bool or kind is float or kind is bytes or value is None:
-        return
+    if kind is str or kind is bytes:
+        return len(value)  # type: ignore[arg-type]
+    if kind is bool or kind is float or value is None:
+        return 1
     if isinstance(value, int):
         if not _INT64_MIN <= value <= _INT64_MAX:
-            raise TypeError(f"{place} is an integer of more than 64 bits.")
-    elif isinstance(value, dict):
-        _check_depth(place, depth)
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"{place} has the key {key!r}, which is a {type(key).__name__}, not a str.")
-            _check(item, f"{place}[{key!r}]", depth + 1)
-    elif isinstance(value, (list, tuple)):
-        _check_depth(place, depth)
-        for position, item in enumerate(value):
-            _check(item, f"{place}[{position}]", depth + 1)
-    elif not isinstance(value, (str, float, bytes, bytearray)):
-        raise TypeError(
-            f"{place} is a {kind.__name__}; messages hold str, bytes, int, float, bool, None, lists and dicts."
-        )
+            raise _Refusal("", " is an integer of more than 64 bits.")
+        return 1
+    if isinstance(value, (dict, list, tuple)):
+        known = weighed.get(id(value))
+        if known is None or depth > known[1]:
+            if depth > _MAX_DEPTH:
+                raise _Refusal(f"The message is nested more than {_MAX_DEPTH} deep, at ", ".")
+            if isinstance(value, dict):
+                weight = _weigh_dict(value, depth, limit, weighed)
+            else:
+                weight = _weigh_items(value, depth, limit, weighed)
+            known = weighed[id(value)] = value, depth, weight
+        return known[2]
+    if not isinstance(value, (str, float, bytes, bytearray)):
+        right = "messages hold str, bytes, int, float, bool, None, lists and dicts"
+        raise _Refusal("", f" is a {kind.__name__}; {right}.")
+    return 1
 
 
-def _check_depth(place: str, depth: int) -> None:
-    if depth > 100:
-        raise TypeError(f"The message is nested more than 100 deep, at {place[:40]}….")
+def _weigh_dict(value: dict[object, object], depth: int, limit: float, weighed: _Weighed) -> int:
+    total = 1
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise _Refusal("", f" has the key {key!r}, which is a {type(key).__name__}, not a str.")
+        try:
+            total += 1 + _weigh(item, depth + 1, limit, weighed)
+        except _Refusal as refusal:
+            refusal.place.append(f"[{key!r}]")
+            raise
+        if total > limit:
+            raise MessageTooLarge(total, MAX_BYTES)
+    return total
+
+
+def _weigh_items(value: list[object] | tuple[object, ...], depth: int, limit: float, weighed: _Weighed) -> int:
+    total = 1
+    for position, item in enumerate(value):
+        try:
+            total += _weigh(item, depth + 1, limit, weighed)
+        except _Refusal as refusal:
+            refusal.place.append(f"[{position}]")
+            raise
+        if total > limit:
+            raise MessageTooLarge(total, MAX_BYTES)
+    return total
 
 
 def _dump_msgpack(message: Message) -> bytes:
