@@ -68,6 +68,9 @@ class Flushes:
 
     async def answer(self, flushed: Flushed) -> None:
         """Tell the one who flushed that this node has forgotten."""
+        if flushed.number in self._answered:  # that was this node
+            await self.hear_answer(Acknowledged(flushed.number, self._node_id))
+            return
         with contextlib.suppress(psycopg.Error):  # who flushed does not wait for ever
             async with self._database.connection(PATIENCE) as connection:
                 await self._queries.tell(connection, flushed.reply, f"A{flushed.number} {self._node_id}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class IOThread:
@@ -45,7 +48,7 @@ class IOThread:
         """Start a named task, in this thread, and hold it until it ends."""
         task = self.loop.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
 
     def stop(self) -> None:
@@ -54,6 +57,11 @@ class IOThread:
             self.loop.call_soon_threadsafe(self.loop.stop)
         if not self.is_current:
             self._thread.join()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("The task %s died", task.get_name(), exc_info=error)
 
     def _work(self) -> None:
         asyncio.set_event_loop(self.loop)

@@ -174,9 +174,10 @@ class Layer:
         self._open().flush(None).wait()
 
     async def close(self) -> None:
-        """Finish what was begun, leave all groups and close every connection; a later call opens the layer anew.
+        """Finish what was begun, leave all groups and close every connection.
 
-        Who waits in receive() gets LayerClosed.
+        Who waits in receive() gets LayerClosed. A later call opens the layer anew, as another node:
+        channels made before are gone.
         """
         await asyncio.to_thread(self.close_sync)
 
@@ -184,6 +185,9 @@ class Layer:
         """Close from code without an event loop; otherwise as `close`."""
         with self._lock:
             finalizer, self._finalizer, self._node = self._finalizer, None, None
+            if finalizer is not None:
+                # Who opens it anew meanwhile must not be taken for the node that leaves.
+                self._node_id = new_node()
         if finalizer is not None:
             finalizer()
 

@@ -81,7 +81,11 @@ class Node:
         self._registered = False
         self._work_tasks: list[asyncio.Task[Any]] = []
         self._thread = IOThread(f"channels_pg_sa {node_id}")
-        self._thread.call(self._compose()).result()
+        try:
+            self._thread.call(self._compose()).result()
+        except BaseException:
+            self._thread.stop()
+            raise
 
     async def _compose(self) -> None:
         settings, spawn = self._settings, self._thread.spawn
