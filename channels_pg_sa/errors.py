@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ChannelLayerError(Exception):
     """Base of every error this package raises on its own account."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let task queues and process pools pickle it, whatever its constructor takes."""
+        return _remake, (type(self), self.args, vars(self).copy())
+
+
+def _remake(kind: type[ChannelLayerError], texts: tuple[Any, ...], facts: dict[str, Any]) -> ChannelLayerError:
+    error = kind.__new__(kind, *texts)
+    vars(error).update(facts)
+    return error
 
 
 class ConfigurationError(ChannelLayerError, ValueError):

@@ -1,0 +1,74 @@
+"""What errors say, and the facts they carry."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+
+import pytest
+
+from channels_pg_sa import errors
+
+
+def test_every_error_can_be_caught_by_one_name() -> None:
+    """ChannelLayerError is the base of them all."""
+    found = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__]
+    assert len(found) > 8
+    assert all(issubclass(cls, errors.ChannelLayerError) for cls in found)
+
+
+def test_a_schema_error_says_what_to_run() -> None:
+    """With the revision found, or none."""
+    assert "has no channels_pg_sa tables" in str(errors.SchemaError(None, "0002"))
+    error = errors.SchemaError("0001", "0002")
+    assert "is at schema revision 0001" in str(error)
+    assert "needs revision 0002" in str(error)
+    assert "upgrade" in str(error)
+    assert (error.found, error.needed) == ("0001", "0002")
+
+
+def test_a_message_too_large_has_its_size_and_the_limit() -> None:
+    """As numbers, and readable."""
+    error = errors.MessageTooLarge(20_000_000, 16_777_216)
+    assert (error.size, error.limit) == (20_000_000, 16_777_216)
+    assert "20,000,000 bytes; the limit is 16,777,216" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("maybe", "reason", "text"),
+    [
+        (False, None, "Nothing was sent, after 1.2 s: the database does not answer"),
+        (True, "cut", "The message may have been sent, after 1.2 s: cut"),
+    ],
+)
+def test_a_send_error_says_whether_it_may_have_been_sent(maybe: bool, reason: str | None, text: str) -> None:
+    """And why, as far as anybody knows."""
+    error = errors.SendError(maybe_sent=maybe, waited=1.23, reason=reason)
+    assert str(error) == text
+    assert (error.maybe_sent, error.waited, error.reason) == (maybe, 1.23, reason)
+
+
+def test_a_pooler_error_says_which_setting_helps() -> None:
+    """The address of the server itself."""
+    assert '"listen_url"' in str(errors.PoolerError())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.SchemaError("0001", "0002"),
+        errors.MessageTooLarge(2, 1),
+        errors.PoolerError(),
+        errors.SendError(maybe_sent=True, waited=1.0, reason="cut"),
+        errors.ChannelFull("full"),
+        errors.DecodeError("no message"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_cross_processes(error: Exception) -> None:
+    """Celery pickles what a task raises, and concurrent.futures what a process pool's."""
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is type(error)
+        assert str(twin) == str(error)
+        assert vars(twin) == vars(error)
