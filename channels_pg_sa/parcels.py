@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -72,6 +73,8 @@ class Acknowledged:
     node: str
 
 
+_MAX_ROW = 2**63 - 1
+
 Frame = Parcel | Ring | Joined | Left | Beat | Flushed | Acknowledged
 
 
@@ -90,19 +93,35 @@ def _parse(frame: bytes) -> Frame:
         number, expires, name, *content = frame[1:].split(b" ")
         if len(content) != (kind in b"PG"):
             raise ValueError(frame)
-        return Parcel(int(number), name.decode(), kind in b"Gg", float(expires), content[0] if content else None)
+        return Parcel(_row(number), name.decode(), kind in b"Gg", _time(expires), content[0] if content else None)
     fields = frame[1:].decode().split(" ")
     return _SHORT[kind](fields)
 
 
+def _row(text: str | bytes) -> int:
+    """Read the id of a row; no statement would take one that is no bigint, however often it were tried."""
+    row = int(text)
+    if not 0 <= row <= _MAX_ROW:
+        raise ValueError(text)
+    return row
+
+
+def _time(text: str | bytes) -> float:
+    """Read a Unix time or infinity; what is not a number would never be over."""
+    time = float(text)
+    if math.isnan(time):
+        raise ValueError(text)
+    return time
+
+
 def _ring(fields: list[str]) -> Ring:
     number, queue = fields
-    return Ring(int(number), queue)
+    return Ring(_row(number), queue)
 
 
 def _joined(fields: list[str]) -> Joined:
     _stamp, group, channel, expires = fields
-    return Joined(group, channel, float(expires))
+    return Joined(group, channel, _time(expires))
 
 
 def _left(fields: list[str]) -> Left:
