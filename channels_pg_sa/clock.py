@@ -13,7 +13,7 @@ class Clock:
     """Keep the best estimate of the database's clock.
 
     A look at it is as exact as the round trip was short, and gets worse with age; a slow answer does not spoil a good
-    estimate.
+    estimate. But if both cannot be true, the clock was set, or another server has taken over: the new look counts.
     """
 
     def __init__(self) -> None:
@@ -30,8 +30,10 @@ class Clock:
             now: its answer, Unix time.
         """
         error = (after - before) / 2
-        if math.isinf(self._error) or error <= self._error + (after - self._looked) * DRIFT:
-            self._offset = now - (before + after) / 2
+        offset = now - (before + after) / 2
+        doubt = self._error + (after - self._looked) * DRIFT
+        if math.isinf(self._error) or error <= doubt or abs(offset - self._offset) > error + doubt:
+            self._offset = offset
             self._error = error
             self._looked = after
 
