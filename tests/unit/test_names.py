@@ -1,0 +1,111 @@
+"""Names of channels and groups, and the NOTIFY channels made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channels_pg_sa import names
+
+ALPHABET = "abcxyzABCXYZ0189-_."
+PLAIN = st.text(ALPHABET, min_size=1, max_size=names.MAX_LENGTH - 1)
+NODES = st.builds(names.new_node)
+
+
+@pytest.mark.parametrize("name", ["a", "A-b_c.9", "specific.abc!", "specific.abc!d.e-f", "x" * 99, "a!" + "b" * 97])
+def test_valid_channel_names_pass(name: str) -> None:
+    """Up to 99 characters, with at most one mark; the mark may end the name."""
+    assert names.check_channel(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "!", "!a", "a!b!c", "a!!", "x" * 100, "a b", "a\n", "ä", "a,b", "a\0", b"a", None, 1, "a!\n"]
+)
+def test_wrong_channel_names_are_a_type_error_that_tells_the_rule(name: object) -> None:
+    """Empty, too long, with other characters, or no text at all."""
+    with pytest.raises(TypeError, match=r"fewer than 100 characters.*at most one '!'"):
+        names.check_channel(name)
+
+
+@pytest.mark.parametrize("name", ["", "a!", "a!b", "x" * 100, "a b", "a\n", "ä", b"a", None])
+def test_wrong_group_names_are_a_type_error_that_tells_the_rule(name: object) -> None:
+    """What channels may not be called, and no mark at all."""
+    with pytest.raises(TypeError, match="Group name must be a string of fewer than 100 characters"):
+        names.check_group(name)
+
+
+@given(name=PLAIN)
+def test_every_valid_name_passes(name: str) -> None:
+    """As a channel and as a group."""
+    assert names.check_channel(name) == names.check_group(name) == name
+
+
+@given(prefix=st.text(ALPHABET, min_size=1, max_size=names.MAX_PREFIX), node=NODES)
+def test_a_new_channel_is_valid_and_names_its_node(prefix: str, node: str) -> None:
+    """However long or odd the prefix may be; and no two are alike."""
+    channel = names.new_channel(names.check_prefix(prefix), node)
+    assert names.check_channel(channel) == channel
+    assert names.node_of(channel) == names.recipient_of(channel) == node
+    assert channel.startswith(prefix.rstrip("."))
+    assert names.new_channel(prefix, node) != channel
+    assert names.node_of(names.queue_of(channel)) == node, "so a reader of all channels of a node is known as its own"
+
+
+@pytest.mark.parametrize("prefix", ["", "x" * 54, "a!", "a b", None, b"a"])
+def test_a_wrong_prefix_is_a_type_error(prefix: object) -> None:
+    """It must leave room for the node and the unique part."""
+    with pytest.raises(TypeError, match="prefix of a new channel"):
+        names.check_prefix(prefix)
+
+
+@pytest.mark.parametrize(
+    "channel",
+    [
+        "a",
+        "a!b",
+        "a.0123456789a!b",
+        "a.0123456789abc!b",
+        "a.0123456789aB!b",
+        "a.0123456789ab",
+        "0123456789ab!b",
+        "a!b.0123456789ab",
+    ],
+)
+def test_other_channels_have_no_node(channel: str) -> None:
+    """Only twelve hexadecimal digits between a period and the mark are a node."""
+    assert names.node_of(channel) is None
+
+
+@pytest.mark.parametrize(
+    ("channel", "queue"), [("a", "a"), ("a!", "a!"), ("a!b", "a!"), ("a.b!c", "a.b!"), ("a.b", "a.b")]
+)
+def test_a_channel_without_a_node_waits_in_the_queue_of_its_non_local_part(channel: str, queue: str) -> None:
+    """The local part tells readers of one queue apart."""
+    assert names.queue_of(channel) == names.recipient_of(channel) == queue
+
+
+@given(secret=st.text(max_size=9), kind=st.sampled_from(["node", "queue"]), prefix=st.text(max_size=9), name=PLAIN)
+def test_a_topic_fits_an_identifier_and_depends_on_all_it_is_made_of(
+    secret: str, kind: str, prefix: str, name: str
+) -> None:
+    """PostgreSQL cuts at 63 bytes and folds what is not quoted."""
+    topic = names.topic(secret, kind, prefix, name)
+    assert re.fullmatch("channels_pg_sa_[0-9a-f]{32}", topic)
+    others = [
+        names.topic(secret + "x", kind, prefix, name),
+        names.topic(secret, kind + "x", prefix, name),
+        names.topic(secret, kind, prefix + "x", name),
+        names.topic(secret, kind, prefix, name + "x"),
+        names.topic(secret, kind, prefix + name[0], name[1:]),
+    ]
+    assert topic not in others
+
+
+def test_a_topic_is_what_the_database_makes_of_it() -> None:
+    """The separator and the cut are those of its twin in SQL."""
+    digest = hashlib.sha256(b"s\x1fnode\x1fasgi\x1f0123456789ab").hexdigest()
+    assert names.topic("s", "node", "asgi", "0123456789ab") == f"channels_pg_sa_{digest[:32]}"
