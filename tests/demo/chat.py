@@ -42,6 +42,7 @@ def start(database_url: str) -> Chat:
         [sys.executable, str(LAUNCHER), "--port", "0"],
         env=environment(DATABASE_URL=database_url),
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     chat = Chat(launcher, {}, {})
