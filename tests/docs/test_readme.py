@@ -23,7 +23,7 @@ SETTINGS, DJANGO, PLAIN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def run(directory: Path, *arguments: str, **environ: str) -> str:
     """Run Python in a directory, where any warning is an error, and return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", *arguments],
+        [sys.executable, "-W", "error", *arguments],
         cwd=directory,
         env=environment(**environ),
         capture_output=True,
