@@ -57,7 +57,7 @@ def main() -> int:
             print(f"Ready, on {where}. Checking:\n", flush=True)
             return asyncio.run(check(fleet))
     except ModuleNotFoundError as missing:
-        print(f"{missing.name} is not installed here. `nox -s demo` installs what the chat needs, and runs it.")
+        print(f"{missing.name} is not installed here. `nox -s demo` installs all that, and runs this.", file=sys.stderr)
         return 1
     except StartFailed as failure:
         print(failure, file=sys.stderr)

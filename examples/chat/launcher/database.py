@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from channels_pg_sa.migrate import upgrade
 from launcher.fleet import StartFailed
@@ -27,8 +27,8 @@ def database() -> Iterator[tuple[str, str]]:
     if given:
         try:
             upgrade(given)
-        except SQLAlchemyError as error:
-            raise StartFailed(f"DATABASE_URL does not lead to a database that can be used.\n{error}") from None
+        except DBAPIError as error:
+            raise StartFailed(f"DATABASE_URL does not lead to a database that can be used.\n{error.orig}") from None
         yield given, "the server of DATABASE_URL"
         return
     with _private_server() as server:
