@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .directory import LiveNode
 from .errors import (
     ChannelFull,
     ChannelLayerError,
@@ -14,6 +15,7 @@ from .errors import (
     SendError,
 )
 from .layer import Layer
+from .publisher import Publisher
 from .version import __version__
 
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "DecodeError",
     "Layer",
     "LayerClosed",
+    "LiveNode",
     "MessageTooLarge",
     "PoolerError",
+    "Publisher",
     "SchemaError",
     "SendError",
     "__version__",

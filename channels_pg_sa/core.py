@@ -9,7 +9,7 @@ from channels.exceptions import ChannelFull as ChannelsChannelFull
 from channels.layers import BaseChannelLayer
 
 from . import errors
-from .django import settings_from_config
+from .django import database_alias, settings_from_config
 from .layer import Layer
 from .names import check_channel, check_group
 
@@ -26,6 +26,9 @@ class PostgresChannelLayer(Layer, BaseChannelLayer):
 
     Raises:
         django.core.exceptions.ImproperlyConfigured: a key is unknown or its value wrong; the message names it.
+
+    Attributes:
+        database: the alias of DATABASES that it uses, None if it has an address of its own.
     """
 
     ChannelFull = ChannelFull
@@ -33,6 +36,7 @@ class PostgresChannelLayer(Layer, BaseChannelLayer):
     def __init__(self, **config: Any) -> None:
         settings = settings_from_config(config)
         BaseChannelLayer.__init__(self, expiry=settings.expiry, capacity=settings.capacity)
+        self.database = database_alias(config)
         self.group_expiry = settings.group_expiry
         self.channel_capacity: list[tuple[re.Pattern[str], int]] = list(settings.channel_capacity)
         self._set_up(settings)

@@ -1,4 +1,4 @@
-"""Finds the database in Django's settings, and makes Settings of a CONFIG."""
+"""Makes Settings of a CONFIG and Django's DATABASES, and sends through Django's own connections."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from channels.layers import DEFAULT_CHANNEL_LAYER, get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.utils import ConnectionHandler, load_backend
 
 from .address import Connector, check_keywords
+from .codec import Message
 from .config import DATABASE_KEYS, Settings, check_keys, nearest_key, settings_from_mapping
 from .errors import ConfigurationError
+from .layer import Layer
 from .rules import Rule
 
 OWN_ALIAS = "channels_pg_sa"
@@ -47,6 +50,39 @@ _ENTRY_RULES: dict[str, Rule] = {
     ),
     "OPTIONS": Rule("a mapping of connection parameters", lambda value: isinstance(value, Mapping), dict, if_none={}),
 }
+
+
+def send(channel: str, message: Message, *, using: str | None = None, layer: str = DEFAULT_CHANNEL_LAYER) -> None:
+    """Send a message to a channel through Django's own connection: within atomic(), if and when that commits.
+
+    It needs no event loop and opens no connection: for views, signals, admin actions, tasks and commands. Outside of
+    atomic() it is sent at once. In a TestCase, whose transaction never commits, nobody receives it.
+
+    Not for coroutines, as nothing of Django's that asks the database; and not for what shall be sent whatever becomes
+    of the transaction: the layer itself does that.
+
+    Args:
+        channel: its name.
+        message: a dict, as for the layer's send().
+        using: an alias of DATABASES whose database has the layer's tables; by default the alias that the layer uses.
+        layer: the entry of CHANNEL_LAYERS, whose prefix, expiry, keys, serializer and schema count.
+
+    Raises:
+        TypeError, MessageTooLarge: as the layer's send().
+        django.core.exceptions.ImproperlyConfigured: the layer is not one of ours, or has an address of its own, so that
+            nothing says what `using` is; or that database is not PostgreSQL.
+        django.db.Error: the database refuses.
+
+    https://docs.djangoproject.com/en/stable/topics/db/transactions/
+    """
+    ours = _layer(layer)
+    _execute(using, layer, ours, *ours.send_sql(channel, message))
+
+
+def group_send(group: str, message: Message, *, using: str | None = None, layer: str = DEFAULT_CHANNEL_LAYER) -> None:
+    """Send a message to the members of a group through Django's own connection; otherwise as `send`."""
+    ours = _layer(layer)
+    _execute(using, layer, ours, *ours.group_send_sql(group, message))
 
 
 def settings_from_config(config: Mapping[str, Any]) -> Settings:
@@ -177,3 +213,26 @@ def _wrapper_class(engine: str, place: str) -> Any:
             'or "url" where a PostgreSQL database is.'
         )
     return wrapper_class
+
+
+def _layer(name: str) -> Layer:
+    layer = get_channel_layer(name)
+    if not isinstance(layer, Layer):
+        raise ImproperlyConfigured(
+            f'CHANNEL_LAYERS["{name}"] is no layer of channels_pg_sa, so that nothing can be sent through a database.'
+        )
+    return layer
+
+
+def _execute(using: str | None, name: str, layer: Layer, sql: str, parameters: Mapping[str, Any]) -> None:
+    alias = getattr(layer, "database", None) if using is None else using
+    if alias is None:
+        raise ImproperlyConfigured(
+            f'CHANNEL_LAYERS["{name}"] has an address of its own. Say with using="…" which alias of DATABASES leads to '
+            "the same database."
+        )
+    connection = connections[alias]
+    if connection.vendor != DatabaseWrapper.vendor:
+        raise ImproperlyConfigured(f'DATABASES["{alias}"] is not PostgreSQL, where the tables of the layer are.')
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)

@@ -10,17 +10,21 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from sqlalchemy.sql import Executable
+
 from .codec import Message, MessageCodec
 from .config import Settings, settings_from_mapping
+from .directory import Directory, Rows, rows_through
 from .errors import ChannelFull, DecodeError, MessageTooLarge
 from .names import check_channel, check_group, check_prefix, new_channel, new_node
 from .node import Node
+from .transactional import TransactionalSends
 
 TAKES = 64
 """Messages that readers of a loop may take without giving other tasks a turn."""
 
 
-class Layer:
+class Layer(TransactionalSends, Directory):
     """Send and receive messages through PostgreSQL; one object serves every thread and event loop of a process.
 
     It opens no connection before it is used, and closes all of them in close(), at exit or with the last reference.
@@ -216,6 +220,12 @@ class Layer:
                     node = self._node = Node(self._settings, self._node_id, announcements=self._announcements())
                     self._finalizer = weakref.finalize(self, Node.close, node)
         return node
+
+    async def _rows(self, statement: Executable) -> Rows:
+        return await asyncio.wrap_future(rows_through(self._open(), statement, self._settings.send_timeout))
+
+    def _rows_sync(self, statement: Executable) -> Rows:
+        return rows_through(self._open(), statement, self._settings.send_timeout).result()
 
     def _announcements(self) -> tuple[bytes | None, bytes | None]:
         """Encode what local channels get when the connection is lost, and when it is back."""

@@ -271,7 +271,7 @@ class Compiled:
 @functools.cache
 def compiled(schema: str | None) -> Mapping[str, Compiled]:
     """Return each statement, compiled once for a PostgreSQL schema."""
-    return {name: _compile(statement, schema) for name, statement in _build(schema).items()}
+    return {name: compiled_statement(statement, schema) for name, statement in _build(schema).items()}
 
 
 def _build(schema: str | None) -> dict[str, Executable]:
@@ -291,7 +291,8 @@ def _build(schema: str | None) -> dict[str, Executable]:
     }
 
 
-def _compile(statement: Executable, schema: str | None) -> Compiled:
+def compiled_statement(statement: Executable, schema: str | None = None) -> Compiled:
+    """Return a statement as the driver takes it; schema: where its tables are, if they do not say so themselves."""
     options = {"schema_translate_map": {None: schema}, "render_schema_translate": True} if schema else {}
     result = statement.compile(dialect=PGDialect_psycopg(), **options)  # type: ignore[attr-defined, no-untyped-call]
     literals = {name: bind.value for name, bind in result.binds.items() if not bind.required}

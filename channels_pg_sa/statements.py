@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Integer,
     Interval,
     LargeBinary,
+    Table,
     Text,
     and_,
     any_,
@@ -60,7 +62,30 @@ INFINITY: ColumnElement[Any] = literal_column("'infinity'::timestamptz")
 # for the one transaction only, because behind a pooler the session is not ours.
 ASYNCHRONOUS = select(func.set_config("synchronous_commit", "off", literal_column("true"))).subquery("asynchronous")
 
-_MESSAGE = ["prefix", "recipient", "channel", "group_name", "payload", "expires_at"]
+MESSAGE = ["prefix", "recipient", "channel", "group_name", "payload", "expires_at"]
+
+
+def next_node_of(
+    members: Table, prefix: ColumnElement[str], group: ColumnElement[str], after: ColumnElement[str]
+) -> ColumnElement[str]:
+    """The first node after another that has members of the group: one descent of the index."""
+    return (
+        select(members.c.node)
+        .where(
+            members.c.prefix == prefix,
+            members.c.group_name == group,
+            members.c.node > after,
+            members.c.expires_at > CLOCK,
+        )
+        .order_by(members.c.node)
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
+def queue_of(channel: ColumnElement[str]) -> ColumnElement[str]:
+    """The queue of a channel that no single node reads; names.queue_of is its twin."""
+    return case((channel.contains("!"), func.split_part(channel, "!", 1) + "!"), else_=channel)
 
 
 def _sends(given: FromClause) -> Select[Any]:
@@ -70,7 +95,7 @@ def _sends(given: FromClause) -> Select[Any]:
 def send() -> Executable:
     """Insert a batch of messages to channels."""
     given = _given(recipient=Text(), channel=Text(), payload=LargeBinary())
-    return insert(message).from_select(_MESSAGE, _sends(given), include_defaults=False)
+    return insert(message).from_select(MESSAGE, _sends(given), include_defaults=False)
 
 
 def send_within_capacity() -> Executable:
@@ -88,7 +113,7 @@ def send_within_capacity() -> Executable:
     judged = select(given, (func.coalesce(earlier <= room, literal_column("true"))).label("fits")).cte("judged")
     added = (
         insert(message)
-        .from_select(_MESSAGE, _sends(judged).where(judged.c.fits).order_by(judged.c.place), include_defaults=False)
+        .from_select(MESSAGE, _sends(judged).where(judged.c.fits).order_by(judged.c.place), include_defaults=False)
         .cte("added")
     )
     return select(judged.c.place).where(~judged.c.fits).add_cte(added)
@@ -103,28 +128,14 @@ def publish() -> Executable:
     given = _given(recipient=Text(), channel=Text(), group_name=Text(), payload=LargeBinary()).alias("given")
     batch = select(given).cte("batch")
     groups = select(batch.c.group_name).where(batch.c.group_name.is_not(None)).distinct().cte("groups")
-
-    def next_node(group: ColumnElement[str], after: ColumnElement[str]) -> ColumnElement[str]:
-        return (
-            select(membership.c.node)
-            .where(
-                membership.c.prefix == PREFIX,
-                membership.c.group_name == group,
-                membership.c.node > after,
-                membership.c.expires_at > CLOCK,
-            )
-            .order_by(membership.c.node)
-            .limit(1)
-            .scalar_subquery()
-        )
-
+    next_node = functools.partial(next_node_of, membership, PREFIX)
     first = select(groups.c.group_name, next_node(groups.c.group_name, literal_column("''")).label("node"))
     nodes = first.cte("nodes", recursive=True)
     nodes = nodes.union_all(
         select(nodes.c.group_name, next_node(nodes.c.group_name, nodes.c.node)).where(nodes.c.node.is_not(None))
     )
     channel = membership.c.channel
-    queue = case((channel.contains("!"), func.split_part(channel, "!", 1) + "!"), else_=channel)
+    queue = queue_of(channel)
     to_channels = select(batch.c.place, batch.c.recipient, batch.c.channel, batch.c.group_name, batch.c.payload).where(
         batch.c.group_name.is_(None)
     )
@@ -145,7 +156,7 @@ def publish() -> Executable:
     )
     rows = union_all(to_channels, to_nodes, to_queues).subquery("rows")
     return insert(message).from_select(
-        _MESSAGE,
+        MESSAGE,
         select(PREFIX, rows.c.recipient, rows.c.channel, rows.c.group_name, rows.c.payload, CLOCK + EXPIRY).order_by(
             rows.c.place
         ),
@@ -240,9 +251,12 @@ def waiting() -> Executable:
 
 def put_back(topic: Any) -> Executable:
     """Move claimed rows that nobody read back to their queues, and ring there."""
-    channel = message.c.channel
-    queue = case((channel.contains("!"), func.split_part(channel, "!", 1) + "!"), else_=channel)
-    back = update(message).values(recipient=queue).where(_mine(ROWS)).returning(message.c.recipient, message.c.id)
+    back = (
+        update(message)
+        .values(recipient=queue_of(message.c.channel))
+        .where(_mine(ROWS))
+        .returning(message.c.recipient, message.c.id)
+    )
     rows = back.cte("back")
     ring = literal_column("'Q'", Text) + cast(func.min(rows.c.id), Text) + " " + rows.c.recipient
     secret = select(installation.c.secret).scalar_subquery()

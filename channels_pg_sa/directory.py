@@ -1,0 +1,152 @@
+"""Who is in which group, and which processes are alive."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.sql import Executable, Select
+
+from . import host_statements as statements
+from .config import Settings
+from .database import Connection
+from .errors import LayerClosed, SendError
+from .host_statements import Tables, tables
+from .lane import Call
+from .names import check_channel, check_group
+from .node import Node
+from .queries import compiled_statement
+
+Rows = Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveNode:
+    """A layer that receives, in one process.
+
+    Args:
+        id: stands in the names of its channels.
+        host: of its process.
+        pid: of its process, on that host.
+        version: of this package, there.
+        started_at: when it began to receive, by the database's clock.
+        seen_at: when it last gave a sign of life, by the database's clock.
+    """
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    started_at: dt.datetime
+    seen_at: dt.datetime
+
+
+class Directory:
+    """The part of a Layer and of a Publisher that reads groups and nodes: at once, or as statements for the caller.
+
+    A membership that has expired does not count, nor does that of a process that is gone: one that gave no sign of
+    life for `lease` seconds. What comes back is what was committed a moment ago: members come and go meanwhile.
+
+    The statements are SELECTs, which can be extended, joined and used as subqueries; channels_pg_sa.schema has the
+    tables.
+
+    Raises:
+        TypeError: a name is not allowed.
+        SendError: the database could not be asked within `send_timeout` seconds; a Publisher with an engine of its own
+            raises what SQLAlchemy does.
+        SchemaError: the tables are missing or too old.
+    """
+
+    _settings: Settings
+
+    def group_channels_statement(self, group: str) -> Select[str]:
+        """Return a statement that selects the channels in a group, in the order of their names."""
+        return statements.group_channels(self._tables, self._settings.prefix, check_group(group))
+
+    async def group_channels(self, group: str) -> list[str]:
+        """Return the channels in a group, in the order of their names."""
+        return [channel for (channel,) in await self._rows(self.group_channels_statement(group))]
+
+    def group_channels_sync(self, group: str) -> list[str]:
+        """Return the same, from code without an event loop."""
+        return [channel for (channel,) in self._rows_sync(self.group_channels_statement(group))]
+
+    def group_count_statement(self, group: str) -> Select[int]:
+        """Return a statement that selects how many channels are in a group."""
+        return statements.group_count(self._tables, self._settings.prefix, check_group(group))
+
+    async def group_count(self, group: str) -> int:
+        """Return how many channels are in a group."""
+        return sum([count for (count,) in await self._rows(self.group_count_statement(group))])
+
+    def group_count_sync(self, group: str) -> int:
+        """Return the same, from code without an event loop."""
+        return sum(count for (count,) in self._rows_sync(self.group_count_statement(group)))
+
+    def groups_of_statement(self, channel: str) -> Select[str]:
+        """Return a statement that selects the groups that a channel is in, in the order of their names."""
+        return statements.groups_of(self._tables, self._settings.prefix, check_channel(channel))
+
+    async def groups_of(self, channel: str) -> list[str]:
+        """Return the groups that a channel is in, in the order of their names."""
+        return [group for (group,) in await self._rows(self.groups_of_statement(channel))]
+
+    def groups_of_sync(self, channel: str) -> list[str]:
+        """Return the same, from code without an event loop."""
+        return [group for (group,) in self._rows_sync(self.groups_of_statement(channel))]
+
+    def nodes_statement(self) -> Select[str, str, int, str, dt.datetime, dt.datetime]:
+        """Return a statement that selects the fields of a LiveNode, of each that there is, the oldest first."""
+        return statements.nodes(self._tables, self._settings.prefix)
+
+    async def nodes(self) -> list[LiveNode]:
+        """Return the nodes that receive now, of this layer's prefix, the oldest first."""
+        return [LiveNode(*row) for row in await self._rows(self.nodes_statement())]
+
+    def nodes_sync(self) -> list[LiveNode]:
+        """Return the same, from code without an event loop."""
+        return [LiveNode(*row) for row in self._rows_sync(self.nodes_statement())]
+
+    @property
+    def _tables(self) -> Tables:
+        return tables(self._settings.schema)
+
+    async def _rows(self, statement: Executable) -> Rows:
+        raise NotImplementedError
+
+    def _rows_sync(self, statement: Executable) -> Rows:
+        raise NotImplementedError
+
+
+def rows_through(node: Node, statement: Executable, timeout: float) -> Future[Rows]:
+    """Run a statement on a connection of a node's.
+
+    Args:
+        node: whose connections and I/O thread do it.
+        statement: reads only, so that it may be run again if its answer is lost.
+        timeout: seconds.
+    """
+    return node._thread.call(_read(node, Call(statement, timeout, None)))  # noqa: SLF001 - reading is no verb of a node
+
+
+async def _read(node: Node, call: Call[Executable]) -> Rows:
+    async def select(connection: Connection, _jobs: list[Executable]) -> None:
+        statement = compiled_statement(call.job)
+        cursor = await connection.execute(statement.sql, statement.literals, binary=True)
+        call.result = await cursor.fetchall()
+
+    timeout = call.deadline - call.since
+    try:
+        await asyncio.wait_for(node._outbox.do([call], select, repeatable=True), timeout)  # noqa: SLF001 - as above
+    except asyncio.TimeoutError:
+        raise SendError(maybe_sent=False, waited=timeout, reason=node._database.trouble) from None  # noqa: SLF001
+    except asyncio.CancelledError:  # the I/O thread ends; if it is the caller who cancels, nobody looks at the error
+        raise LayerClosed("The layer is closed.") from None
+    if call.error is not None:
+        raise call.error
+    rows: Rows = call.result
+    return rows

@@ -1,0 +1,143 @@
+"""Sending for programs that do not receive: a Django-free service, a job, a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql import Executable
+
+from .codec import Message, MessageCodec
+from .config import check_keys, settings_from_mapping
+from .directory import Directory, Rows
+from .errors import ConfigurationError
+from .layer import Layer
+from .transactional import TransactionalSends
+
+_WITH_ENGINE = frozenset({"prefix", "expiry", "symmetric_encryption_keys", "serializer", "schema"})
+
+
+class Publisher(TransactionalSends, Directory):
+    """Send to the channels and groups of a layer; one object serves every thread and event loop of a process.
+
+    With a `url` it has connections of its own, opened at the first send, on which the sends of all callers go together
+    in batches. With an `engine` it uses that, one short transaction for each send. For sends within a transaction of
+    yours, `send_statement` and `group_send_statement`, either will do, and no connection is used.
+
+    Args:
+        engine: the service's own SQLAlchemy Engine or AsyncEngine for PostgreSQL, whatever its driver.
+        config: the keys of docs/configuration.md, as the layer has them. Beside an engine: `prefix`, `expiry`,
+            `symmetric_encryption_keys`, `serializer` and `schema`; without one, all, at least `url`.
+
+    Raises:
+        ConfigurationError: a key is unknown or its value wrong; the message names it.
+    """
+
+    def __init__(self, *, engine: Engine | AsyncEngine | None = None, **config: Any) -> None:
+        self._engine = engine
+        if engine is None:
+            self._settings = settings_from_mapping(config)
+            self._layer: Layer | None = Layer(**config)
+        else:
+            _check_engine(engine, config)
+            self._settings = settings_from_mapping(config, connect=dict)
+            self._layer = None
+        self._codec = MessageCodec(self._settings.serializer, self._settings.symmetric_encryption_keys)
+
+    async def send(self, channel: str, message: Message) -> None:
+        """Send a message to a channel; when this returns it is committed.
+
+        Args:
+            channel: its name.
+            message: a dict of str keys, with str, bytes, int, float, bool, None, lists and dicts as values.
+
+        Raises:
+            TypeError, ChannelFull, MessageTooLarge, SendError, SchemaError: as `Layer.send`.
+            sqlalchemy.exc.SQLAlchemyError: what the engine raises, in place of the last two.
+        """
+        if self._layer is not None:
+            await self._layer.send(channel, message)
+        else:
+            await self._execute(self.send_statement(channel, message))
+
+    async def group_send(self, group: str, message: Message) -> None:
+        """Send a message to every member of a group; otherwise as `send`."""
+        if self._layer is not None:
+            await self._layer.group_send(group, message)
+        else:
+            await self._execute(self.group_send_statement(group, message))
+
+    def send_sync(self, channel: str, message: Message) -> None:
+        """Send a message from code without an event loop; otherwise as `send`.
+
+        Raises:
+            ConfigurationError: the engine is an AsyncEngine, whose connections belong to an event loop.
+        """
+        if self._layer is not None:
+            self._layer.send_sync(channel, message)
+        else:
+            self._execute_sync(self.send_statement(channel, message))
+
+    def group_send_sync(self, group: str, message: Message) -> None:
+        """Send to a group from code without an event loop; otherwise as `send_sync`."""
+        if self._layer is not None:
+            self._layer.group_send_sync(group, message)
+        else:
+            self._execute_sync(self.group_send_statement(group, message))
+
+    async def close(self) -> None:
+        """Finish what was begun and close every connection of its own; the engine, if it was given one, stays open."""
+        if self._layer is not None:
+            await self._layer.close()
+
+    def close_sync(self) -> None:
+        """Close from code without an event loop; otherwise as `close`."""
+        if self._layer is not None:
+            self._layer.close_sync()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} through {self._engine or self._layer!r}>"
+
+    async def _rows(self, statement: Executable) -> Rows:
+        if self._layer is not None:
+            return await self._layer._rows(statement)  # noqa: SLF001 - another Directory
+        return await self._execute(statement)
+
+    def _rows_sync(self, statement: Executable) -> Rows:
+        if self._layer is not None:
+            return self._layer._rows_sync(statement)  # noqa: SLF001 - another Directory
+        return self._execute_sync(statement)
+
+    async def _execute(self, statement: Executable) -> Rows:
+        """Run a statement in a transaction of its own."""
+        if not isinstance(self._engine, AsyncEngine):
+            return await asyncio.to_thread(self._execute_sync, statement)
+        async with self._engine.begin() as connection:
+            result = await connection.execute(statement)
+            return result.all() if result.returns_rows else ()
+
+    def _execute_sync(self, statement: Executable) -> Rows:
+        if not isinstance(self._engine, Engine):
+            raise ConfigurationError(
+                "This Publisher has an AsyncEngine, which works in coroutines only. Await the method without _sync, "
+                'or give the Publisher an Engine or a "url".'
+            )
+        with self._engine.begin() as connection:
+            result = connection.execute(statement)
+            return result.all() if result.returns_rows else ()
+
+
+def _check_engine(engine: object, config: Mapping[str, Any]) -> None:
+    if not isinstance(engine, (Engine, AsyncEngine)) or engine.dialect.name != "postgresql":
+        raise ConfigurationError(f'"engine" must be a SQLAlchemy Engine or AsyncEngine for PostgreSQL, not {engine!r}.')
+    if "url" in config:
+        raise ConfigurationError('"url" and "engine" both say where the database is. Keep one.')
+    check_keys(config)
+    for key in config:
+        if key not in _WITH_ENGINE:
+            raise ConfigurationError(
+                f'"{key}" is for a Publisher with connections of its own: give "url", not "engine".'
+            )

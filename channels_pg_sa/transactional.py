@@ -1,0 +1,90 @@
+"""Sends that take part in the caller's own transaction, as SQLAlchemy statements or as SQL."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Insert
+
+from .codec import Message, MessageCodec
+from .config import Settings
+from .host_statements import Tables, insert_group_message, insert_message, tables
+from .names import check_channel, check_group, recipient_of
+from .queries import compiled
+
+
+class TransactionalSends:
+    """The part of a Layer and of a Publisher that makes statements of messages and sends nothing itself.
+
+    Whoever executes such a statement sends the message if and when their transaction commits: not after a rollback,
+    be it to a savepoint, and never before others can see what else the transaction has written.
+
+    A channel's `capacity` is not looked at. `expiry` counts from the execution, so the message of a transaction that
+    takes longer than that is not read any more.
+
+    https://www.postgresql.org/docs/current/sql-notify.html
+    """
+
+    _settings: Settings
+    _codec: MessageCodec
+
+    def send_statement(self, channel: str, message: Message) -> Insert:
+        """Return a statement that sends a message to a channel.
+
+        Args:
+            channel: its name.
+            message: a dict, as for `send`.
+
+        Returns:
+            What the execute() of a Connection, AsyncConnection, Session or AsyncSession takes, whatever the driver.
+            Each execution sends once more.
+
+        Raises:
+            TypeError: the name or the message is not allowed.
+            MessageTooLarge: its encoding is over 16 MiB.
+        """
+        return insert_message(self._tables, channel=check_channel(channel), **self._values(message))
+
+    def group_send_statement(self, group: str, message: Message) -> Insert:
+        """Return a statement that sends a message to the members that a group has when it is executed.
+
+        Who joins or leaves between that and the commit may get the message or not.
+
+        Args, returns, raises: as `send_statement`.
+        """
+        return insert_group_message(self._tables, group=check_group(group), **self._values(message))
+
+    def send_sql(self, channel: str, message: Message) -> tuple[str, Mapping[str, Any]]:
+        """Return the same as SQL and parameters, for a cursor of psycopg or psycopg2: `execute(*layer.send_sql(…))`.
+
+        Raises: as `send_statement`.
+        """
+        payload = self._codec.encode(message)
+        return self._sql("send", recipient=[recipient_of(check_channel(channel))], channel=[channel], payload=[payload])
+
+    def group_send_sql(self, group: str, message: Message) -> tuple[str, Mapping[str, Any]]:
+        """Return the same as SQL and parameters, for a cursor of psycopg or psycopg2.
+
+        Raises: as `send_statement`.
+        """
+        check_group(group)
+        nothing = {"recipient": [None], "channel": [None]}
+        return self._sql("publish", group_name=[group], payload=[self._codec.encode(message)], queues=True, **nothing)
+
+    @property
+    def _tables(self) -> Tables:
+        return tables(self._settings.schema)
+
+    @property
+    def _expiry(self) -> dt.timedelta:
+        return dt.timedelta(seconds=self._settings.expiry)
+
+    def _values(self, message: Message) -> dict[str, Any]:
+        return {"prefix": self._settings.prefix, "payload": self._codec.encode(message), "expiry": self._expiry}
+
+    def _sql(self, name: str, **parameters: Any) -> tuple[str, Mapping[str, Any]]:
+        statement = compiled(self._settings.schema)[name]
+        constants = {"prefix": self._settings.prefix, "expiry": self._expiry}
+        return statement.sql, {**statement.literals, **constants, **parameters}
