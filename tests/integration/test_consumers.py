@@ -10,7 +10,7 @@ from channels.layers import get_channel_layer
 from channels.testing import ApplicationCommunicator, WebsocketCommunicator
 
 from tests.support.databases import TestServer, query
-from tests.support.layers import LISTENER
+from tests.support.layers import LISTENER, Message
 from tests.support.waiting import PATIENCE, eventually
 
 from .conftest import POSTGRES, LayerSettings
@@ -134,12 +134,24 @@ async def test_a_bad_message_kills_no_consumer(postgres: str) -> None:
     communicator.stop(exceptions=False)
 
 
-async def test_a_closed_socket_leaves_nothing(postgres: str) -> None:
+SAID, FLASH = {"type": "chat.said", "content": "words"}, {"type": "news.flash", "text": "words"}
+
+
+@pytest.mark.parametrize(
+    ("consumer", "group", "message"),
+    [
+        (AsyncChat, "chat", SAID),
+        (SyncChat, "chat", SAID),
+        (AsyncListener, "news", FLASH),
+        (SyncListener, "news", FLASH),
+    ],
+)
+async def test_a_closed_socket_leaves_nothing(postgres: str, consumer: Any, group: str, message: Message) -> None:
     """Peer defect 27: a consumer's end is seen: no membership, no reader and no message of it is left."""
-    sockets = await connect(AsyncChat, 20)
-    await sockets[0].send_json_to({"number": 1})
+    sockets = await connect(consumer, 20)
+    await get_channel_layer().group_send(group, message)
     for socket in sockets:
-        await socket.receive_json_from(PATIENCE)
+        assert "words" in await socket.receive_from(PATIENCE)
         await socket.disconnect(timeout=PATIENCE)
     assert query(postgres, "SELECT count(*) FROM channels_pg_sa_membership") == [(0,)]
     assert "0 waiting, 0 unread" in repr(get_channel_layer())

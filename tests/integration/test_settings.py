@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
 
+from tests.support.waiting import PATIENCE
+
 from .conftest import POSTGRES, LayerSettings
+
+
+async def received(layer: Any) -> Any:
+    """Return the next job."""
+    return await asyncio.wait_for(layer.receive("jobs"), PATIENCE)
 
 
 async def test_layers_by_alias(layer_settings: LayerSettings, layer_url: str) -> None:
@@ -35,8 +45,8 @@ async def test_the_test_config(layer_settings: LayerSettings, layer_url: str, sh
     assert (live.capacity, test.capacity) == (None, 3)
     await live.send("jobs", {"type": "live"})
     await test.send("jobs", {"type": "test"})
-    assert await test.receive("jobs") == {"type": "test"}
-    assert await live.receive("jobs") == {"type": "live"}
+    assert await received(test) == {"type": "test"}
+    assert await received(live) == {"type": "live"}
     await test.close()
 
 
@@ -48,7 +58,7 @@ async def test_a_layer_is_swapped_in_a_test(layer_settings: LayerSettings, layer
     assert isinstance(get_channel_layer(), InMemoryChannelLayer)
     channel_layers.set("default", ours)
     await get_channel_layer().send("jobs", {"type": "back"})
-    assert await ours.receive("jobs") == {"type": "back"}
+    assert await received(ours) == {"type": "back"}
 
 
 @pytest.mark.parametrize(
@@ -75,3 +85,4 @@ async def test_layers_are_built_without_a_database(layer_settings: LayerSettings
     layer = get_channel_layer()
     assert layer.extensions == ["groups", "flush"]
     assert (await layer.new_channel()).startswith("specific.")
+    assert repr(layer).endswith("closed>")
