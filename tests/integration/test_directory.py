@@ -1,0 +1,232 @@
+"""Reading who is in which group, and which processes are alive."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import select
+
+from channels_pg_sa import Layer, LayerClosed, LiveNode, Publisher, SendError, __version__, schema
+from tests.support.databases import TestServer, query
+from tests.support.engines import ASYNC_DRIVERS, DRIVERS, async_engine_on, engine_on
+from tests.support.layers import LayerFactory
+from tests.support.proxy import Proxy
+from tests.support.schema import SCHEMA
+from tests.support.waiting import eventually
+
+READERS = ["layer", "publisher", "engine", "async_engine"]
+
+
+@pytest_asyncio.fixture(params=READERS)
+async def reader(request: pytest.FixtureRequest, layer_url: str) -> AsyncIterator[Any]:
+    """Whatever can read the layer, on the test's own database."""
+    if request.param == "layer":
+        layer = Layer(url=layer_url)
+        yield layer
+        await layer.close()
+    elif request.param == "publisher":
+        publisher = Publisher(url=layer_url)
+        yield publisher
+        await publisher.close()
+    elif request.param == "engine":
+        with engine_on(layer_url) as engine:
+            yield Publisher(engine=engine)
+    else:
+        async with async_engine_on(layer_url) as async_engine:
+            yield Publisher(engine=async_engine)
+
+
+async def test_groups_and_nodes(make_own_layer: LayerFactory, reader: Any) -> None:
+    """Members of every process and of none, in the order of their names; nodes from the oldest on."""
+    here, there = make_own_layer(), make_own_layer()
+    mine, theirs = await here.new_channel(), await there.new_channel()
+    await here.group_add("group", mine)
+    await there.group_add("group", theirs)
+    for group, channel in (("group", "jobs"), ("group", "hub!x"), ("other", mine), ("other", "jobs")):
+        await here.group_add(group, channel)
+    assert await reader.group_channels("group") == sorted([mine, theirs, "jobs", "hub!x"])
+    assert await reader.group_count("group") == 4
+    assert await reader.groups_of(mine) == ["group", "other"]
+    assert await reader.groups_of("jobs") == ["group", "other"]
+    assert await reader.groups_of("hub!x") == ["group"]
+    assert await reader.groups_of("nobody") == []
+    assert await reader.group_channels("nothing") == []
+    assert await reader.group_count("nothing") == 0
+    await here.group_discard("group", mine)
+    assert await reader.groups_of(mine) == ["other"]
+    first, second = await reader.nodes()
+    assert [first.id, second.id] == [here.node, there.node]
+    assert isinstance(first, LiveNode)
+    assert (first.host, first.pid, first.version) == (socket.gethostname(), os.getpid(), __version__)
+    now = dt.datetime.now(dt.timezone.utc)
+    assert now - dt.timedelta(minutes=1) < first.started_at <= first.seen_at < now + dt.timedelta(minutes=1)
+
+
+async def test_reading_without_a_loop(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """The same from threads and scripts."""
+    layer = make_own_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    publisher = Publisher(url=layer_url)
+    with engine_on(layer_url) as engine:
+        for reader in (layer, publisher, Publisher(engine=engine)):
+            read: Any = reader
+            assert await asyncio.to_thread(read.group_channels_sync, "group") == [channel]
+            assert await asyncio.to_thread(read.group_count_sync, "group") == 1
+            assert await asyncio.to_thread(read.groups_of_sync, channel) == ["group"]
+            assert [node.id for node in await asyncio.to_thread(read.nodes_sync)] == [layer.node]
+    await publisher.close()
+
+
+async def test_what_has_ended_does_not_count(make_own_layer: LayerFactory, layer_url: str, reader: Any) -> None:
+    """Neither a membership that has expired, nor a process that gave no sign of life, nor what it was a member of."""
+    alive, dead, buried, brief = make_own_layer(), make_own_layer(), make_own_layer(), make_own_layer(group_expiry=0.01)
+    channels = {layer: await layer.new_channel() for layer in (alive, dead, buried, brief)}
+    for layer, channel in channels.items():
+        await layer.group_add("group", channel)
+    await brief.group_add("group", "jobs")
+    for layer in (dead, buried, brief):
+        await layer.close()  # Their rows are put back below, as a process leaves them that was killed.
+    query(
+        layer_url,
+        """INSERT INTO channels_pg_sa_node (id, prefix, pid, lease_until) VALUES
+        (%s, 'asgi', 1, now() - interval '1 s'), (%s, 'asgi', NULL, now() + interval '1 h'),
+        (%s, 'asgi', 1, now() + interval '1 h')""",
+        (dead.node, buried.node, brief.node),
+    )
+    query(
+        layer_url,
+        """INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel, expires_at) VALUES
+        ('asgi', 'group', %s, %s, 'infinity'), ('asgi', 'group', %s, %s, 'infinity'),
+        ('asgi', 'group', %s, %s, now() - interval '1 s'),
+        ('asgi', 'group', 'ffffffffffff', 'a.ffffffffffff!b', 'infinity')
+        """,
+        (dead.node, channels[dead], buried.node, channels[buried], brief.node, channels[brief]),
+    )
+    assert await reader.group_channels("group") == [channels[alive]]
+    assert await reader.group_count("group") == 1
+    for layer in (dead, buried, brief):
+        assert await reader.groups_of(channels[layer]) == []
+    assert await reader.groups_of("jobs") == []
+    assert [node.id for node in await reader.nodes()] == [alive.node, brief.node]
+
+
+async def test_prefixes_and_schemas_stay_apart(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Each layer sees its own."""
+    configs = ({}, {"prefix": "other"}, {"schema": SCHEMA}, {"schema": SCHEMA, "prefix": "other"})
+    layers: list[Any] = [make_own_layer(**config) for config in configs]
+    channels = [await layer.new_channel() for layer in layers]
+    for layer, channel in zip(layers, channels, strict=True):
+        await layer.group_add("group", channel)
+    for layer, channel in zip(layers, channels, strict=True):
+        assert await layer.group_channels("group") == [channel]
+        assert await layer.group_count("group") == 1
+        assert await layer.groups_of(channel) == ["group"]
+        assert [node.id for node in await layer.nodes()] == [layer.node]
+        assert [await layer.groups_of(other) for other in channels if other != channel] == [[], [], []]
+
+
+async def test_the_statements_and_tables_are_the_host_s_to_use(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """In queries of its own, on any driver, in its transaction."""
+    layer: Any = make_own_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    await layer.group_add("group", "jobs")
+    hosts = layer.nodes_statement().subquery()
+    own = (
+        select(schema.membership.c.channel, hosts.c.host)
+        .join(hosts, hosts.c.id == schema.membership.c.node)
+        .where(schema.membership.c.group_name == "group")
+    )
+    expected = [channel, "jobs"] if channel < "jobs" else ["jobs", channel]
+    for driver in DRIVERS:
+        with engine_on(layer_url, driver) as engine, engine.connect() as connected:
+            assert connected.scalars(layer.group_channels_statement("group")).all() == expected
+            assert connected.scalar(layer.group_count_statement("group")) == 2
+            assert connected.scalars(layer.group_channels_statement("group").limit(1)).all() == expected[:1]
+            assert connected.scalars(layer.groups_of_statement(channel)).all() == ["group"]
+            assert connected.execute(own).all() == [(channel, socket.gethostname())]
+            assert LiveNode(*connected.execute(layer.nodes_statement()).one()).id == layer.node
+    for driver in ASYNC_DRIVERS:
+        async with async_engine_on(layer_url, driver) as async_engine, async_engine.connect() as connection:
+            assert (await connection.scalars(layer.group_channels_statement("group"))).all() == expected
+            assert (await connection.execute(own)).all() == [(channel, socket.gethostname())]
+            assert LiveNode(*(await connection.execute(layer.nodes_statement())).one()).id == layer.node
+
+
+async def test_names_are_checked(reader: Any) -> None:
+    """As by every verb of the layer."""
+    for verb in (reader.group_channels, reader.group_count, reader.groups_of):
+        with pytest.raises(TypeError, match="name must be a string"):
+            await verb("not a name")
+
+
+def test_groups_are_counted_by_the_index(layer_url: str) -> None:
+    """A group among many costs what its own members cost."""
+    query(
+        layer_url,
+        """INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel)
+        SELECT 'asgi', 'group' || number % 1000, '', number FROM generate_series(1, 20000) number""",
+    )
+    query(layer_url, "VACUUM ANALYZE channels_pg_sa_membership")
+    with engine_on(layer_url) as engine, engine.connect() as connected:
+        publisher = Publisher(engine=engine)
+        for statement in (publisher.group_count_statement("group7"), publisher.group_channels_statement("group7")):
+            compiled = statement.compile(engine, compile_kwargs={"literal_binds": True})
+            plan = "\n".join(connected.exec_driver_sql(f"EXPLAIN {compiled}").scalars())
+            assert "pk_channels_pg_sa_membership" in plan
+            assert "Seq Scan on channels_pg_sa_membership" not in plan
+
+
+async def test_reading_outlasts_a_lost_connection(
+    server: TestServer, make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """It is asked again on another connection."""
+    layer: Any = make_own_layer()
+    await layer.group_add("group", "jobs")
+    assert await layer.group_count("group") == 1
+    server.terminate(eventually(lambda: server.connections(layer_url, "channels_pg_sa")))
+    assert await layer.group_count("group") == 1
+
+
+async def test_reading_has_a_deadline(make_own_layer: LayerFactory, proxy: Proxy) -> None:
+    """While the database is away it fails, in its time, as a send does."""
+    layer: Any = make_own_layer(url=proxy.url, send_timeout=0.3)
+    await layer.group_add("group", "jobs")
+    proxy.cut()
+    with pytest.raises(SendError, match="Nothing was sent"):
+        await layer.group_count("group")
+    with pytest.raises(SendError, match="Nothing was sent"):
+        await asyncio.to_thread(layer.nodes_sync)
+    proxy.heal()
+
+
+async def test_reading_ends_with_the_layer(make_own_layer: LayerFactory, proxy: Proxy) -> None:
+    """Who waits for an answer when the layer closes is told so, and does not wait for ever."""
+    layer: Any = make_own_layer(url=proxy.url)
+    await layer.group_add("group", "jobs")
+    proxy.cut()
+    reading = asyncio.create_task(layer.group_count("group"))
+    await asyncio.sleep(0)
+    await layer.close()
+    with pytest.raises((LayerClosed, SendError)):
+        await reading
+    proxy.heal()
+
+
+async def test_a_reader_may_be_cancelled(layer: Any) -> None:
+    """And the layer reads on for others."""
+    await layer.group_add("group", "jobs")
+    reading = asyncio.create_task(layer.group_count("group"))
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert await layer.group_count("group") == 1
