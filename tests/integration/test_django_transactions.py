@@ -1,0 +1,335 @@
+"""Sends through Django's own connections: within atomic(), savepoints and TestCase, from code without an event loop."""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from channels.layers import get_channel_layer
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.db import ProgrammingError, connection, connections, transaction
+from django.db.utils import ConnectionHandler
+from django.dispatch import Signal
+from django.http import HttpRequest, HttpResponse
+from django.test import RequestFactory, TestCase, override_settings
+from psycopg.conninfo import conninfo_to_dict
+
+from channels_pg_sa import MessageTooLarge
+from channels_pg_sa.django import group_send, send
+from tests.conformance.backends import KEY, Conversation, text
+from tests.support.databases import TestServer, query
+from tests.support.layers import LayerFactory, Message, PostgresLayer
+from tests.support.schema import SCHEMA
+
+from .conftest import IN_MEMORY, POSTGRES
+
+TALK = Conversation(patience=10)
+COUNT = "SELECT count(*) FROM channels_pg_sa_message"
+
+
+def entry(url: str, **options: Any) -> dict[str, Any]:
+    """The DATABASES entry of a libpq URI."""
+    facts = conninfo_to_dict(url)
+    names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
+    own = {names[key]: value for key, value in facts.items()}
+    return {"ENGINE": "django.db.backends.postgresql", **own, "OPTIONS": options}
+
+
+@pytest.fixture
+def databases(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Set DATABASES for the rest of a test, which gets connections of its own."""
+    aliases: set[str] = set()
+
+    def forget(alias: str) -> None:
+        connections[alias].close()
+        del connections[alias]
+
+    def set_databases(**entries: dict[str, Any]) -> None:
+        for connected in connections.all(initialized_only=True):
+            forget(connected.alias)
+        aliases.update(entries)
+        monkeypatch.setitem(connections.__dict__, "settings", ConnectionHandler(entries).settings)
+
+    yield set_databases
+    for alias in aliases:
+        forget(alias)
+
+
+@pytest.fixture
+def default(databases: Callable[..., None], layer_url: str) -> Iterator[None]:
+    """The alias `default` is the test's own database, and the default layer uses it."""
+    databases(default=entry(layer_url))
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}}):
+        yield
+
+
+def member(layer: PostgresLayer, group: str = "group") -> str:
+    """Make a new channel a member."""
+    channel = async_to_sync(layer.new_channel)()
+    async_to_sync(layer.group_add)(group, channel)
+    return channel
+
+
+def take(layer: PostgresLayer, channel: str, count: int) -> list[Message]:
+    """Receive so many messages, and see that there are no more."""
+    found = async_to_sync(TALK.take)(layer, channel, count)
+    assert is_empty(layer, channel)
+    return found
+
+
+def is_empty(layer: PostgresLayer, channel: str) -> bool:
+    """Tell whether nothing waits in the channel."""
+    return async_to_sync(TALK.is_empty)(layer, channel)
+
+
+class Failure(Exception):
+    """What ends a transaction."""
+
+
+@contextmanager
+def failing(using: str | None = None) -> Iterator[None]:
+    """An atomic block that fails at its end."""
+    with suppress(Failure), transaction.atomic(using):
+        yield
+        raise Failure
+
+
+@pytest.mark.usefixtures("default")
+def test_only_a_commit_delivers(make_own_layer: LayerFactory) -> None:
+    """Without atomic() at once; within, when the outermost block ends well; and not what a savepoint takes back."""
+    layer = make_own_layer()
+    channel = member(layer)
+    send(channel, text(1))
+    group_send("group", text(2))
+    assert take(layer, channel, 2) == [text(1), text(2)]
+    with failing():
+        send(channel, text(3))
+        group_send("group", text(4))
+    assert is_empty(layer, channel)
+    with transaction.atomic():
+        send(channel, text(5))
+        with failing():
+            send(channel, text(6))
+            group_send("group", text(7))
+        with transaction.atomic():
+            group_send("group", text(8))
+        assert is_empty(layer, channel)
+    assert take(layer, channel, 2) == [text(5), text(8)]
+
+
+@pytest.mark.usefixtures("default")
+def test_who_wakes_sees_what_was_committed(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """The row that the message is about, as another connection has it."""
+    query(layer_url, "CREATE TABLE orders (id int PRIMARY KEY)")
+    layer = make_own_layer()
+    channel = member(layer)
+    with transaction.atomic(), connection.cursor() as cursor:
+        group_send("group", text(7))
+        cursor.execute("INSERT INTO orders VALUES (7)")
+        assert is_empty(layer, channel)
+    (message,) = take(layer, channel, 1)
+    assert query(layer_url, "SELECT id FROM orders") == [(message["number"],)]
+
+
+@pytest.mark.usefixtures("default")
+def test_from_a_view_and_a_signal(make_own_layer: LayerFactory) -> None:
+    """A view with ATOMIC_REQUESTS that fails tells nobody, nor does what its signals call."""
+    layer = make_own_layer()
+    channel = member(layer)
+    saved = Signal()
+
+    def tell(number: int, **_: Any) -> None:
+        group_send("group", text(number))
+
+    saved.connect(tell)
+
+    @transaction.atomic
+    def view(request: HttpRequest) -> HttpResponse:
+        saved.send(sender=None, number=int(request.GET["number"]))
+        return HttpResponse(str(12 // int(request.GET["number"])))
+
+    assert view(RequestFactory().get("/", {"number": "3"})).content == b"4"
+    with pytest.raises(ZeroDivisionError):
+        view(RequestFactory().get("/", {"number": "0"}))
+    assert take(layer, channel, 1) == [text(3)]
+
+
+@pytest.mark.usefixtures("default")
+def test_in_a_testcase_nothing_is_delivered(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Its transaction never commits; but the test sees what would be sent."""
+    layer = make_own_layer()
+    channel = member(layer)
+    seen: list[Any] = []
+
+    class Case(TestCase):
+        databases = {"default"}
+
+        def test_sending(self) -> None:
+            send(channel, text(1))
+            group_send("group", text(2))
+            with connection.cursor() as cursor:
+                cursor.execute(COUNT)
+                seen.append(cursor.fetchone())
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
+    assert seen == [(2,)]
+    assert query(layer_url, COUNT) == [(0,)]
+    assert is_empty(layer, channel)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"server_side_binding": True}, {"prepare_threshold": 0}, {"pool": {"min_size": 1, "max_size": 1}}],
+    ids=["plain", "server_side_binding", "prepared", "pool"],
+)
+def test_django_s_own_options(
+    make_own_layer: LayerFactory, databases: Callable[..., None], layer_url: str, options: dict[str, Any]
+) -> None:
+    """However its connections bind parameters, and wherever they come from."""
+    databases(default=entry(layer_url, **options))
+    layer = make_own_layer()
+    channel = member(layer)
+    async_to_sync(layer.group_add)("group", "jobs")
+    large = {"type": "test.message", "text": "é%s" * 10_000, "data": bytes(range(256))}
+    try:
+        with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}}):
+            for message in (text(1), large):
+                send(channel, message)
+                group_send("group", message)
+    finally:
+        if "pool" in options:
+            connection.close()
+            connection.close_pool()
+    assert take(layer, channel, 4) == [text(1), text(1), large, large]
+    assert take(layer, "jobs", 2) == [text(1), large]
+
+
+@pytest.mark.parametrize(
+    ("config", "elsewhere"),
+    [
+        ({"serializer": "json"}, [2, 3]),
+        ({"symmetric_encryption_keys": [KEY]}, [3]),
+        ({"schema": SCHEMA}, [3]),
+        ({"prefix": "other"}, [3]),
+    ],
+    ids=["json", "encrypted", "schema", "prefix"],
+)
+def test_the_layer_s_configuration_counts(
+    make_own_layer: LayerFactory,
+    databases: Callable[..., None],
+    layer_url: str,
+    config: dict[str, Any],
+    elsewhere: list[int],
+) -> None:
+    """Of the layer that is named; the default one gets what it can read of the messages to its own groups."""
+    databases(default=entry(layer_url))
+    named, other = make_own_layer(**config), make_own_layer()
+    channel, channel_of_other = member(named), member(other)
+    layers = {"default": {"BACKEND": POSTGRES}, "named": {"BACKEND": POSTGRES, "CONFIG": config}}
+    with override_settings(CHANNEL_LAYERS=layers):
+        send(channel, text(1), layer="named")
+        group_send("group", text(2), layer="named")
+        group_send("group", text(3))
+    assert async_to_sync(TALK.take)(named, channel, 2) == [text(1), text(2)]
+    assert take(other, channel_of_other, len(elsewhere)) == [text(number) for number in elsewhere]
+
+
+def test_how_long_a_message_may_wait(databases: Callable[..., None], layer_url: str) -> None:
+    """As long as the layer's expiry."""
+    databases(default=entry(layer_url))
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES, "CONFIG": {"expiry": 86_400}}}):
+        send("jobs", text(1))
+    ((left,),) = query(
+        layer_url, "SELECT date_part('epoch', expires_at - clock_timestamp()) FROM channels_pg_sa_message"
+    )
+    assert left == pytest.approx(86_400, abs=30)
+
+
+def test_which_alias(server: TestServer, databases: Callable[..., None], layer_url: str, template: str) -> None:
+    """The one the layer uses, unless another is named; and only that one's transaction counts."""
+    elsewhere = server.create(template)
+    databases(default=entry(layer_url), other=entry(elsewhere))
+    layers = {
+        "default": {"BACKEND": POSTGRES},
+        "by-alias": {"BACKEND": POSTGRES, "CONFIG": {"database": "other"}},
+        "by-url": {"BACKEND": POSTGRES, "CONFIG": {"url": elsewhere}},
+    }
+    with override_settings(CHANNEL_LAYERS=layers):
+        with failing():
+            send("jobs", text(1))
+            send("jobs", text(2), layer="by-alias")
+            send("jobs", text(3), layer="by-url", using="other")
+            send("jobs", text(4), using="other")
+        assert query(layer_url, COUNT) == [(0,)]
+        assert query(elsewhere, COUNT) == [(3,)]
+        with failing("other"):
+            send("jobs", text(5))
+            send("jobs", text(6), layer="by-alias")
+        assert query(layer_url, COUNT) == [(1,)]
+        assert query(elsewhere, COUNT) == [(3,)]
+    connections["other"].close()
+    server.drop(elsewhere)
+
+
+def test_what_cannot_be_used_is_said(databases: Callable[..., None], layer_url: str) -> None:
+    """A layer with an address of its own, one that is none of ours, and a database that is not PostgreSQL."""
+    databases(default=entry(layer_url), lite={"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
+    layers = {
+        "default": {"BACKEND": POSTGRES, "CONFIG": {"url": layer_url}},
+        "entry": {"BACKEND": POSTGRES, "CONFIG": entry(layer_url)},
+        "memory": {"BACKEND": IN_MEMORY},
+    }
+    with override_settings(CHANNEL_LAYERS=layers):
+        for name in ("default", "entry"):
+            with pytest.raises(ImproperlyConfigured, match=rf'CHANNEL_LAYERS\["{name}"\] has an address of its own'):
+                send("jobs", {}, layer=name)
+        for name in ("memory", "missing"):
+            with pytest.raises(ImproperlyConfigured, match=f'"{name}".* is no layer of channels_pg_sa'):
+                group_send("group", {}, layer=name)
+        with pytest.raises(ImproperlyConfigured, match=r'DATABASES\["lite"\] is not PostgreSQL'):
+            send("jobs", {}, using="lite")
+
+
+@pytest.mark.usefixtures("default")
+def test_a_wrong_message_leaves_the_transaction_alone(layer_url: str) -> None:
+    """It is refused before the database hears of it."""
+    with transaction.atomic():
+        for verb in (send, group_send):
+            with pytest.raises(TypeError, match="name must be a string"):
+                verb("not a name", {})
+            with pytest.raises(TypeError, match="is a set"):
+                verb("name", {"tags": {1}})
+            with pytest.raises(MessageTooLarge):
+                verb("name", {"text": "x" * 17_000_000})
+        send("jobs", text(1))
+    assert query(layer_url, COUNT) == [(1,)]
+
+
+def test_missing_tables(databases: Callable[..., None], database_url: str) -> None:
+    """Django's own error names what is missing."""
+    databases(default=entry(database_url))
+    layers = override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}})
+    with layers, pytest.raises(ProgrammingError, match="channels_pg_sa_message"):
+        send("jobs", text(1))
+
+
+@pytest.mark.usefixtures("default")
+def test_no_connection_of_the_layer_s_is_opened(server: TestServer, layer_url: str) -> None:
+    """A process that only sends so has Django's connection and no other, and no thread."""
+    send("jobs", text(1))
+    group_send("group", text(2))
+    assert server.connections(layer_url) == []
+    assert "closed" in repr(get_channel_layer())
+
+
+@pytest.mark.usefixtures("default")
+async def test_not_in_a_coroutine() -> None:
+    """As with all that Django does in a database."""
+    with pytest.raises(SynchronousOnlyOperation):
+        send("jobs", text(1))
