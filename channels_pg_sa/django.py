@@ -58,8 +58,8 @@ def send(channel: str, message: Message, *, using: str | None = None, layer: str
     It needs no event loop and opens no connection: for views, signals, admin actions, tasks and commands. Outside of
     atomic() it is sent at once. In a TestCase, whose transaction never commits, nobody receives it.
 
-    In a coroutine it raises SynchronousOnlyOperation, as Django's connections do. What shall be sent whatever becomes of
-    the transaction, the layer itself sends.
+    In a coroutine it raises SynchronousOnlyOperation, as Django's connections do. What shall be sent whatever becomes
+    of the transaction, the layer itself sends.
 
     Args:
         channel: its name.
