@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import Executable
 
 from . import statements
+from .arrays import BytesArray, IntArray, TextArray
 from .claims import Claim
 from .members import Member
 from .parcels import Parcel
@@ -112,9 +113,9 @@ class Queries:
     async def send(self, connection: Connection, sends: Sequence[Send]) -> set[int]:
         """Insert messages to channels; return the positions of those refused because their channel is full."""
         columns: dict[str, list[Any]] = {
-            "recipient": [send.recipient for send in sends],
-            "channel": [send.channel for send in sends],
-            "payload": [send.payload for send in sends],
+            "recipient": TextArray(send.recipient for send in sends),
+            "channel": TextArray(send.channel for send in sends),
+            "payload": BytesArray(send.payload for send in sends),
         }
         if all(send.capacity is None for send in sends):
             await self._run(connection, "send", **columns)
@@ -127,16 +128,16 @@ class Queries:
         await self._run(
             connection,
             "publish",
-            recipient=[item.recipient if isinstance(item, Send) else None for item in batch],
-            channel=[item.channel if isinstance(item, Send) else None for item in batch],
-            group_name=[item.group if isinstance(item, GroupSend) else None for item in batch],
-            payload=[item.payload for item in batch],
+            recipient=TextArray(item.recipient if isinstance(item, Send) else None for item in batch),
+            channel=TextArray(item.channel if isinstance(item, Send) else None for item in batch),
+            group_name=TextArray(item.group if isinstance(item, GroupSend) else None for item in batch),
+            payload=BytesArray(item.payload for item in batch),
             queues=queues,
         )
 
     async def plain_members(self, connection: Connection, groups: Sequence[str]) -> list[tuple[int, str]]:
         """Return the members that no single node reads, each with the position of its group."""
-        rows = await self._run(connection, "plain_members", group_name=list(groups))
+        rows = await self._run(connection, "plain_members", group_name=TextArray(groups))
         return [(place - 1, channel) for place, channel in rows]
 
     async def join(self, connection: Connection, joins: Sequence[Join]) -> None:
@@ -152,9 +153,9 @@ class Queries:
         rows = await self._run(
             connection,
             "claim",
-            queue=[claim.queue for claim in claims],
-            only_channel=[claim.only for claim in claims],
-            floor=[claim.floor for claim in claims],
+            queue=TextArray(claim.queue for claim in claims),
+            only_channel=TextArray(claim.only for claim in claims),
+            floor=IntArray(claim.floor for claim in claims),
             count=[claim.count for claim in claims],
         )
         got: list[list[tuple[int, str, bytes, float]]] = [[] for _ in claims]
@@ -164,16 +165,16 @@ class Queries:
 
     async def fetch(self, connection: Connection, rows: Sequence[int]) -> dict[int, bytes]:
         """Return the payloads of rows in the mailbox; those that are gone are missing."""
-        found = await self._run(connection, "fetch", rows=list(rows))
+        found = await self._run(connection, "fetch", rows=IntArray(rows))
         return {row[0]: row[1] for row in found}
 
     async def forget(self, connection: Connection, rows: Sequence[int]) -> None:
         """Delete rows of the mailbox."""
-        await self._run(connection, "forget", rows=list(rows))
+        await self._run(connection, "forget", rows=IntArray(rows))
 
     async def put_back(self, connection: Connection, rows: Sequence[int]) -> None:
         """Return claimed rows to their queues."""
-        await self._run(connection, "put_back", rows=list(rows))
+        await self._run(connection, "put_back", rows=IntArray(rows))
 
     async def enter(self, connection: Connection) -> tuple[str, str, float]:
         """Return the installation's secret and revision, and the Unix time by the database's clock."""
@@ -193,8 +194,8 @@ class Queries:
         await self._run(
             connection,
             "restore",
-            group_name=[group for group, _, _ in rows],
-            channel=[channel for _, channel, _ in rows],
+            group_name=TextArray(group for group, _, _ in rows),
+            channel=TextArray(channel for _, channel, _ in rows),
             expires=[expires for _, _, expires in rows],
         )
 
@@ -209,7 +210,7 @@ class Queries:
 
     async def beat(self, connection: Connection, *, topic: str, sign: str, queues: Sequence[str]) -> Pulse:
         """Renew the lease and ring at the own listener; queues: whose rows may have been overlooked."""
-        rows = await self._run(connection, "beat", topic=topic, sign=sign, queues=list(queues))
+        rows = await self._run(connection, "beat", topic=topic, sign=sign, queues=TextArray(queues))
         ((alive, now, due, filled, _),) = rows
         return Pulse(alive, now, due, filled or [])
 
@@ -247,9 +248,9 @@ class Queries:
 
 def _memberships(rows: Sequence[Join | Leave]) -> dict[str, list[Any]]:
     return {
-        "group_name": [row.group for row in rows],
-        "node": [row.node for row in rows],
-        "channel": [row.channel for row in rows],
+        "group_name": TextArray(row.group for row in rows),
+        "node": TextArray(row.node for row in rows),
+        "channel": TextArray(row.channel for row in rows),
     }
 
 

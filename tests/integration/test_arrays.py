@@ -1,0 +1,38 @@
+"""Arrays that this package encodes by itself arrive in PostgreSQL as psycopg's own would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from channels_pg_sa.arrays import BytesArray, IntArray, TextArray
+
+CASES: list[tuple[Any, str]] = [
+    (TextArray(), "text"),
+    (TextArray(["", "a", "\u00e9\u65e5\U0001f600", "NULL", "{},\\\"'", "x" * 100_000]), "text"),
+    (TextArray(["a", None, "b", None]), "text"),
+    (TextArray([None]), "text"),
+    (BytesArray(), "bytea"),
+    (BytesArray([b"", b"\x00\xff", bytes(range(256)) * 1000]), "bytea"),
+    (IntArray(), "bigint"),
+    (IntArray([0, -1, 2**63 - 1, -(2**63)]), "bigint"),
+    (IntArray(range(5000)), "bigint"),
+]
+
+
+@pytest.mark.parametrize(("items", "kind"), CASES)
+@pytest.mark.parametrize("prepare", [False, True])
+def test_an_array_arrives_as_it_is(shared_url: str, items: list[Any], kind: str, prepare: bool) -> None:
+    """Items, NULLs, type and bounds are those of the same list adapted by psycopg."""
+    statement = f"SELECT %s::{kind}[], pg_typeof(%s), array_lower(%s::{kind}[], 1), array_length(%s::{kind}[], 1)"
+    with psycopg.connect(shared_url) as connection:
+        ours = connection.execute(statement, [items] * 4, prepare=prepare, binary=True).fetchone()
+        theirs = connection.execute(
+            statement.replace("pg_typeof(%s)", f"pg_typeof(%s::{kind}[])"), [list(items)] * 4
+        ).fetchone()
+    assert ours is not None
+    assert theirs is not None
+    assert (list(ours[0]), *ours[2:]) == (list(items), *theirs[2:])
+    assert ours[1] == f"{kind}[]"
