@@ -15,15 +15,17 @@ ASYNC_DRIVERS = ("psycopg", "asyncpg")
 
 
 def sqlalchemy_url(url: str, driver: str = "psycopg") -> URL:
-    """Return a libpq URI as a SQLAlchemy URL; of its parameters, the host and port of a socket are kept."""
+    """Return a libpq URI as a SQLAlchemy URL; of its parameters, `options` and a socket's host and port are kept."""
     facts = conninfo_to_dict(url)
     made = URL.create(f"postgresql+{driver}", facts.get("user"), facts.get("password"), database=str(facts["dbname"]))
+    if options := facts.get("options"):
+        made = made.set(query={"options": str(options)})
     host, port = str(facts.get("host", "localhost")), str(facts.get("port", 5432))
     if not host.startswith("/"):
         return made.set(host=host, port=int(port))
     if driver == "pg8000":
-        return made.set(query={"unix_sock": f"{host}/.s.PGSQL.{port}"})
-    return made.set(query={"host": host, "port": port})
+        return made.update_query_dict({"unix_sock": f"{host}/.s.PGSQL.{port}"})
+    return made.update_query_dict({"host": host, "port": port})
 
 
 @contextmanager
