@@ -23,7 +23,7 @@ class Reader:
         loop: on which it waits.
     """
 
-    __slots__ = ("channel", "future", "loop", "waits", "woken")
+    __slots__ = ("channel", "future", "late", "loop", "waits", "woken")
 
     def __init__(self, channel: str, loop: asyncio.AbstractEventLoop) -> None:
         self.channel = channel
@@ -31,6 +31,7 @@ class Reader:
         self.future: asyncio.Future[None] = loop.create_future()
         self.waits = False
         self.woken = False
+        self.late = False
 
 
 class Inbox:
@@ -74,7 +75,7 @@ class Inbox:
             while (payload := self._take(reader, shared=shared)) is None:
                 await reader.future
         finally:
-            if reader.waits:
+            if reader.waits:  # who was removed may be freed in any thread, at any moment: then no lock may be taken
                 self._leave(reader)
         return payload
 
@@ -95,13 +96,16 @@ class Inbox:
         self._wake(readers)
 
     def keep_house(self, drops: DropLog) -> None:
-        """Free what was not read in time, and readers whose loop is closed; tell what was dropped."""
+        """Free what was not read in time; tell what was dropped; see to it that no reader holds the next one up."""
         with self.decisions() as dispatcher:
             dispatcher.expire(self._clock.now())
             overfull, dispatcher.overfull = dispatcher.overfull, Counter()
-            for reader in dispatcher.every_reader():
-                if isinstance(reader, Reader) and reader.loop.is_closed():
-                    dispatcher.leave(reader.channel, reader)
+            readers = [reader for reader in dispatcher.every_reader() if isinstance(reader, Reader)]
+            # Woken a round ago, and not come: the loop is blocked, or stopped just then.
+            gone = [reader for reader in readers if reader.late or reader.loop.is_closed()]
+            for reader in readers:
+                reader.late = reader.woken
+        self._leave(*gone)
         for (channel, group), count in overfull.items():
             drops.over_capacity(channel, group, count)
 
@@ -129,7 +133,7 @@ class Inbox:
                 if reader.future.done():
                     reader.future = reader.loop.create_future()
                 self._dispatcher.wait(reader.channel, reader)
-            reader.waits = entry is None
+            reader.waits, reader.late = entry is None, False
             effects = self._dispatcher.collect()
         self._act(effects)
         if entry is not None:
@@ -139,6 +143,7 @@ class Inbox:
         return None
 
     def _leave(self, *readers: Reader) -> None:
+        """Remove readers, so that the next in line have their turn; none that is kept here is freed under the lock."""
         with self.decisions() as dispatcher:
             for reader in readers:
                 reader.waits = False
@@ -157,5 +162,8 @@ class Inbox:
         for loop, woken in loops.items():
             try:
                 loop.call_soon_threadsafe(resolve, [reader.future for reader in woken])
-            except RuntimeError:  # the loop was closed with these readers pending: the next in line have their turn
+            except RuntimeError:  # the loop was closed with these readers pending
                 self._leave(*woken)
+            else:
+                if not loop.is_running():  # if it ever does again, they look for themselves
+                    self._leave(*woken)
