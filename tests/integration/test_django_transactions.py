@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unittest
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -12,16 +12,16 @@ from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import ProgrammingError, connection, connections, transaction
-from django.db.utils import ConnectionHandler
 from django.dispatch import Signal
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory, TestCase, override_settings
-from psycopg.conninfo import conninfo_to_dict
 
 from channels_pg_sa import MessageTooLarge
 from channels_pg_sa.django import group_send, send
 from tests.conformance.backends import KEY, Conversation, text
+from tests.support import django_databases
 from tests.support.databases import TestServer, query
+from tests.support.django_databases import entry
 from tests.support.layers import LayerFactory, Message, PostgresLayer
 from tests.support.schema import SCHEMA
 
@@ -31,32 +31,15 @@ TALK = Conversation(patience=10)
 COUNT = "SELECT count(*) FROM channels_pg_sa_message"
 
 
-def entry(url: str, **options: Any) -> dict[str, Any]:
-    """The DATABASES entry of a libpq URI."""
-    facts = conninfo_to_dict(url)
-    names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
-    own = {names[key]: value for key, value in facts.items()}
-    return {"ENGINE": "django.db.backends.postgresql", **own, "OPTIONS": options}
-
-
 @pytest.fixture
-def databases(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Set DATABASES for the rest of a test, which gets connections of its own."""
-    aliases: set[str] = set()
+def databases() -> Iterator[Callable[..., None]]:
+    """Set DATABASES for the rest of a test."""
+    with ExitStack() as stack:
 
-    def forget(alias: str) -> None:
-        connections[alias].close()
-        del connections[alias]
+        def set_databases(**entries: dict[str, Any]) -> None:
+            stack.enter_context(django_databases.databases(**entries))
 
-    def set_databases(**entries: dict[str, Any]) -> None:
-        for connected in connections.all(initialized_only=True):
-            forget(connected.alias)
-        aliases.update(entries)
-        monkeypatch.setitem(connections.__dict__, "settings", ConnectionHandler(entries).settings)
-
-    yield set_databases
-    for alias in aliases:
-        forget(alias)
+        yield set_databases
 
 
 @pytest.fixture
