@@ -41,18 +41,6 @@ metadata = MetaData(naming_convention=NAMING)
 Name = Text(collation="C")
 Timestamp = DateTime(timezone=True)
 
-# Rows live for milliseconds: vacuum by count, early and at full speed.
-QUEUE_STORAGE = {
-    "autovacuum_vacuum_scale_factor": "0",
-    "autovacuum_vacuum_threshold": "10000",
-    "autovacuum_vacuum_cost_delay": "0",
-    "autovacuum_analyze_scale_factor": "0",
-    "autovacuum_analyze_threshold": "50000",
-    "toast.autovacuum_vacuum_scale_factor": "0",
-    "toast.autovacuum_vacuum_threshold": "10000",
-    "toast.autovacuum_vacuum_cost_delay": "0",
-}
-
 # A row that waits is the truth; a NOTIFY is only the fastest way to learn of it.
 message = Table(
     "channels_pg_sa_message",
@@ -68,7 +56,6 @@ message = Table(
     CheckConstraint("(channel IS NULL) <> (group_name IS NULL)", name="channel_or_group"),
     Index(None, "expires_at"),
     prefixes=["UNLOGGED"],
-    postgresql_with=QUEUE_STORAGE,
 )
 
 membership = Table(

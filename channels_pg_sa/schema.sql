@@ -238,7 +238,13 @@ $routine$,
 'CREATE TRIGGER departed AFTER DELETE ON @.channels_pg_sa_membership REFERENCING OLD TABLE AS gone
     FOR EACH STATEMENT EXECUTE FUNCTION @.channels_pg_sa_membership_changed()',
 
--- TOASTed payloads are stored as they are: compressing costs more than it saves on rows that live for milliseconds.
+-- Rows live for milliseconds: vacuum by count, early and at full speed. And store payloads as they are: compressing them
+-- costs more than it saves.
+'ALTER TABLE @.channels_pg_sa_message SET (
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000,
+    toast.autovacuum_vacuum_scale_factor = 0, toast.autovacuum_vacuum_threshold = 10000,
+    toast.autovacuum_vacuum_cost_delay = 0)',
 'ALTER TABLE @.channels_pg_sa_message ALTER COLUMN payload SET STORAGE EXTERNAL'
 
     ] LOOP

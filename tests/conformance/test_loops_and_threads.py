@@ -190,12 +190,15 @@ def test_a_loop_that_ends_takes_nothing_along(make_layer: LayerFactory) -> None:
     channel = asyncio.run(layer.new_channel())
     received: list[Message] = []
 
+    received: list[Message] = []
+
     async def give_up() -> None:
         waiting = asyncio.create_task(layer.receive(channel))
         await asyncio.sleep(0)
-        layer.send_sync(channel, text(0))
-        if not waiting.cancel():  # it had found the message of the loop before
+        if waiting.done():  # it found the message of the round before
             received.append(waiting.result())
+        layer.send_sync(channel, text(0))
+        waiting.cancel()
 
     for _ in range(3):
         asyncio.run(give_up())
