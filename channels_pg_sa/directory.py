@@ -15,7 +15,7 @@ from . import host_statements as statements
 from .config import Settings
 from .database import Connection
 from .errors import LayerClosed, SendError
-from .host_statements import Tables, tables
+from .host_statements import tables
 from .lane import Call
 from .names import check_channel, check_group
 from .node import Node
@@ -65,7 +65,7 @@ class Directory:
 
     def group_channels_statement(self, group: str) -> Select[str]:
         """Return a statement that selects the channels in a group, in the order of their names."""
-        return statements.group_channels(self._tables, self._settings.prefix, check_group(group))
+        return statements.group_channels(tables(self._settings.schema), self._settings.prefix, check_group(group))
 
     async def group_channels(self, group: str) -> list[str]:
         """Return the channels in a group, in the order of their names."""
@@ -77,7 +77,7 @@ class Directory:
 
     def group_count_statement(self, group: str) -> Select[int]:
         """Return a statement that selects how many channels are in a group."""
-        return statements.group_count(self._tables, self._settings.prefix, check_group(group))
+        return statements.group_count(tables(self._settings.schema), self._settings.prefix, check_group(group))
 
     async def group_count(self, group: str) -> int:
         """Return how many channels are in a group."""
@@ -89,7 +89,7 @@ class Directory:
 
     def groups_of_statement(self, channel: str) -> Select[str]:
         """Return a statement that selects the groups that a channel is in, in the order of their names."""
-        return statements.groups_of(self._tables, self._settings.prefix, check_channel(channel))
+        return statements.groups_of(tables(self._settings.schema), self._settings.prefix, check_channel(channel))
 
     async def groups_of(self, channel: str) -> list[str]:
         """Return the groups that a channel is in, in the order of their names."""
@@ -101,7 +101,7 @@ class Directory:
 
     def nodes_statement(self) -> Select[str, str, int, str, dt.datetime, dt.datetime]:
         """Return a statement that selects the fields of a LiveNode, of each that there is, the oldest first."""
-        return statements.nodes(self._tables, self._settings.prefix)
+        return statements.nodes(tables(self._settings.schema), self._settings.prefix)
 
     async def nodes(self) -> list[LiveNode]:
         """Return the nodes that receive now, of this layer's prefix, the oldest first."""
@@ -110,10 +110,6 @@ class Directory:
     def nodes_sync(self) -> list[LiveNode]:
         """Return the same, from code without an event loop."""
         return [LiveNode(*row) for row in self._rows_sync(self.nodes_statement())]
-
-    @property
-    def _tables(self) -> Tables:
-        return tables(self._settings.schema)
 
     async def _rows(self, statement: Executable) -> Rows:
         raise NotImplementedError

@@ -10,7 +10,7 @@ from sqlalchemy import Insert
 
 from .codec import Message, MessageCodec
 from .config import Settings
-from .host_statements import Tables, insert_group_message, insert_message, tables
+from .host_statements import insert_group_message, insert_message, tables
 from .names import check_channel, check_group, recipient_of
 from .queries import compiled
 
@@ -45,7 +45,7 @@ class TransactionalSends:
             TypeError: the name or the message is not allowed.
             MessageTooLarge: its encoding is over 16 MiB.
         """
-        return insert_message(self._tables, channel=check_channel(channel), **self._values(message))
+        return insert_message(tables(self._settings.schema), channel=check_channel(channel), **self._values(message))
 
     def group_send_statement(self, group: str, message: Message) -> Insert:
         """Return a statement that sends a message to the members that a group has when it is executed.
@@ -54,7 +54,7 @@ class TransactionalSends:
 
         Args, returns, raises: as `send_statement`.
         """
-        return insert_group_message(self._tables, group=check_group(group), **self._values(message))
+        return insert_group_message(tables(self._settings.schema), group=check_group(group), **self._values(message))
 
     def send_sql(self, channel: str, message: Message) -> tuple[str, Mapping[str, Any]]:
         """Return the same as SQL and parameters, for a cursor of psycopg or psycopg2: `execute(*layer.send_sql(…))`.
@@ -72,10 +72,6 @@ class TransactionalSends:
         check_group(group)
         nothing = {"recipient": [None], "channel": [None]}
         return self._sql("publish", group_name=[group], payload=[self._codec.encode(message)], queues=True, **nothing)
-
-    @property
-    def _tables(self) -> Tables:
-        return tables(self._settings.schema)
 
     @property
     def _expiry(self) -> dt.timedelta:

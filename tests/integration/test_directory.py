@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
 import pytest
 import pytest_asyncio
 from sqlalchemy import select
@@ -221,12 +222,21 @@ async def test_reading_ends_with_the_layer(make_own_layer: LayerFactory, proxy: 
     proxy.heal()
 
 
-async def test_a_reader_may_be_cancelled(layer: Any) -> None:
-    """And the layer reads on for others."""
+async def test_a_reader_may_be_cancelled(server: TestServer, make_own_layer: LayerFactory, layer_url: str) -> None:
+    """In the middle of its statement; and the layer reads on for others."""
+    layer: Any = make_own_layer()
     await layer.group_add("group", "jobs")
-    reading = asyncio.create_task(layer.group_count("group"))
-    await asyncio.sleep(0)
-    reading.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reading
+    with psycopg.connect(layer_url, application_name="tests") as other:
+        other.execute("LOCK TABLE channels_pg_sa_membership")
+        reading = asyncio.create_task(layer.group_count("group"))
+        await asyncio.to_thread(eventually, lambda: waits_for_lock(layer_url))
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
     assert await layer.group_count("group") == 1
+
+
+def waits_for_lock(url: str) -> bool:
+    """Tell whether a connection of ours waits for a lock."""
+    waiting = "SELECT pid FROM pg_stat_activity WHERE application_name = 'channels_pg_sa' AND wait_event_type = 'Lock'"
+    return bool(query(url, waiting))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import django
 import pytest
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
@@ -28,6 +29,7 @@ from tests.support.schema import SCHEMA
 from .conftest import IN_MEMORY, POSTGRES
 
 TALK = Conversation(patience=10)
+POOLED = [{"pool": {"min_size": 1, "max_size": 1}}] if django.VERSION >= (5, 1) else []
 COUNT = "SELECT count(*) FROM channels_pg_sa_message"
 
 
@@ -168,8 +170,8 @@ def test_in_a_testcase_nothing_is_delivered(make_own_layer: LayerFactory, layer_
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"server_side_binding": True}, {"prepare_threshold": 0}, {"pool": {"min_size": 1, "max_size": 1}}],
-    ids=["plain", "server_side_binding", "prepared", "pool"],
+    [{}, {"server_side_binding": True}, {"prepare_threshold": 0}, *POOLED],
+    ids=str,
 )
 def test_django_s_own_options(
     make_own_layer: LayerFactory, databases: Callable[..., None], layer_url: str, options: dict[str, Any]
