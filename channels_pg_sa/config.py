@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -141,7 +142,7 @@ def _advice(key: str) -> str:
 
 def _check_lease(settings: Settings) -> None:
     least = HEARTBEATS_PER_LEASE * settings.heartbeat
-    if settings.lease < least:
+    if settings.lease < least and not math.isclose(settings.lease, least):
         raise ConfigurationError(
             f'"lease" must be at least {HEARTBEATS_PER_LEASE} times "heartbeat", so {least:g} seconds or more, '
             f"not {settings.lease:g}: one late heartbeat must not sweep a living node."

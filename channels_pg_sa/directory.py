@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +11,8 @@ from sqlalchemy.sql import Executable, Select
 
 from . import host_statements as statements
 from .config import Settings
-from .database import Connection
-from .errors import LayerClosed, SendError
 from .host_statements import tables
-from .lane import Call
 from .names import check_channel, check_group
-from .node import Node
-from .queries import compiled_statement
 
 Rows = Sequence[Sequence[Any]]
 
@@ -116,33 +109,3 @@ class Directory:
 
     def _rows_sync(self, statement: Executable) -> Rows:
         raise NotImplementedError
-
-
-def rows_through(node: Node, statement: Executable, timeout: float) -> Future[Rows]:
-    """Run a statement on a connection of a node's.
-
-    Args:
-        node: whose connections and I/O thread do it.
-        statement: reads only, so that it may be run again if its answer is lost.
-        timeout: seconds.
-    """
-    return node._thread.call(_read(node, Call(statement, timeout, None)))  # noqa: SLF001 - reading is no verb of a node
-
-
-async def _read(node: Node, call: Call[Executable]) -> Rows:
-    async def select(connection: Connection, _jobs: list[Executable]) -> None:
-        statement = compiled_statement(call.job)
-        cursor = await connection.execute(statement.sql, statement.literals, binary=True)
-        call.result = await cursor.fetchall()
-
-    timeout = call.deadline - call.since
-    try:
-        await asyncio.wait_for(node._outbox.do([call], select, repeatable=True), timeout)  # noqa: SLF001 - as above
-    except asyncio.TimeoutError:
-        raise SendError(maybe_sent=False, waited=timeout, reason=node._database.trouble) from None  # noqa: SLF001
-    except asyncio.CancelledError:  # the I/O thread ends; if it is the caller who cancels, nobody looks at the error
-        raise LayerClosed("The layer is closed.") from None
-    if call.error is not None:
-        raise call.error
-    rows: Rows = call.result
-    return rows

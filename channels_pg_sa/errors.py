@@ -70,7 +70,7 @@ class ChannelFull(ChannelLayerError):
 
 
 class SendError(ChannelLayerError):
-    """The database could not be reached within `send_timeout`, or was lost under the statement.
+    """The database could not be reached within `send_timeout`, or was lost under a send or another statement.
 
     Args:
         maybe_sent: False if certainly nothing was sent; True if the connection died while the statement ran,
@@ -83,7 +83,7 @@ class SendError(ChannelLayerError):
         self.maybe_sent = maybe_sent
         self.waited = waited
         self.reason = reason
-        outcome = "The message may have been sent" if maybe_sent else "Nothing was sent"
+        outcome = "It may have been done" if maybe_sent else "Nothing was done"
         super().__init__(f"{outcome}, after {waited:.1f} s: {reason or 'the database does not answer'}")
 
 

@@ -149,7 +149,9 @@ class Inbox:
                 reader.waits = False
                 dispatcher.leave(reader.channel, reader)
 
-    def _act(self, effects: Effects) -> None:
+    def _act(self, effects: Effects | None) -> None:
+        if effects is None:
+            return
         if effects.wake:
             self._wake(effects.wake)
         if effects.fetch or effects.delete or effects.rings or effects.controls:

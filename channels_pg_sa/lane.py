@@ -156,8 +156,11 @@ class Lane(Generic[J]):
                 raise LaneFull(f"{len(self._waiting):,} calls wait in lane {self._name}")
             self._waiting.append(call)
             start, self._busy = not self._busy, True
+            untimed = self._timer is None
         if start:
             self._loop.call_soon_threadsafe(self._start)
+        elif untimed:  # the batch under way has been given up by all its callers, and may yet take long
+            self._loop.call_soon_threadsafe(self._watch)
         return call
 
     async def close(self, error: BaseException, timeout: float) -> None:
@@ -174,6 +177,10 @@ class Lane(Generic[J]):
         self._fail([*self._underway, *self._waiting], error)
         self._waiting.clear()
 
+    def _watch(self) -> None:
+        if self._timer is None and self._waiting:
+            self._set_timer(self._waiting[0].deadline)
+
     def _start(self) -> None:
         self._task = self._loop.create_task(self._drain(), name=self._name)
 
@@ -184,14 +191,11 @@ class Lane(Generic[J]):
                 self._set_timer(calls[0].deadline)
             try:
                 await self._run(calls)
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the callers are told
                 self._fail(calls, error)
-                if not isinstance(error, Exception):
-                    raise
             else:
                 settle(calls)
-            finally:
-                self._underway = []
+            self._underway = []  # not when cancelled: then close() has a better error for them
 
     def _next(self) -> list[Call[J]]:
         calls: list[Call[J]] = []

@@ -14,10 +14,11 @@ from sqlalchemy.sql import Executable
 
 from .codec import Message, MessageCodec
 from .config import Settings, settings_from_mapping
-from .directory import Directory, Rows, rows_through
+from .directory import Directory, Rows
 from .errors import ChannelFull, DecodeError, MessageTooLarge
 from .names import check_channel, check_group, check_prefix, new_channel, new_node
 from .node import Node
+from .queries import compiled_statement
 from .transactional import TransactionalSends
 
 TAKES = 64
@@ -222,10 +223,12 @@ class Layer(TransactionalSends, Directory):
         return node
 
     async def _rows(self, statement: Executable) -> Rows:
-        return await asyncio.wrap_future(rows_through(self._open(), statement, self._settings.send_timeout))
+        rows: Rows = await self._open().read(compiled_statement(statement), asyncio.get_running_loop())
+        return rows
 
     def _rows_sync(self, statement: Executable) -> Rows:
-        return rows_through(self._open(), statement, self._settings.send_timeout).result()
+        rows: Rows = self._open().read(compiled_statement(statement), None).wait()
+        return rows
 
     def _announcements(self) -> tuple[bytes | None, bytes | None]:
         """Encode what local channels get when the connection is lost, and when it is back."""

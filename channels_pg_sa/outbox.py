@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from .drops import DropLog
 from .errors import ChannelLayerError, SchemaError, SendError
 from .lane import Call, Lane, LaneFull
 from .names import recipient_of
-from .queries import GroupSend, Join, Leave, Queries, Send
+from .queries import Compiled, GroupSend, Join, Leave, Queries, Send
 from .schema import REVISION
 
 J = TypeVar("J")
@@ -68,6 +69,7 @@ class Outbox:
         self.memberships: Lane[Membership] = Lane(
             "channels_pg_sa memberships", loop, self._run_memberships, late=self._late
         )
+        self.reads: Lane[Compiled] = Lane("channels_pg_sa reads", loop, self._run_reads, late=self._late)
         self.flushes: Lane[None] = Lane("channels_pg_sa flushes", loop, self._run_flushes, late=self._late)
 
     def submit(self, lane: Lane[J], job: J, loop: asyncio.AbstractEventLoop | None) -> Call[J]:
@@ -84,7 +86,7 @@ class Outbox:
 
     async def close(self, error: BaseException, timeout: float) -> None:
         """Let what waits be done for `timeout` seconds, and fail the rest with the error."""
-        lanes: list[Lane[Any]] = [self.sends, self.memberships, self.flushes]
+        lanes: list[Lane[Any]] = [self.sends, self.memberships, self.reads, self.flushes]
         await asyncio.gather(*(lane.close(error, timeout) for lane in lanes))
 
     async def do(
@@ -189,6 +191,14 @@ class Outbox:
             await self._queries.leave(connection, leaves)
         if joins := [job for job in last.values() if isinstance(job, Join)]:
             await self._queries.join(connection, joins)
+
+    async def _run_reads(self, calls: list[Call[Compiled]]) -> None:
+        for call in calls:
+            await self.do([call], functools.partial(self._read, call), repeatable=True)
+
+    async def _read(self, call: Call[Compiled], connection: Connection, _jobs: list[Compiled]) -> None:
+        cursor = await connection.execute(call.job.sql, call.job.literals, binary=True)
+        call.result = await cursor.fetchall()
 
     async def _run_flushes(self, calls: list[Call[None]]) -> None:
         async def flush(connection: Connection, _jobs: list[None]) -> None:

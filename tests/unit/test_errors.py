@@ -38,8 +38,8 @@ def test_a_message_too_large_has_its_size_and_the_limit() -> None:
 @pytest.mark.parametrize(
     ("maybe", "reason", "text"),
     [
-        (False, None, "Nothing was sent, after 1.2 s: the database does not answer"),
-        (True, "cut", "The message may have been sent, after 1.2 s: cut"),
+        (False, None, "Nothing was done, after 1.2 s: the database does not answer"),
+        (True, "cut", "It may have been done, after 1.2 s: cut"),
     ],
 )
 def test_a_send_error_says_whether_it_may_have_been_sent(maybe: bool, reason: str | None, text: str) -> None:

@@ -1,0 +1,207 @@
+"""Natural batching, without a database: what goes together, when a caller is told, and that nobody is left waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from channels_pg_sa.lane import Call, Lane, LaneFull
+
+Calls = list[Call[int]]
+
+
+class Late(Exception):
+    """The deadline has passed; carries whether the job had been started."""
+
+
+class Bench:
+    """A lane whose batches wait until they are let go."""
+
+    def __init__(self, **options: int) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.entered = asyncio.Event()
+        self.lane: Lane[int] = Lane(
+            "test", asyncio.get_running_loop(), self._run, late=lambda call: Late(call.started), **options
+        )
+
+    async def _run(self, calls: Calls) -> None:
+        self.entered.set()
+        await self.gate.wait()
+        live = [call for call in calls if call.start()]
+        self.batches.append([call.job for call in live])
+        for call in live:
+            call.result = 10 * call.job
+            if call.job < 0:
+                call.error = ValueError(call.job)
+
+    def call(self, job: int, timeout: float = 30) -> Call[int]:
+        """Submit a job for this loop."""
+        return self.lane.submit(Call(job, timeout, asyncio.get_running_loop()))
+
+
+async def outcome(call: Call[int]) -> object:
+    """Return the result of a call, or its error."""
+    try:
+        return await asyncio.wait_for(_result(call), 10)
+    except (Late, ValueError, RuntimeError) as error:
+        return error
+
+
+async def _result(call: Call[int]) -> object:
+    return await call
+
+
+async def test_calls_that_arrive_while_a_batch_runs_go_together() -> None:
+    """In the order they came, each with its own result."""
+    bench = Bench()
+    first = bench.call(0)
+    await bench.entered.wait()
+    others = [bench.call(number) for number in range(1, 6)]
+    bench.gate.set()
+    assert [await outcome(call) for call in (first, *others)] == [0, 10, 20, 30, 40, 50]
+    assert bench.batches == [[0], [1, 2, 3, 4, 5]]
+
+
+async def test_a_batch_is_bounded_by_number_and_by_cost() -> None:
+    """What is left goes with the next."""
+    bench = Bench(batch=3)
+    calls = [bench.call(number) for number in range(7)]
+    bench.gate.set()
+    for call in calls:
+        await outcome(call)
+    assert bench.batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+async def test_a_full_lane_refuses() -> None:
+    """Waiting calls are bounded."""
+    bench = Bench(limit=2)
+    calls = [bench.call(number) for number in range(2)]
+    with pytest.raises(LaneFull):
+        bench.call(2)
+    bench.gate.set()
+    assert [await outcome(call) for call in calls] == [0, 10]
+
+
+async def test_each_call_has_its_own_error() -> None:
+    """One that fails does not touch the others."""
+    bench = Bench()
+    calls = [bench.call(number) for number in (1, -1, 2)]
+    bench.gate.set()
+    assert [type(await outcome(call)) for call in calls] == [int, ValueError, int]
+
+
+async def test_a_batch_that_raises_fails_all_its_calls_and_no_other() -> None:
+    """The lane goes on with the next."""
+
+    async def run(calls: Calls) -> None:
+        if calls[0].job == 0:
+            raise RuntimeError("broken")
+
+    loop = asyncio.get_running_loop()
+    lane: Lane[int] = Lane("test", loop, run, late=lambda call: Late(call.started), batch=2)
+    calls = [lane.submit(Call(number, 30, loop)) for number in range(3)]
+    assert [type(await outcome(call)) for call in calls] == [RuntimeError, RuntimeError, type(None)]
+
+
+async def test_every_call_is_settled_by_its_deadline_while_a_batch_hangs() -> None:
+    """Those in it, those behind it, and those that come when all before them have been given up."""
+    bench = Bench()
+    early = [bench.call(0, 0.05)]
+    await bench.entered.wait()
+    early.append(bench.call(1, 0.05))
+    assert [type(await outcome(call)) for call in early] == [Late, Late]
+    assert type(await outcome(bench.call(2, 0.05))) is Late
+    thread = Call(3, 0.05, None)
+    bench.lane.submit(thread)
+    with pytest.raises(Late):
+        await asyncio.to_thread(thread.wait)
+    bench.gate.set()
+    assert await outcome(bench.call(4)) == 40
+    # None was started, and none may be done after its caller has been told so.
+    assert [job for batch in bench.batches for job in batch] == [4]
+
+
+async def test_a_late_call_knows_whether_it_was_started() -> None:
+    """So that its error can say whether it may have been done."""
+    entered = asyncio.Event()
+
+    async def run(calls: Calls) -> None:
+        assert all(call.start() for call in calls)
+        entered.set()
+        await asyncio.Event().wait()
+
+    loop = asyncio.get_running_loop()
+    lane: Lane[int] = Lane("test", loop, run, late=lambda call: Late(call.started))
+    running = lane.submit(Call(0, 0.05, loop))
+    await entered.wait()
+    waiting = lane.submit(Call(1, 0.05, loop))
+    errors = [await outcome(running), await outcome(waiting)]
+    assert [getattr(error, "args", None) for error in errors] == [(True,), (False,)]
+    await lane.close(RuntimeError("closed"), 0)
+
+
+async def test_a_cancelled_caller_s_job_is_not_done() -> None:
+    """Nobody waits for it any more."""
+    bench = Bench()
+    first, second = bench.call(1), bench.call(2)
+    task = asyncio.ensure_future(_result(second))
+    await bench.entered.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    bench.gate.set()
+    assert await outcome(first) == 10
+    assert bench.batches == [[1]]
+
+
+async def test_closing_does_what_waits_and_fails_what_comes() -> None:
+    """Whoever comes later gets the error that it was closed with."""
+    bench = Bench()
+    call = bench.call(1)
+    bench.gate.set()
+    await bench.lane.close(RuntimeError("closed"), 10)
+    assert await outcome(call) == 10
+    with pytest.raises(RuntimeError, match="closed"):
+        bench.call(2)
+
+
+async def test_closing_fails_what_takes_too_long() -> None:
+    """Nobody is left waiting."""
+    bench = Bench(batch=1)
+    calls = [bench.call(number) for number in range(3)]
+    await bench.entered.wait()
+    await bench.lane.close(RuntimeError("closed"), 0.01)
+    assert [str(await outcome(call)) for call in calls] == ["closed"] * 3
+
+
+async def test_callers_of_other_loops_and_threads_get_their_results() -> None:
+    """Each where it waits."""
+    bench = Bench()
+    results: list[object] = []
+
+    async def elsewhere() -> None:
+        results.append(await bench.lane.submit(Call(1, 30, asyncio.get_running_loop())))
+
+    def plain() -> None:
+        results.append(bench.lane.submit(Call(2, 30, None)).wait())
+
+    threads = [threading.Thread(target=lambda: asyncio.run(elsewhere())), threading.Thread(target=plain)]
+    for thread in threads:
+        thread.start()
+    bench.gate.set()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 10)
+    assert sorted(results) == [10, 20]  # type: ignore[type-var]
+
+
+async def test_a_caller_s_loop_that_is_closed_holds_nobody_up() -> None:
+    """There is nobody left to tell."""
+    bench = Bench()
+    other = asyncio.new_event_loop()
+    bench.lane.submit(Call(1, 30, other))
+    other.close()
+    call = bench.call(2)
+    bench.gate.set()
+    assert await outcome(call) == 20
