@@ -28,25 +28,35 @@ class Entry:
     Args:
         id: of its row; None for what never had one.
         expires: Unix time by the database's clock.
-        content: the payload in base64, or as it is; None until it has been fetched.
+        content: the payload.
+        encoded: the payload in base64, until somebody wants it. With neither, it has yet to be fetched.
         keeps_row: whether the row is deleted when the message is taken, rather than on arrival.
     """
 
     id: int | None
     expires: float
-    content: bytes | None
-    encoded: bool = False
+    content: bytes | None = None
+    encoded: bytes | None = None
     keeps_row: bool = False
+
+    # Members of a group in several threads share an entry and decode it without a lock. So `encoded` is read once and
+    # first, and goes last: whoever finds it gone finds the content.
+
+    @property
+    def is_here(self) -> bool:
+        """Whether there is a payload to take."""
+        return self.encoded is not None or self.content is not None
 
     @property
     def payload(self) -> bytes:
         """The payload's bytes; b"" for what cannot be decoded, which no codec takes for a message."""
-        if self.encoded:
+        encoded = self.encoded
+        if encoded is not None:
             try:
-                self.content = base64.b64decode(self.content or b"")
+                self.content = base64.b64decode(encoded)
             except binascii.Error:
                 self.content = b""
-            self.encoded = False
+            self.encoded = None
         return self.content or b""
 
 
@@ -84,7 +94,7 @@ class Dispatcher:
         self._capacity_of = capacity_of
         self._bounded = bounded
         self._boxes: dict[str, Mailbox] = {}
-        self._known: dict[int, Entry | None] = {}
+        self._known: set[int] = set()
         self._unfetched: dict[int, tuple[Entry, list[str]]] = {}
         self._barrier: int | None = None
         self._gone: set[int] = set()
@@ -126,14 +136,13 @@ class Dispatcher:
 
     def _end_recovery(self) -> None:
         self._barrier = None
-        for row in self._gone:
-            self._known.pop(row, None)
+        self._known -= self._gone
         self._gone.clear()
 
     def _arrive(self, parcel: Parcel, now: float) -> None:
         if parcel.id in self._known:  # read from the table after a reconnect, and heard of as well
             return
-        self._known[parcel.id] = None
+        self._known.add(parcel.id)
         if parcel.grouped:
             channels = self.members.members(parcel.name, now)
             kept = False
@@ -144,9 +153,8 @@ class Dispatcher:
             self.counters["expired" if channels else "no_member"] += 1
             self._effects.delete.append(parcel.id)
             return
-        entry = Entry(parcel.id, parcel.expires, parcel.content, encoded=True, keeps_row=kept)
+        entry = Entry(parcel.id, parcel.expires, encoded=parcel.content, keeps_row=kept)
         if parcel.content is None:
-            entry.encoded = False
             self._unfetched[parcel.id] = (entry, channels)
             self._effects.fetch.append(parcel.id)
         elif not kept:
@@ -164,7 +172,8 @@ class Dispatcher:
             if entry.content is None:
                 entry.expires = 0.0
                 self.counters["vanished"] += 1
-            if not entry.keeps_row:
+                self._known.discard(row)  # from its queue, where it may be again, it can still come to us
+            elif not entry.keeps_row:
                 self._effects.delete.append(row)
             for channel in channels:
                 if channel in self._boxes:
@@ -173,8 +182,10 @@ class Dispatcher:
     def claimed(self, rows: Iterable[tuple[int, str, bytes, float]]) -> None:
         """Take in rows of queues that are now this node's: id, channel, payload, expiry."""
         for row, channel, payload, expires in sorted(rows):
-            if row not in self._known:
-                self._known[row] = None
+            if row in self._unfetched:  # the mailbox was read meanwhile
+                self.fetched([row], {row: payload})
+            elif row not in self._known:
+                self._known.add(row)
                 self._put(channel, Entry(row, expires, payload, keeps_row=True))
 
     def deleted(self, rows: Iterable[int]) -> None:
@@ -182,8 +193,7 @@ class Dispatcher:
         if self._barrier is not None:
             self._gone.update(rows)
             return
-        for row in rows:
-            self._known.pop(row, None)
+        self._known.difference_update(rows)
 
     def announce(self, payload: bytes, expires: float) -> None:
         """Put a message of the layer's own into the mailbox of each channel that is read or in a group here."""
@@ -204,9 +214,8 @@ class Dispatcher:
 
     def expire(self, now: float) -> None:
         """Free what was not read in time."""
-        for channel, box in list(self._boxes.items()):
-            self._skip_dead(box, now)
-            self._drop_if_idle(channel, box)
+        for channel in list(self._boxes):
+            self._living(channel, now)
 
     # Who reads -----------------------------------------------------------------------------------
 
@@ -214,11 +223,8 @@ class Dispatcher:
         """Return the next message of the channel, or of any channel that begins so if it ends with `!`."""
         if channel.endswith("!"):
             channel = self._oldest(channel, now) or channel
-        box = self._boxes.get(channel)
-        if box is None:
-            return None
-        self._skip_dead(box, now)
-        if not box.entries or box.entries[0].content is None:
+        box = self._living(channel, now)
+        if box is None or not box.entries or not box.entries[0].is_here:
             return None
         entry = box.entries.popleft()
         if entry.keeps_row and entry.id is not None:
@@ -246,7 +252,13 @@ class Dispatcher:
     def waiting(self, channel: str) -> int:
         """Return how many readers have neither a message nor the promise of one."""
         box = self._boxes.get(channel)
-        return max(0, len(box.readers) - len(box.entries)) if box else 0
+        if box is None or not box.readers:
+            return 0
+        promised = len(box.entries)
+        if channel.endswith("!"):
+            others = (self._boxes[name] for name in self._under(channel) if name != channel)
+            promised += sum(max(0, len(other.entries) - len(other.readers)) for other in others)
+        return max(0, len(box.readers) - promised)
 
     def is_read(self, channel: str) -> bool:
         """Tell whether a reader waits for the channel."""
@@ -270,16 +282,17 @@ class Dispatcher:
         """
         rows: list[int] = []
         for channel, box in list(self._boxes.items()):
-            if box.entries and not box.readers and node_of(channel) is None:
+            if box.entries and node_of(channel) is None and not any(self._readers(channel, box)):
                 rows.extend(entry.id for entry in box.entries if entry.id is not None)
                 box.entries.clear()
                 self._drop_if_idle(channel, box)
+        for row in rows:
+            self._unfetched.pop(row, None)
         return rows
 
     def returned(self, rows: Iterable[int]) -> None:
         """Forget the ids of rows that are in their queues again, so that they may be claimed again."""
-        for row in rows:
-            self._known.pop(row, None)
+        self._known.difference_update(rows)
 
     def collect(self) -> Effects:
         """Return what is to be done, and begin a new list."""
@@ -309,24 +322,35 @@ class Dispatcher:
 
     def _wake(self, channel: str, box: Mailbox) -> None:
         """Wake as many readers as there are messages to take, those included that were woken and have not come yet."""
-        readers: Iterable[Reader] = box.readers
-        if "!" in channel and not channel.endswith("!") and (shared := self._boxes.get(queue_of(channel))):
-            readers = itertools.chain(readers, shared.readers)
-        for reader, entry in zip(readers, box.entries, strict=False):
-            if entry.content is None and entry.expires:
+        for reader, entry in zip(self._readers(channel, box), box.entries, strict=False):
+            if not entry.is_here and entry.expires:
                 break
             if not reader.woken:
                 reader.woken = True
                 self._effects.wake.append(reader)
 
-    def _skip_dead(self, box: Mailbox, now: float) -> None:
-        entries = box.entries
+    def _readers(self, channel: str, box: Mailbox) -> Iterable[Reader]:
+        """Return the readers of the channel, and then those of all channels that begin as it does up to its `!`."""
+        if "!" in channel and not channel.endswith("!") and (shared := self._boxes.get(queue_of(channel))):
+            return itertools.chain(box.readers, shared.readers)
+        return box.readers
+
+    def _living(self, channel: str, now: float) -> Mailbox | None:
+        """Return the channel's mailbox, None if it is idle, after freeing what was not read in time."""
+        box = self._boxes.get(channel)
+        if box is None:
+            return None
+        entries, before = box.entries, len(box.entries)
         while entries and entries[0].expires <= now:
             entry = entries.popleft()
             if entry.expires:
                 self.counters["expired"] += 1
                 if entry.keeps_row and entry.id is not None:
                     self._effects.delete.append(entry.id)
+        if len(entries) < before:
+            self._wake(channel, box)  # what is next may have been here for a while
+            self._drop_if_idle(channel, box)
+        return box
 
     def _under(self, start: str) -> Iterator[str]:
         return (name for name in list(self._boxes) if name.startswith(start))
@@ -334,9 +358,8 @@ class Dispatcher:
     def _oldest(self, start: str, now: float) -> str | None:
         ready: list[tuple[int, str]] = []
         for name in self._under(start):
-            box = self._boxes[name]
-            self._skip_dead(box, now)
-            if box.entries and box.entries[0].content is not None:
+            box = self._living(name, now)
+            if box is not None and box.entries and box.entries[0].is_here:
                 ready.append((box.entries[0].id or 0, name))
         return min(ready)[1] if ready else None
 
