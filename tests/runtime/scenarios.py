@@ -8,12 +8,14 @@ import gc
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from asgiref.sync import async_to_sync
 
@@ -26,6 +28,7 @@ from tests.support.waiting import PATIENCE, eventually
 logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing <"))
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
+LockType = type(threading.Lock())
 BACKENDS = """SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'channels_pg_sa%'
     AND datname = current_database() ORDER BY pid"""
 
@@ -305,12 +308,21 @@ def children_that_use_nothing(layer: Layer) -> None:
     traffic.stop()
 
 
+def locks_of(thing: object, seen: dict[int, object]) -> list[Any]:
+    """Return every lock of the package's objects that can be reached from this one."""
+    if isinstance(thing, LockType):
+        return [thing]
+    if id(thing) in seen or not type(thing).__module__.startswith("channels_pg_sa"):
+        return []
+    seen[id(thing)] = thing
+    return [lock for part in getattr(thing, "__dict__", {}).values() for lock in locks_of(part, seen)]
+
+
 def forks_with_locks_held(layer: Layer) -> None:
     """A child works though other threads of its parent held each lock of the layer when it was forked."""
     use(layer)
-    node = layer._node
-    assert node
-    locks = [layer._lock, node._switch, node._inbox._lock, node.drops._lock, node._outbox.sends._lock]
+    locks = locks_of(layer, {})
+    assert len(locks) >= 5
     held, free = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -456,6 +468,34 @@ def many_layers(layer: Layer) -> None:
     for _ in range(5):
         use(Layer(url=sys.argv[2]))
     eventually(lambda: not query(sys.argv[2], BACKENDS))
+
+
+# Bounds ------------------------------------------------------------------------------------------
+
+
+def unread_messages(_: Layer) -> None:
+    """Messages by the ten thousand to a thousand channels that nobody reads: memory stays what it is."""
+    layer = Layer(url=sys.argv[2], expiry=1, heartbeat=0.5, lease=2)
+    content = {"type": "test.message", "text": "x" * 1000}
+
+    async def send(count: int) -> int:
+        """Send so many, and return the most memory used so far, in kB."""
+        for start in range(0, count, 1000):
+            names = channels[start % 1000 :]
+            await asyncio.gather(*(layer.send(name, content) for name in names))
+            await asyncio.gather(*(layer.send(f"unread-{number}", content) for number in range(100)))
+            await layer.group_send("group", content)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    async def main() -> None:
+        channels.extend([await layer.new_channel() for _ in range(1000)])
+        for channel in channels[:10]:
+            await layer.group_add("group", channel)
+        before, after = await send(40_000), await send(60_000)
+        assert after - before < 15_000, (before, after)  # All of it would take 100 MB.
+
+    channels: list[str] = []
+    asyncio.run(main())
 
 
 def main() -> None:
