@@ -89,6 +89,17 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def examples(session: nox.Session) -> None:
+    """Run an example, `nox -s examples -- orders`, feed or celery; with --check drive it and report instead."""
+    names = sorted(path.parent.name for path in Path("examples").glob("*/__main__.py"))
+    if not session.posargs or session.posargs[0] not in names:
+        session.error(f"Say which one: nox -s examples -- {'|'.join(names)}")
+    install(session, "examples")
+    name, *options = session.posargs
+    session.run("python", "-m", f"examples.{name}", *options)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure this layer against others; those of channels_redis need a Redis."""
     install(session, "bench")

@@ -1,0 +1,1 @@
+"""The small examples, as their users start them."""
