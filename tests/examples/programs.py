@@ -31,22 +31,32 @@ def check(name: str, database_url: str) -> list[str]:
     return [line.removeprefix("  ok    ") for line in done.stdout.splitlines() if line.startswith("  ok    ")]
 
 
-def by_hand(name: str, database_url: str) -> tuple[str, int]:
-    """Start an example, and end it by ^C as soon as it is ready; return what it printed and its status."""
-    running = subprocess.Popen(
-        [sys.executable, "-m", f"examples.{name}", "--port", "0"],
-        cwd=ROOT,
-        env=environment(DATABASE_URL=database_url),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    printed = ""
-    for line in running.stdout or ():
-        printed += line
-        if "^C stops everything" in line:
-            break
-    running.send_signal(signal.SIGINT)
-    rest, _ = running.communicate(timeout=LIMIT)
-    return printed + rest, running.returncode
+class Running:
+    """An example that was started by hand, and is ready."""
+
+    def __init__(self, name: str, database_url: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"examples.{name}", "--port", "0"],
+            cwd=ROOT,
+            env=environment(DATABASE_URL=database_url),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.printed = ""
+        for line in self._process.stdout or ():
+            self.printed += line
+            if "^C stops everything" in line:
+                break
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        print(line, file=self._process.stdin, flush=True)
+
+    def interrupt(self) -> int:
+        """Type ^C, and return the exit status."""
+        self._process.send_signal(signal.SIGINT)
+        rest, _ = self._process.communicate(timeout=LIMIT)
+        self.printed += rest
+        return self._process.returncode

@@ -8,18 +8,19 @@ from collections.abc import AsyncIterator
 import pytest
 
 from examples.common.run import CheckFailed, Example, Fleet, Stage, check
-from tests.examples.programs import by_hand
+from tests.examples.programs import Running
 
-EXAMPLES = ["orders"]
+EXAMPLES = ["feed", "orders"]
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_says_what_to_open_and_ends_by_interrupt(layer_url: str, name: str) -> None:
     """An example tells the address of its page, and ends without a word of complaint."""
-    printed, status = by_hand(name, layer_url)
-    assert "Open  http://127.0.0.1:" in printed
-    assert printed.endswith("^C stops everything.\n\nEverything is stopped.\n")
+    running = Running(name, layer_url)
+    status = running.interrupt()
+    assert "Open  http://127.0.0.1:" in running.printed
+    assert running.printed.endswith("^C stops everything.\n\nEverything is stopped.\n")
     assert status == 0
 
 
