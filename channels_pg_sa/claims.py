@@ -69,8 +69,10 @@ class ClaimBook:
         return True
 
     def close(self, channel: str) -> None:
-        """Forget a channel that nobody here reads any more."""
-        if self._desks.pop(channel, None) is not None:
+        """Forget a channel that nobody here reads any more, unless a claim for it is under way."""
+        desk = self._desks.get(channel)
+        if desk is not None and not desk.busy:
+            del self._desks[channel]
             queue = queue_of(channel)
             del self._channels[queue][channel]
             if not self._channels[queue]:

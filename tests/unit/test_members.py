@@ -1,0 +1,63 @@
+"""Which channels of a node are in which groups."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channels_pg_sa.members import MemberIndex
+
+NAMES = st.sampled_from(["a", "b", "c"])
+TIMES = st.sampled_from([5.0, 10.0, math.inf])
+MEMBERS = st.tuples(NAMES, NAMES, TIMES)
+CHANGES = st.one_of(
+    st.tuples(st.just("join"), MEMBERS),
+    st.tuples(st.just("leave"), st.tuples(NAMES, NAMES)),
+    st.tuples(st.just("replace"), st.tuples(st.lists(MEMBERS, max_size=4))),
+)
+
+
+@given(changes=st.lists(CHANGES, max_size=30), now=st.sampled_from([0.0, 5.0, 7.0, 10.0]))
+def test_the_index_is_what_a_dict_of_sets_would_be(changes: list[tuple[str, tuple[object, ...]]], now: float) -> None:
+    """After any joins, renewals, leaves and replacements."""
+    index, model = MemberIndex(), dict[tuple[object, object], float]()
+    for verb, arguments in changes:
+        getattr(index, verb)(*arguments)
+        if verb == "join":
+            group, channel, expires = arguments
+            model[group, channel] = expires  # type: ignore[assignment]
+        elif verb == "leave":
+            model.pop(arguments, None)  # type: ignore[call-overload]
+        else:
+            model = {(group, channel): expires for group, channel, expires in arguments[0]}  # type: ignore[attr-defined]
+    assert sorted(index) == sorted((*key, expires) for key, expires in model.items())
+    assert len(index) == len(model)
+    for group in "abc":
+        alive = {channel for (name, channel), expires in model.items() if name == group and expires > now}
+        members = index.members(group, now)
+        assert set(members) == alive
+        assert len(members) == len(alive)
+    assert set(index._groups) == {group for group, _ in model}, "no empty group is kept"
+
+
+def test_members_stand_in_the_order_in_which_they_joined() -> None:
+    """A renewal does not change it; a new membership begins at the end."""
+    index = MemberIndex()
+    for channel in "abc":
+        index.join("g", channel, 10.0)
+    index.join("g", "a", 20.0)
+    assert index.members("g", 15.0) == ["a"]
+    assert index.members("g", 0.0) == ["a", "b", "c"]
+    index.leave("g", "a")
+    index.join("g", "a", 20.0)
+    assert index.members("g", 0.0) == ["b", "c", "a"]
+
+
+def test_a_membership_ends_at_its_time() -> None:
+    """Not a moment later."""
+    index = MemberIndex()
+    index.join("g", "a", 10.0)
+    assert index.members("g", 9.9) == ["a"]
+    assert index.members("g", 10.0) == []
