@@ -9,10 +9,11 @@ import logging
 import os
 import select
 import socket
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.pq import ConnStatus
@@ -24,6 +25,9 @@ from sqlalchemy.pool import NullPool
 from .backoff import Backoff
 from .config import Settings
 from .errors import LayerClosed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ DEFAULTS: dict[str, Any] = {
 POOL_DEFAULTS: dict[str, Any] = {"min_size": 0, "max_size": 2, "reconnect_timeout": 0.5, "timeout": 2.0}
 KEPT = 1.0
 """Seconds that a connection is kept at hand after its last statement, before it goes back to the pool."""
+CHECK = 2.0
+"""Seconds that a connection which rested in the pool may take to show that it is still one."""
 
 # The server's word that it did not do the statement, but would at another time.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -93,6 +99,22 @@ def time_limit(connection: Connection, seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
+class CleanConnection(psycopg.AsyncConnection[Any]):
+    """A connection that leaves no open socket behind where connecting failed."""
+
+    @classmethod
+    async def connect(cls, *arguments: Any, **parameters: Any) -> Self:
+        """Connect as psycopg does, whose errors hold the socket until the garbage collector comes by."""
+        try:
+            return await super().connect(*arguments, **parameters)
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                traceback.clear_frames(cause.__traceback__)
+                cause = cause.__context__
+            raise
+
+
 @dataclass(slots=True, eq=False)
 class _Held:
     """A connection of the engine's, taken out of it once for many statements."""
@@ -101,6 +123,7 @@ class _Held:
     driver: Connection
     poll: select.poll = field(default_factory=select.poll)
     timer: asyncio.TimerHandle | None = None
+    doubted: bool = False
 
     def __post_init__(self) -> None:
         self.poll.register(self.driver.pgconn.socket, select.POLLIN)
@@ -129,7 +152,8 @@ class Database:
         self._settings = settings
         options = {**POOL_DEFAULTS, **settings.pool}
         self._own_configure = options.pop("configure", None)
-        self._pool = AsyncConnectionPool(
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            connection_class=CleanConnection,
             kwargs=self._parameters,
             configure=self._configure,
             open=False,
@@ -145,6 +169,8 @@ class Database:
         )
         self._slots = asyncio.Semaphore(self._pool.max_size)
         self._kept: deque[_Held] = deque()
+        self._wanted: deque[asyncio.Future[_Held]] = deque()
+        self._check = min(CHECK, settings.send_timeout / 4)
         self._lent: set[_Held] = set()
         self._closed = False
         self._resting: set[asyncio.Task[None]] = set()
@@ -183,24 +209,57 @@ class Database:
                 self._lent.discard(held)
                 await self._put(held)
 
+    def doubt(self) -> None:
+        """Ask every connection for a sign of life before its next use: another has been lost in silence."""
+        for held in (*self._kept, *self._lent):
+            held.doubted = True
+
     async def _until_returned(self) -> None:
         for _ in range(self._pool.max_size):
             await self._slots.acquire()
 
     async def _take(self) -> _Held:
+        backoff = Backoff()
+        while not self._closed:
+            held = await self._at_hand() or await self._connect() or await self._left_over(backoff.next())
+            if held is not None:
+                return held
+        raise LayerClosed("The layer is closed.")
+
+    async def _at_hand(self) -> _Held | None:
         while self._kept:
             held = self._kept.pop()
             if held.timer is not None:
                 held.timer.cancel()
-            if held.is_alive():
+            if held.is_alive() and (not held.doubted or await self._answers(held)):
                 return held
             await self._give_back(held)
-        return await self._connect()
+        return None
+
+    async def _left_over(self, seconds: float) -> _Held | None:
+        """Wait, but take a connection that another has done with: the server may allow no more of them."""
+        offer: asyncio.Future[_Held] = asyncio.get_running_loop().create_future()
+        self._wanted.append(offer)
+        try:
+            await asyncio.wait([offer], timeout=seconds)
+        except asyncio.CancelledError:
+            if offer.done():
+                self._keep(offer.result())
+            raise
+        finally:
+            if offer in self._wanted:
+                self._wanted.remove(offer)
+        return offer.result() if offer.done() else None
 
     async def _put(self, held: _Held) -> None:
         if self._closed or held.driver.closed:
             await self._give_back(held)
-            return
+        elif self._wanted:
+            self._wanted.popleft().set_result(held)
+        else:
+            self._keep(held)
+
+    def _keep(self, held: _Held) -> None:
         self._kept.append(held)
         held.timer = asyncio.get_running_loop().call_later(KEPT, self._rest, held)
 
@@ -219,30 +278,42 @@ class Database:
         with contextlib.suppress(DBAPIError, psycopg.Error):
             await held.engine_s.close()
 
-    async def _connect(self) -> _Held:
-        backoff = Backoff()
-        while not self._closed:
-            try:
-                engine_s = await self._engine.connect()
-                raw = await engine_s.get_raw_connection()
-            except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
-                # Asked directly, because the pool keeps its reasons to its log, and fills that with each attempt.
-                self.trouble = await self._diagnose()
-                while self.trouble is not None:
-                    await asyncio.sleep(backoff.next())
-                    self.trouble = await self._diagnose()
-                continue
-            self.trouble = None
-            driver = raw.driver_connection
-            if not isinstance(driver, psycopg.AsyncConnection):
-                raise TypeError(f"The engine's driver is not psycopg but {type(driver).__name__}.")
-            return _Held(engine_s, driver)
-        raise LayerClosed("The layer is closed.")
+    async def _connect(self) -> _Held | None:
+        """Take a connection out of the engine; None if there is none to be had now."""
+        # In trouble the server is asked directly: the pool tells its reasons to its log, again at each attempt.
+        if self.trouble is not None and (trouble := await self._diagnose()) is not None:
+            self.trouble = trouble
+            return None
+        try:
+            engine_s = await self._engine.connect()
+            raw = await engine_s.get_raw_connection()
+        except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
+            self.trouble = await self._diagnose()
+            return None
+        self.trouble = None
+        driver = raw.driver_connection
+        if not isinstance(driver, psycopg.AsyncConnection):
+            raise TypeError(f"The engine's driver is not psycopg but {type(driver).__name__}.")
+        held = _Held(engine_s, driver)
+        if await self._answers(held):
+            return held
+        await self._give_back(held)
+        return None
+
+    async def _answers(self, held: _Held) -> bool:
+        """Tell whether the server is still at the other end: a firewall that forgets a connection tells nobody."""
+        try:
+            with time_limit(held.driver, self._check):
+                await AsyncConnectionPool.check_connection(held.driver)
+        except psycopg.Error:
+            return False
+        held.doubted = False
+        return True
 
     async def _diagnose(self) -> str | None:
         """Return why the server cannot be reached, None if it can."""
         try:
-            await (await psycopg.AsyncConnection.connect(**self._parameters())).close()
+            await (await CleanConnection.connect(**self._parameters())).close()
         except Exception as error:  # noqa: BLE001 - a callable PASSWORD may raise anything
             return str(error).strip()
         return None
