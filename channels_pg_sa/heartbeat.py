@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -17,7 +18,7 @@ from .queries import Pulse, Queries
 logger = logging.getLogger(__name__)
 
 SILENCE = 2
-"""Heartbeats without a notification, one's own beat included, after which a listener is taken for dead."""
+"""Heartbeats without a notification or the answer to a ping, after which a listener is taken for dead."""
 SWEEP = 5000
 """Rows deleted in one transaction of a sweep."""
 
@@ -62,6 +63,7 @@ class Heartbeat:
         self._number = 0
         self._now = asyncio.Event()
         self._beating: asyncio.Task[None] | None = None
+        self._pinging: asyncio.Task[None] | None = None
 
     @property
     def next_number(self) -> int:
@@ -75,19 +77,36 @@ class Heartbeat:
     async def run(self) -> None:
         """Beat until cancelled."""
         while True:
-            try:
-                # Not all nodes at the same moment: they may have been started together.
-                await asyncio.wait_for(self._now.wait(), self._interval * random.uniform(0.9, 1.0))  # noqa: S311
-            except asyncio.TimeoutError:
-                self._check_listener()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._now.wait(), self._pause())
             self._now.clear()
+            self._check_listener()
             if self._listener.is_listening and (self._beating is None or self._beating.done()):
                 self._beating = self._spawn(self._beat(), "channels_pg_sa beat")
 
+    def _pause(self) -> float:
+        """Return the seconds until the next beat, or until the listener's silence calls for something."""
+        # Not all nodes at the same moment: they may have been started together.
+        pause = self._interval * random.uniform(0.9, 1.0)  # noqa: S311
+        if self._listener.is_listening:
+            patience = self._interval * (SILENCE if self._is_pinging else 1)
+            pause = min(pause, self._listener.alive_at + patience - time.monotonic())
+        return max(0.0, pause)
+
     def _check_listener(self) -> None:
+        """Doubt a listener that does not hear even one's own beats: ask it, because they may not have been sent."""
         silent = time.monotonic() - self._listener.alive_at
-        if self._listener.is_listening and silent > SILENCE * self._interval:
-            self._listener.restart(f"it has heard nothing for {silent:.1f} s, its own heartbeat neither")
+        if not self._listener.is_listening or silent < self._interval:
+            return
+        if silent >= SILENCE * self._interval:
+            self._database.doubt()
+            self._listener.restart(f"it has heard nothing for {silent:.1f} s, and does not answer")
+        elif not self._is_pinging:
+            self._pinging = self._spawn(self._listener.ping(), "channels_pg_sa ping")
+
+    @property
+    def _is_pinging(self) -> bool:
+        return self._pinging is not None and not self._pinging.done()
 
     async def _beat(self) -> None:
         try:

@@ -12,7 +12,7 @@ from psycopg.pq import PGnotify
 
 from .address import Connector
 from .backoff import Backoff
-from .database import DEFAULTS, Connection, sever, time_limit
+from .database import DEFAULTS, CleanConnection, Connection, sever, time_limit
 
 PATIENCE = 15.0
 """Seconds that connecting, or a statement of the listener's own, may take."""
@@ -54,6 +54,7 @@ class Listener:
         self._heard: list[bytes] = []
         self._flowing = asyncio.Event()
         self._since: float | None = None
+        self._watched: int | None = None
         self.alive_at = 0.0
 
     @property
@@ -94,24 +95,37 @@ class Listener:
 
     async def add(self, topics: list[str], *, stop: bool = False) -> bool:
         """LISTEN to more topics, or UNLISTEN; return False if there is no connection to do it on."""
-        async with self._lock:
-            connection = self._connection
-            if connection is None or not self.is_listening:
-                return False
-            self._pause(connection)
-            try:
-                await self.listen(connection, topics, stop=stop)
-            except (psycopg.Error, OSError) as error:
-                self._end(error)
-                return False
-            self._resume(connection)
-            return True
+        return await self._between(lambda connection: self.listen(connection, topics, stop=stop))
+
+    async def ping(self) -> None:
+        """Ask the server for a sign of life over the connection itself; `alive_at` tells of it."""
+        if await self._between(self._ask):
+            self.alive_at = time.monotonic()
 
     def restart(self, reason: str) -> None:
         """Give up the connection and make a new one."""
         if self._connection is not None:
             sever(self._connection)
         self._end(ConnectionLost(reason))
+
+    async def _ask(self, connection: Connection) -> None:
+        with time_limit(connection, PATIENCE):
+            await connection.execute("SELECT 1")
+
+    async def _between(self, work: Callable[[Connection], Awaitable[None]]) -> bool:
+        """Use the connection for a statement while it listens; return False if there is none that can be used."""
+        async with self._lock:
+            connection = self._connection
+            if connection is None or not self.is_listening:
+                return False
+            self._pause()
+            try:
+                await work(connection)
+            except (psycopg.Error, OSError) as error:
+                self._end(error)
+                return False
+            self._resume(connection)
+            return True
 
     async def _session(self, backoff: Backoff) -> None:
         loop = asyncio.get_running_loop()
@@ -129,7 +143,7 @@ class Listener:
             raise await self._lost
         finally:
             async with self._lock:
-                self._pause(connection)
+                self._pause()
                 self._connection = None
                 self._flowing.clear()
             sever(connection)
@@ -137,7 +151,7 @@ class Listener:
 
     async def _new_connection(self) -> Connection:
         parameters = {**DEFAULTS, **self._connect(), "application_name": "channels_pg_sa listener", "autocommit": True}
-        connecting = asyncio.create_task(psycopg.AsyncConnection.connect(**parameters))
+        connecting = asyncio.create_task(CleanConnection.connect(**parameters))
         try:
             return await asyncio.wait_for(asyncio.shield(connecting), PATIENCE)
         except BaseException:
@@ -170,7 +184,7 @@ class Listener:
             while (notification := pgconn.notifies()) is not None:
                 self._heard.append(notification.extra)
         except psycopg.Error as error:
-            self._pause(connection)
+            self._pause()
             self._end(error)
         self._pass_on()
 
@@ -184,16 +198,19 @@ class Listener:
         """Watch the socket between statements; psycopg watches it during them."""
         loop = asyncio.get_running_loop()
         try:
-            loop.add_reader(connection.fileno(), self._readable, connection)
+            self._watched = connection.fileno()
         except psycopg.Error as error:
             self._end(error)
             return
+        loop.add_reader(self._watched, self._readable, connection)
         # What came while psycopg was reading will make no socket readable again.
         loop.call_soon(self._pass_on)
 
-    def _pause(self, connection: Connection) -> None:
-        if not connection.closed:
-            asyncio.get_running_loop().remove_reader(connection.fileno())
+    def _pause(self) -> None:
+        """Watch it no longer; by its number, which is free for others once libpq has closed the socket."""
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            self._watched = None
 
     def _end(self, error: Exception) -> None:
         if self._lost is not None and not self._lost.done():
