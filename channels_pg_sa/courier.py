@@ -32,6 +32,7 @@ class Courier:
         reread: reads the node's mailbox again, because something may be in it that nobody knows of.
         spawn: starts a task and holds it.
         patience: seconds a statement may take.
+        expiry: seconds a message may wait.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Courier:
         reread: Callable[[], None],
         spawn: Spawn,
         patience: float,
+        expiry: float,
     ) -> None:
         self.book = ClaimBook()
         self._database = database
@@ -52,6 +54,8 @@ class Courier:
         self._listen = listen
         self._reread = reread
         self._patience = patience
+        self._expiry = expiry
+        self._doubtful_until = 0.0
         self._flushes = 0
         self._idle: set[str] = set()
         self._returning: list[int] = []
@@ -107,7 +111,12 @@ class Courier:
             self.claims.add([""])  # by the same task as claims, so that no row goes both ways at once
 
     async def rest(self) -> None:
-        """Stop listening for the queues of channels that nobody here has read for two rounds of this."""
+        """Stop listening for the queues of channels that nobody here has read for two rounds of this.
+
+        And look for what a claim may have moved that the server did not finish before it was given up.
+        """
+        if time.monotonic() < self._doubtful_until:
+            self._reread()
         with self._decisions() as dispatcher:
             idle = {channel for channel in self.book.channels if not dispatcher.is_read(channel)}
         before = self.book.queues
@@ -180,6 +189,7 @@ class Courier:
             for claim in claims:
                 self.book.fail(claim)
             if isinstance(error, psycopg.Error) and fate(error) is Fate.UNKNOWN:
+                self._doubtful_until = time.monotonic() + self._expiry
                 self._reread()
             raise
 

@@ -37,7 +37,7 @@ class Outbox:
         capacity_of: gives the most unread messages of a channel, None for no limit.
         bounded: whether any channel has a limit.
         drops: is told of messages to groups that members have no room for.
-        ready: waits until this node hears of its own memberships.
+        ready: waits until this node hears of its own memberships, and has those back that it lost while it was away.
         flush: deletes all messages and memberships, and sees to it that every node knows.
         timeout: seconds until a call gives up.
     """
@@ -180,7 +180,7 @@ class Outbox:
             self._drops.over_capacity(channel, group, count)
 
     async def _run_memberships(self, calls: list[Call[Membership]]) -> None:
-        if any(isinstance(call.job, Join) and call.job.node for call in calls):
+        if any(call.job.node for call in calls):
             await self._ready()
         await self.do(calls, self._change_memberships, repeatable=True)
 
@@ -204,4 +204,5 @@ class Outbox:
         async def flush(connection: Connection, _jobs: list[None]) -> None:
             await self._flush(connection)
 
+        await self._ready()
         await self.do(calls, flush, repeatable=True)

@@ -100,6 +100,7 @@ class Reception:
             reread=lambda: self._rereads.add([node_id]),
             spawn=spawn,
             patience=settings.send_timeout,
+            expiry=settings.expiry,
         )
         self._heartbeat = Heartbeat(
             settings.heartbeat,
@@ -200,10 +201,13 @@ class Reception:
 
     async def _recover(self, connection: Connection) -> None:
         """Make a new connection of the listener's ours: LISTEN first, then read what the tables have for this node."""
+        pooled = await is_pooled(connection)
+        if pooled:  # the session may have been another's, whose prepared statements are still there
+            connection.prepare_threshold = None
         await self._enter(connection)
         queues = sorted(self._courier.book.queues)
         await self._listener.listen(connection, [self._topic(), *self._queue_topics(queues)])
-        if await is_pooled(connection):
+        if pooled:
             await self._check_pooler(connection)
         await self._register(connection)
         members = await self._queries.members(connection)
