@@ -1,0 +1,185 @@
+"""Things to break: a server that can be restarted, a proxy that swallows, a role with limits; and counting messages."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from tests.support.databases import TestServer
+from tests.support.layers import Message, PostgresLayer
+from tests.support.proxy import Proxy
+from tests.support.temp_postgres import TempPostgres
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
+
+PATIENCE = 20.0
+"""Seconds that a receive() may take while everything around it breaks."""
+
+WAITING = "SELECT count(*) FROM channels_pg_sa_message"
+
+
+class FragileServer(TestServer):
+    """A test server that may be restarted: the administrative connection is made anew.
+
+    Args:
+        postgres: the server, which listens on TCP.
+    """
+
+    def __init__(self, postgres: TempPostgres) -> None:
+        super().__init__(postgres.tcp_url)
+        self.postgres = postgres
+
+    def run(self, query: sql.Composed | LiteralString, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement on the administrative connection, or on a new one if that is gone."""
+        try:
+            return super().run(query, parameters)
+        except psycopg.OperationalError:
+            self._connection.close()
+            self._connection = psycopg.connect(self.url, autocommit=True, application_name="tests")
+            return super().run(query, parameters)
+
+
+class SwallowingProxy(Proxy):
+    """A proxy that can also forget connections, as a firewall does: they stay open, and nothing passes any more."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self._forgotten: set[Any] = set()
+
+    def forget(self) -> None:
+        """Swallow from now on what is sent over the connections that are open; new ones work."""
+        self._call(self._forget())
+
+    async def _forget(self) -> None:
+        self._forgotten |= self._writers
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        await super()._pump(_Source(source, lambda: sink in self._forgotten), sink)  # type: ignore[arg-type]
+
+
+class _Source:
+    """A stream whose data vanish once it is forgotten."""
+
+    def __init__(self, source: asyncio.StreamReader, is_forgotten: Callable[[], bool]) -> None:
+        self._source = source
+        self._is_forgotten = is_forgotten
+
+    async def read(self, size: int) -> bytes:
+        data = await self._source.read(size)
+        while data and self._is_forgotten():
+            data = await self._source.read(size)
+        return data
+
+
+class Tally:
+    """Count messages: sent for certain, perhaps sent, received once, twice, lost, out of order."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, int]] = []
+        self.perhaps: set[tuple[str, int]] = set()
+        self.received: defaultdict[str, list[int]] = defaultdict(list)
+
+    async def send(self, sender: str, number: int, send: Callable[[Message], Any]) -> None:
+        """Send one message; again, if it certainly was not sent."""
+        from channels_pg_sa import SendError
+
+        message = {"type": "test.message", "sender": sender, "number": number, "text": "x" * (number % 50 == 9) * 9000}
+        while True:
+            try:
+                await send(message)
+            except SendError as error:
+                if not error.maybe_sent:
+                    continue
+                self.perhaps.add((sender, number))
+            else:
+                self.sent.append((sender, number))
+            return
+
+    def receive(self, message: Message) -> None:
+        """Note a message."""
+        self.received[message["sender"]].append(message["number"])
+
+    async def read(self, layer: PostgresLayer, channel: str) -> None:
+        """Note what a channel gets, until cancelled."""
+        while True:
+            self.receive(await layer.receive(channel))
+
+    @property
+    def lost(self) -> list[tuple[str, int]]:
+        """What was sent and has not come."""
+        came = {(sender, number) for sender, numbers in self.received.items() for number in numbers}
+        return sorted(set(self.sent) - came)
+
+    @property
+    def twice(self) -> list[tuple[str, int]]:
+        """What came more than once."""
+        return sorted(
+            (sender, number)
+            for sender, numbers in self.received.items()
+            for number, times in Counter(numbers).items()
+            if times > 1
+        )
+
+    @property
+    def disordered(self) -> list[tuple[str, int]]:
+        """What was sent for certain and came after a later one of its sender."""
+        late = []
+        for sender, numbers in self.received.items():
+            sure = [number for number in numbers if (sender, number) not in self.perhaps]
+            late += [(sender, number) for before, number in itertools.pairwise(sure) if number < before]
+        return late
+
+
+def make_role(server: TestServer, url: str, password: str, *, limit: int = -1) -> str:
+    """Create a role that may use the layer's tables in the database of the URI and is no superuser; return its name."""
+    name = url.rsplit("/", 1)[1] + "_role"
+    server.run(
+        sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} CONNECTION LIMIT {}").format(
+            sql.Identifier(name), sql.Literal(password), sql.Literal(limit)
+        )
+    )
+    with psycopg.connect(url, autocommit=True) as connection:
+        for kind in ("TABLES", "SEQUENCES"):
+            connection.execute(
+                sql.SQL("GRANT ALL ON ALL {} IN SCHEMA public TO {}").format(sql.SQL(kind), sql.Identifier(name))
+            )
+    return name
+
+
+async def take(layer: PostgresLayer, channel: str, count: int) -> list[Message]:
+    """Receive so many messages, or fail."""
+    return [await asyncio.wait_for(layer.receive(channel), PATIENCE) for _ in range(count)]
+
+
+def text(number: int) -> Message:
+    """Return a small message that carries a number."""
+    return {"type": "test.message", "number": number}
+
+
+async def warm(layer: PostgresLayer) -> str:
+    """Use the layer once, so that it listens and has connections; return a channel of it."""
+    channel = await layer.new_channel()
+    await layer.send(channel, text(-1))
+    assert await take(layer, channel, 1) == [text(-1)]
+    return channel
+
+
+def inside(layer: PostgresLayer) -> Any:
+    """Return the layer's receiving half, for what no test can see from outside: its beats and its sockets."""
+    return layer._node._reception  # type: ignore[attr-defined]
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait for their end; one that has failed fails the test."""
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result

@@ -1,0 +1,601 @@
+"""The connection that listens is killed, cut, stalled, refused or locked out: receive() waits, and then goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from psycopg import sql
+
+from channels_pg_sa import SendError
+from tests.support.databases import TestServer, query
+from tests.support.layers import LISTENER, LayerFactory, Message, PostgresLayer
+from tests.support.proxy import Proxy
+from tests.support.urls import with_parameters
+from tests.support.waiting import eventually_async
+
+from .breaking import WAITING, FragileServer, SwallowingProxy, Tally, end, inside, make_role, take, text, warm
+
+Kill = Callable[[PostgresLayer], list[int]]
+
+LOGGER = "channels_pg_sa"
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what the layer logged that an administrator sees."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith(LOGGER) and record.levelno >= logging.WARNING
+    ]
+
+
+async def until_listening(layer: PostgresLayer) -> None:
+    """Wait until notifications flow."""
+
+    async def look() -> bool:
+        return layer_is_listening(layer)
+
+    await eventually_async(look, within=20)
+
+
+async def until_waiting(layer: PostgresLayer, readers: int) -> None:
+    """Wait until so many receive() calls are pending."""
+
+    async def look() -> bool:
+        return f" {readers} waiting" in repr(layer)
+
+    await eventually_async(look)
+
+
+async def replace_listener(factory: LayerFactory, layer: PostgresLayer, kill: Kill) -> None:
+    """Kill the listener, and wait until another one listens."""
+    killed = kill(layer)
+
+    async def look() -> bool:
+        pids = factory.listeners(layer)
+        return bool(pids) and not set(pids) & set(killed) and layer_is_listening(layer)
+
+    await eventually_async(look, within=20)
+
+
+def layer_is_listening(layer: PostgresLayer) -> bool:
+    """Tell whether notifications flow."""
+    return " listening" in repr(layer)
+
+
+async def test_one_line_when_it_goes_and_one_when_it_is_back(
+    make_own_layer: LayerFactory, kill_listener: Kill, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Peer defect 5: pg_terminate_backend on the listener; receives hung for ever, and nothing was logged."""
+    layer, sender = make_own_layer(), make_own_layer()
+    channel = await warm(layer)
+    for number in range(3):
+        caplog.clear()
+        reader = asyncio.create_task(take(layer, channel, 1))
+        kill_listener(layer)
+        await sender.send(channel, text(number))
+        assert await reader == [text(number)]
+        await until_listening(layer)
+        gone, back = warnings_of(caplog)
+        assert layer.node in gone
+        assert "terminating connection" in gone or "closed the connection" in gone
+        assert layer.node in back
+        assert " s" in back
+
+
+async def test_an_outage_of_many_attempts_is_two_lines(
+    proxy: Proxy, make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Peer defect 29: however often it is tried in vain, one line says it went, and one for how long it was away."""
+    attempts: list[float] = []
+
+    def address() -> str:
+        attempts.append(time.monotonic())
+        return proxy.url
+
+    layer = make_own_layer(listen_url=address)
+    await warm(layer)
+    caplog.clear()
+    attempts.clear()
+    proxy.cut()
+
+    async def six_attempts() -> bool:
+        return len(attempts) >= 6
+
+    await eventually_async(six_attempts)
+    proxy.heal()
+    away = attempts[5] - attempts[0]
+    await until_listening(layer)
+    gone, back = warnings_of(caplog)
+    assert "reconnects" in gone
+    assert float(back.rsplit("after ", 1)[1].split()[0]) >= round(away, 1) - 0.1
+
+
+async def test_delays_between_attempts_grow_with_jitter_up_to_a_cap(proxy: Proxy, make_own_layer: LayerFactory) -> None:
+    """A restarted server is not stormed: each delay is at least half of a step that doubles up to two seconds."""
+    attempts: list[float] = []
+
+    def address() -> str:
+        attempts.append(time.monotonic())
+        return proxy.url
+
+    proxy.cut()
+    layer = make_own_layer(listen_url=address)
+    channel = await layer.new_channel()
+    reader = asyncio.create_task(take(layer, channel, 1))
+
+    async def eight_attempts() -> bool:
+        return len(attempts) >= 8
+
+    await eventually_async(eight_attempts, within=20)
+    proxy.heal()
+    await layer.send(channel, text(1))
+    assert await reader == [text(1)]
+    gaps = [after - before for before, after in itertools.pairwise(attempts[:8])]
+    steps = [min(2.0, 0.05 * 2**number) for number in range(7)]
+    assert all(gap >= step / 2 for gap, step in zip(gaps, steps, strict=True)), gaps
+    assert len({round(gap / step, 3) for gap, step in zip(gaps, steps, strict=True)}) > 1, gaps
+
+
+@pytest.mark.parametrize("break_it", ["stall", "forget"])
+async def test_a_silent_connection_is_noticed_within_two_heartbeats(
+    swallowing_proxy: SwallowingProxy, make_own_layer: LayerFactory, break_it: str
+) -> None:
+    """Peer defect 25: half-open, no packet ever says so; LISTEN was dead for 16 minutes after a failover."""
+    layer = make_own_layer(
+        url=with_parameters(swallowing_proxy.url, connect_timeout=2),
+        send_timeout=2,
+        heartbeat=1,
+        lease=3.1,
+        on_disconnect="lost",
+        on_reconnect="back",
+    )
+    sender = make_own_layer()
+    channel = await warm(layer)
+    reader = asyncio.create_task(take(layer, channel, 3))
+    await until_listening(layer)
+    started = time.monotonic()
+    getattr(swallowing_proxy, break_it)()
+    await sender.send(channel, text(1))
+
+    async def noticed() -> bool:
+        return "connecting" in repr(layer) or reader.done()
+
+    await eventually_async(noticed)
+    # Half a second is for the machine.
+    assert time.monotonic() - started < 2 * 1 + 0.5
+    swallowing_proxy.heal()
+    first, *rest = await reader
+    assert first["type"] == "lost"
+    assert sorted(message["type"] for message in rest) == ["back", "test.message"]
+
+
+async def test_a_healthy_connection_is_left_alone(
+    make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A listener that hears nothing but its own heartbeat is not taken for dead."""
+    layer = make_own_layer(heartbeat=0.2, lease=1)
+    channel = await warm(layer)
+    (pid,) = make_own_layer.listeners(layer)
+    beats = inside(layer)._heartbeat
+
+    async def ten_beats() -> bool:
+        return bool(beats.next_number > 10)
+
+    await eventually_async(ten_beats)
+    assert make_own_layer.listeners(layer) == [pid]
+    assert warnings_of(caplog) == []
+    await layer.send(channel, text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+
+
+async def test_keepalives_are_set_on_every_connection(make_own_layer: LayerFactory) -> None:
+    """Peer defect 25: without keepalives the kernel tells of a dead peer after hours."""
+    layer = make_own_layer()
+    await warm(layer)
+    parts = inside(layer)
+    for connection in (parts._listener._connection, *(held.driver for held in parts._database._kept)):
+        set_up = {option.keyword: option.val for option in connection.pgconn.info}
+        assert set_up[b"keepalives"] == b"1"
+        assert int(set_up[b"keepalives_idle"]) <= 60
+        assert int(set_up[b"tcp_user_timeout"]) <= 60_000
+
+
+async def test_a_dead_connection_leaves_no_trace_in_the_loop(
+    make_own_layer: LayerFactory, kill_listener: Kill, caplog: pytest.LogCaptureFixture
+) -> None:
+    """libpq closes the socket of a dead connection; whoever gets its number next must not be taken for it."""
+    layer = make_own_layer()
+    channel = await warm(layer)
+    with caplog.at_level(logging.DEBUG, LOGGER):
+        for number in range(5):
+            kill_listener(layer)
+            await layer.send(channel, text(number))
+            assert await take(layer, channel, 1) == [text(number)]
+            await until_listening(layer)
+    loop = inside(layer)._thread.loop
+    expected = {loop._ssock.fileno(), inside(layer)._listener._connection.fileno()}
+
+    async def nothing_else_is_watched() -> bool:
+        return {key.fd for key in list(loop._selector.get_map().values())} == expected
+
+    await eventually_async(nothing_else_is_watched)
+
+
+async def test_attempts_that_time_out_leave_nothing_open(
+    swallowing_proxy: SwallowingProxy, make_own_layer: LayerFactory, server: TestServer, layer_url: str
+) -> None:
+    """Peer defect 24: connections leaked; one whose handshake is never answered is closed, garbage collector or not."""
+    layer = make_own_layer(url=with_parameters(swallowing_proxy.url, connect_timeout=2), send_timeout=6)
+    swallowing_proxy.stall()
+    reader = asyncio.create_task(layer.receive("jobs"))
+    gc.disable()
+    try:
+        with pytest.raises(SendError, match="timeout"):
+            await layer.send("jobs", text(1))
+        swallowing_proxy.heal()
+        await until_listening(layer)
+        await layer.send("jobs", text(2))
+        assert await asyncio.wait_for(reader, 10) == text(2)
+
+        async def no_more_than_it_uses() -> bool:
+            return len(server.connections(layer_url)) <= 3 and swallowing_proxy.connections <= 3
+
+        await eventually_async(no_more_than_it_uses)
+    finally:
+        gc.enable()
+
+
+async def test_it_listens_first_and_then_reads_what_waits(
+    make_own_layer: LayerFactory, kill_listener: Kill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent before, while and after the table is read comes once: no gap, no overlap."""
+    from channels_pg_sa.queries import Queries
+
+    layer, sender = make_own_layer(), make_own_layer()
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    numbers = itertools.count()
+    plain_members, plain_waiting = Queries.members, Queries.waiting
+
+    async def send_some() -> None:
+        await sender.send(channel, text(next(numbers)))
+        await sender.group_send("group", text(next(numbers)))
+
+    async def members(self: Queries, connection: Any) -> Any:
+        await send_some()
+        return await plain_members(self, connection)
+
+    async def waiting(self: Queries, connection: Any) -> Any:
+        await send_some()
+        rows = await plain_waiting(self, connection)
+        await send_some()
+        return rows
+
+    monkeypatch.setattr(Queries, "members", members)
+    monkeypatch.setattr(Queries, "waiting", waiting)
+    for _ in range(3):
+        await replace_listener(make_own_layer, layer, kill_listener)
+    monkeypatch.undo()
+    await sender.send(channel, text(next(numbers)))
+    assert [message["number"] for message in await take(layer, channel, 19)] == list(range(19))
+
+
+async def test_a_restarted_server_loses_nothing(make_fragile: LayerFactory, fragile: FragileServer) -> None:
+    """An administrator's restart: messages wait in the table, memberships stay, receives go on."""
+    layer, sender = make_fragile(), make_fragile()
+    channel, unread = await warm(layer), await layer.new_channel()
+    await layer.group_add("group", channel)
+    await layer.group_add("queues", "jobs")
+    reader = asyncio.create_task(take(layer, channel, 4))
+    await sender.send(unread, text(0))
+    await sender.send("jobs", text(1))
+    await sender.group_send("queues", text(2))
+    restarting = asyncio.create_task(asyncio.to_thread(fragile.postgres.restart))
+    sends = [
+        sender.send(channel, text(3)),
+        sender.group_send("group", text(4)),
+        layer.send(channel, text(5)),
+        layer.group_send("group", text(6)),
+    ]
+    # One that is under way while the server stops may be told that nobody knows.
+    results = await asyncio.gather(*sends, return_exceptions=True)
+    await restarting
+    assert results == [None] * 4
+    assert sorted(message["number"] for message in await reader) == [3, 4, 5, 6]
+    assert await take(layer, unread, 1) == [text(0)]
+    assert await take(layer, "jobs", 2) == [text(1), text(2)]
+
+
+async def test_after_a_crash_memberships_come_back_by_themselves(
+    fragile_proxy: SwallowingProxy, make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """A power cut empties unlogged tables; what is sent afterwards arrives, through groups too."""
+    layer, sender = make_fragile(url=fragile_proxy.url, heartbeat=1, lease=3), make_fragile()
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    await layer.group_add("queues", "jobs")
+
+    async def all_deleted() -> bool:
+        return query(fragile_url, WAITING) == [(0,)]
+
+    await eventually_async(all_deleted)
+    query(fragile_url, "CHECKPOINT")  # a membership of the last moments may be lost, and that of "jobs" nobody restores
+    reader = asyncio.create_task(take(layer, channel, 3))
+    worker = asyncio.create_task(take(layer, "jobs", 2))
+    fragile_proxy.cut()
+    await asyncio.to_thread(fragile.postgres.restart, crash=True)
+    # As if the crash had cost the latest memberships as well.
+    query(fragile_url, "DELETE FROM channels_pg_sa_membership WHERE node <> ''")
+    fragile_proxy.heal()
+    await layer.group_add("other", channel)  # waits until this node is back
+    await sender.send(channel, text(1))
+    await sender.group_send("group", text(2))
+    await sender.group_send("other", text(3))
+    await sender.send("jobs", text(4))
+    await sender.group_send("queues", text(5))
+    assert [message["number"] for message in await reader] == [1, 2, 3]
+    assert [message["number"] for message in await worker] == [4, 5]
+
+
+async def test_a_server_that_comes_later_is_waited_for(proxy: Proxy, make_own_layer: LayerFactory) -> None:
+    """Peer defect 5: a failed first connect hung receives for ever; here all is done when the server is there."""
+    proxy.cut()
+    layer = make_own_layer(url=proxy.url)
+    channel = await layer.new_channel()
+    readers = [asyncio.create_task(take(layer, name, 1)) for name in (channel, "jobs")]
+    joins = asyncio.create_task(layer.group_add("group", channel))
+    sends = asyncio.create_task(layer.send("jobs", text(1)))
+    done, _ = await asyncio.wait([*readers, joins, sends], timeout=0.5)
+    assert not done
+    proxy.heal()
+    await asyncio.gather(joins, sends)
+    await layer.group_send("group", text(2))
+    assert await asyncio.gather(*readers) == [[text(2)], [text(1)]]
+
+
+async def test_too_many_connections_are_waited_out(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """A role at its connection limit: receives wait, nothing is raised, nothing is lost."""
+    role = make_role(fragile, fragile_url, "secret")
+    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    layer, sender = make_fragile(url=url), make_fragile()
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    reader = asyncio.create_task(take(layer, channel, 2))
+    set_limit = sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}")
+    fragile.run(set_limit.format(sql.Identifier(role), sql.Literal(0)))
+    fragile.terminate(fragile.connections(fragile_url))
+
+    async def refused() -> bool:
+        return "connecting" in repr(layer) and fragile.connections(fragile_url, LISTENER) == []
+
+    await eventually_async(refused)
+    await sender.send(channel, text(1))
+    await sender.group_send("group", text(2))
+    assert not reader.done()
+    fragile.run(set_limit.format(sql.Identifier(role), sql.Literal(-1)))
+    assert await reader == [text(1), text(2)]
+    await layer.send(channel, text(3))
+    assert await take(layer, channel, 1) == [text(3)]
+
+
+async def test_one_connection_fewer_than_wanted_is_enough(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At a limit that leaves one connection besides the listener, all kinds of work share it."""
+    role = make_role(fragile, fragile_url, "secret", limit=2)
+    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    layer = make_fragile(url=url, heartbeat=0.5, lease=1.5)
+    channel = await warm(layer)
+    tally = Tally()
+    busy = True
+
+    async def stream(name: str) -> None:
+        for number in itertools.count():
+            if not busy:
+                return
+            await tally.send(name, number, lambda message: layer.send(name, message))
+
+    readers = [asyncio.create_task(tally.read(layer, name)) for name in (channel, "jobs")]
+    streams = [asyncio.create_task(stream(name)) for name in (channel, "jobs")]
+    for number in range(100):
+        await layer.group_add(f"group-{number}", channel)
+        await layer.group_discard(f"group-{number}", channel)
+    beats = inside(layer)._heartbeat
+    goal = beats.next_number + 5
+
+    async def beaten() -> bool:
+        return bool(beats.next_number >= goal)
+
+    await eventually_async(beaten)
+    busy = False
+    await asyncio.gather(*streams)
+
+    async def all_here() -> bool:
+        return not tally.lost
+
+    await eventually_async(all_here)
+    await end(*readers)
+    assert (tally.twice, tally.disordered, tally.perhaps) == ([], [], set())
+    ((alive,),) = query(
+        fragile_url, "SELECT lease_until > clock_timestamp() FROM channels_pg_sa_node WHERE id = %s", [layer.node]
+    )
+    assert alive
+    assert warnings_of(caplog) == []
+
+
+async def test_a_changed_password_is_asked_for_anew(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """Peer defect 30: a token that ends; the callable is asked for each new connection, also in an outage."""
+    valid = "first"
+    role = make_role(fragile, fragile_url, valid)
+    given = valid
+
+    def address() -> str:
+        if not given:
+            raise RuntimeError("the token service is away")
+        return fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, given)
+
+    layer, sender = make_fragile(url=address), make_fragile()
+    # The factory counts connections by the address.
+    make_fragile._layers[0] = (layer, fragile_url)
+    channel = await warm(layer)
+    reader = asyncio.create_task(take(layer, channel, 1))
+    valid = "second"
+    fragile.run(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(valid)))
+    fragile.terminate(fragile.connections(fragile_url))
+    await sender.send(channel, text(1))
+
+    async def refused() -> bool:
+        return "connecting" in repr(layer)
+
+    await eventually_async(refused)
+    given = ""
+    sending = asyncio.create_task(layer.send("jobs", text(2)))
+    done, _ = await asyncio.wait([reader, sending], timeout=0.5)
+    assert not done
+    given = valid
+    assert await reader == [text(1)]
+    await sending
+    assert await take(layer, "jobs", 1) == [text(2)]
+
+
+async def test_every_local_channel_hears_of_an_outage(make_own_layer: LayerFactory, kill_listener: Kill) -> None:
+    """Peer defect 29: on_disconnect and on_reconnect were accepted and never sent; nobody else's channels get them."""
+    layer = make_own_layer(on_disconnect="layer.lost", on_reconnect="layer.back")
+    other = make_own_layer(url=make_own_layer.url)
+    await warm(layer)
+    theirs = await warm(other)
+    reading, member, both = [await layer.new_channel() for _ in range(3)]
+    for channel in (member, both):
+        await layer.group_add("group", channel)
+        await layer.group_add("second", channel)
+    await other.group_add("group", theirs)
+    readers = [asyncio.create_task(take(layer, channel, 2)) for channel in (reading, both, "jobs")]
+    await until_waiting(layer, 3)
+    kill_listener(layer)
+    told = [*await asyncio.gather(*readers), await take(layer, member, 2)]
+    assert [[message["type"] for message in messages] for messages in told] == [["layer.lost", "layer.back"]] * 4
+    await until_listening(other)
+    for channel in (reading, member, both):
+        await layer.send(channel, text(1))
+        assert await take(layer, channel, 1) == [text(1)]
+    await layer.send(theirs, text(2))
+    assert await take(other, theirs, 1) == [text(2)]
+
+
+class Storm:
+    """Messages of several senders to one layer, and the events that they must outlast.
+
+    Args:
+        proxy: before the layer, and before one of its senders.
+        server: that all of them use.
+        url: of the database there.
+    """
+
+    def __init__(self, proxy: SwallowingProxy, server: FragileServer, url: str) -> None:
+        self.tally = Tally()
+        self._proxy = proxy
+        self._server = server
+        self._url = url
+        self._over = False
+
+    async def stream(self, name: str, send: Callable[[Message], Awaitable[None]]) -> None:
+        """Send numbered messages, twenty at a time, until it is over."""
+        for start in itertools.count(0, 20):
+            if self._over:
+                return
+            await asyncio.gather(*(self.tally.send(name, number, send) for number in range(start, start + 20)))
+
+    async def rage(self) -> None:
+        """Let twenty events happen, each while messages are sent."""
+        mild = [self.kill_listeners, self.drop, self.away]
+        rough = [self.kill_all, self.stalled, self.forget]
+        events = [*mild, *rough, self.restart, *rough, *mild, self.restart, *mild, *rough]
+        assert len(events) == 20
+        for event in events:
+            await self.some_more(100)
+            await event()
+
+    async def end(self, at_least: int) -> None:
+        """Stop sending when so many messages have been sent."""
+        while len(self.tally.sent) < at_least:
+            await self.some_more(100)
+        self._over = True
+
+    async def some_more(self, count: int) -> None:
+        """Wait until so many more messages have been sent."""
+        goal = len(self.tally.sent) + count
+
+        async def sent() -> bool:
+            return len(self.tally.sent) >= goal
+
+        await eventually_async(sent, within=20)
+
+    async def kill_listeners(self) -> None:
+        self._server.terminate(self._server.connections(self._url, LISTENER))
+
+    async def kill_all(self) -> None:
+        self._server.terminate(self._server.connections(self._url))
+
+    async def drop(self) -> None:
+        self._proxy.drop()
+
+    async def forget(self) -> None:
+        self._proxy.forget()
+
+    async def away(self) -> None:
+        self._proxy.cut()
+        await self.some_more(50)
+        self._proxy.heal()
+
+    async def stalled(self) -> None:
+        self._proxy.stall()
+        await self.some_more(50)
+        self._proxy.heal()
+
+    async def restart(self) -> None:
+        await asyncio.to_thread(self._server.postgres.restart)
+
+
+async def test_thousands_of_messages_during_twenty_events(
+    fragile_proxy: SwallowingProxy, make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """Peer defects 5, 22, 23, 25: of all that was sent nothing is lost, nothing comes twice, and order is kept."""
+    config = {"heartbeat": 0.5, "lease": 20, "send_timeout": 3}
+    layer = make_fragile(url=with_parameters(fragile_proxy.url, connect_timeout=2), **config)
+    senders = [make_fragile(**config), make_fragile(url=fragile_proxy.url, **config)]
+    channel, member = await warm(layer), await layer.new_channel()
+    await layer.group_add("group", member)
+    storm = Storm(fragile_proxy, fragile, fragile_url)
+    readers = [asyncio.create_task(storm.tally.read(layer, name)) for name in (channel, member, "jobs")]
+    streams = [
+        asyncio.create_task(storm.stream(f"{kind} from {sender.node}", functools.partial(verb, name)))
+        for sender in senders
+        for kind, name, verb in (
+            ("channel", channel, sender.send),
+            ("group", "group", sender.group_send),
+            ("jobs", "jobs", sender.send),
+        )
+    ]
+    await storm.rage()
+    await storm.end(at_least=10_000)
+    await asyncio.gather(*streams)
+
+    async def all_here() -> bool:
+        return not storm.tally.lost
+
+    await eventually_async(all_here, within=20)
+    await end(*readers)
+    assert (storm.tally.twice, storm.tally.disordered) == ([], [])

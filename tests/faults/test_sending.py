@@ -1,0 +1,301 @@
+"""Sending while the database is away, locked or cut: what is said of a message is true, and nothing is sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from channels_pg_sa import SendError
+from tests.support.databases import TestServer, query
+from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually, eventually_async
+
+from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text, warm
+
+BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_message'::regclass"
+HANGING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+
+Verb = Callable[[PostgresLayer], Any]
+
+VERBS: dict[str, Verb] = {
+    "send": lambda layer: layer.send("jobs", text(1)),
+    "group_send": lambda layer: layer.group_send("group", text(1)),
+    "group_add": lambda layer: layer.group_add("group", "jobs"),
+    "group_discard": lambda layer: layer.group_discard("group", "jobs"),
+    "flush": lambda layer: layer.flush(),
+    "send_sync": lambda layer: asyncio.to_thread(layer.send_sync, "jobs", text(1)),
+    "group_send_sync": lambda layer: asyncio.to_thread(layer.group_send_sync, "group", text(1)),
+    "group_add_sync": lambda layer: asyncio.to_thread(layer.group_add_sync, "group", "jobs"),
+    "group_discard_sync": lambda layer: asyncio.to_thread(layer.group_discard_sync, "group", "jobs"),
+    "flush_sync": lambda layer: asyncio.to_thread(layer.flush_sync),
+}
+
+
+@contextmanager
+def locked_messages(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """Lock the message table, as a migration would; commit or leave the block to release it."""
+    with psycopg.connect(url, application_name="tests") as locker:
+        locker.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
+        yield locker
+
+
+async def until_blocked(url: str, count: int = 1) -> None:
+    """Wait until so many statements wait for the message table."""
+
+    async def look() -> bool:
+        return bool(query(url, BLOCKED)[0][0] >= count)
+
+    await eventually_async(look)
+
+
+async def until_rested(layer: PostgresLayer) -> None:
+    """Wait until the layer's connections are in its pool."""
+    database = inside(layer)._database
+
+    async def look() -> bool:
+        return not database._kept and not database._lent and not database._resting and bool(database._pool._pool)
+
+    await eventually_async(look)
+
+
+async def test_certainly_not_sent(proxy: Proxy, make_own_layer: LayerFactory, layer_url: str) -> None:
+    """No connection could be had: after send_timeout, and no sooner, an error that is sure, with the reason in it."""
+    layer = make_own_layer(url=proxy.url, send_timeout=2.5)
+    proxy.cut()
+    started = time.monotonic()
+    results = await asyncio.gather(*(verb(layer) for verb in VERBS.values()), return_exceptions=True)
+    assert time.monotonic() - started >= 2.5
+    for name, error in zip(VERBS, results, strict=True):
+        assert isinstance(error, SendError), name
+        assert not error.maybe_sent, name
+        assert error.waited >= 2.5, name
+        assert "Nothing was done" in str(error), name
+        assert "refused" in str(error), name
+    proxy.heal()
+    await layer.send("other", text(2))
+    assert query(layer_url, WAITING) == [(1,)]
+
+
+async def test_a_send_waits_for_the_database(proxy: Proxy, make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Calls that come while it is away are done when it is back, in their order, once."""
+    layer = make_own_layer(url=proxy.url)
+    await layer.send("jobs", text(0))
+    proxy.cut()
+    threads = [threading.Thread(target=layer.send_sync, args=("sync", text(0)))]
+    for thread in threads:
+        thread.start()
+    sends = asyncio.gather(*(layer.send("jobs", text(number)) for number in range(1, 200)))
+    done, _ = await asyncio.wait([sends], timeout=0.5)
+    assert not done
+    proxy.heal()
+    await sends
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    assert query(layer_url, WAITING) == [(201,)]
+    assert [message["number"] for message in await take(layer, "jobs", 200)] == list(range(200))
+
+
+@pytest.mark.parametrize("kind", ["send", "group_send", "send_sync"])
+async def test_perhaps_sent(proxy: Proxy, make_own_layer: LayerFactory, layer_url: str, kind: str) -> None:
+    """The connection is lost under the statement: an error at once that says so, and the layer does not try again."""
+    layer = make_own_layer(url=proxy.url)
+    await layer.group_add("group", "jobs")
+    await VERBS[kind](layer)
+    with locked_messages(layer_url) as locker:
+        sending = asyncio.ensure_future(VERBS[kind](layer))
+        await until_blocked(layer_url)
+        proxy.drop()
+        with pytest.raises(SendError, match="may have been done") as caught:
+            await sending
+        assert caught.value.maybe_sent
+        locker.commit()
+    # Here the server had the whole statement, and did it. Nobody did it again.
+    await layer.send("other", text(2))
+    eventually(lambda: query(layer_url, WAITING) == [(3,)])
+    assert await take(layer, "jobs", 2) == [text(1)] * 2
+
+
+async def test_perhaps_sent_after_a_silence(proxy: Proxy, make_own_layer: LayerFactory, layer_url: str) -> None:
+    """The network stalls under the statement: after send_timeout the error says that it may have been sent."""
+    layer = make_own_layer(url=proxy.url, send_timeout=1)
+    await layer.send("jobs", text(0))
+    with locked_messages(layer_url) as locker:
+        sending = asyncio.create_task(layer.send("jobs", text(1)))
+        await until_blocked(layer_url)
+        proxy.stall()
+        with pytest.raises(SendError) as caught:
+            await sending
+        assert caught.value.maybe_sent
+        assert caught.value.waited >= 1
+        locker.commit()
+    proxy.heal()
+
+    async def sent() -> bool:
+        try:
+            await layer.send("jobs", text(2))
+        except SendError:
+            return False
+        return True
+
+    await eventually_async(sent)
+    assert [message["number"] for message in await take(layer, "jobs", 3)] == [0, 1, 2]
+
+
+async def test_a_statement_that_the_server_ended_is_done_again(
+    make_own_layer: LayerFactory, server: TestServer, layer_url: str
+) -> None:
+    """pg_terminate_backend under the statement: the server said that it did not do it, so the caller need not know."""
+    layer = make_own_layer()
+    await layer.send("jobs", text(0))
+    with locked_messages(layer_url) as locker:
+        sends = [asyncio.create_task(layer.send("jobs", text(number))) for number in range(1, 20)]
+        await until_blocked(layer_url)
+        server.terminate(server.connections(layer_url))
+        await until_blocked(layer_url)
+        locker.commit()
+        await asyncio.gather(*sends)
+    assert [message["number"] for message in await take(layer, "jobs", 20)] == list(range(20))
+
+
+async def test_a_deadlock_is_not_the_callers_business(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """The server cancels a statement to resolve a deadlock or a conflict: it is tried again."""
+    query(
+        layer_url,
+        """CREATE SEQUENCE attempts; CREATE FUNCTION fail_twice() RETURNS trigger LANGUAGE plpgsql AS $body$
+        BEGIN
+            IF nextval('attempts') < 3 THEN
+                RAISE EXCEPTION USING ERRCODE = CASE currval('attempts') WHEN 1 THEN '40P01' ELSE '40001' END;
+            END IF;
+            RETURN NULL;
+        END $body$;
+        CREATE TRIGGER fails BEFORE INSERT ON channels_pg_sa_message EXECUTE FUNCTION fail_twice()""",
+    )
+    layer = make_own_layer()
+    await layer.send("jobs", text(1))
+    assert query(layer_url, "SELECT last_value FROM attempts") == [(3,)]
+    assert query(layer_url, WAITING) == [(1,)]
+
+
+async def test_what_the_server_refuses_is_told_at_once(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """A read-only server (a standby) did not send, and its word is in the error."""
+    layer = make_own_layer(url=layer_url + "&options=-c%20default_transaction_read_only%3Don")
+    with pytest.raises(SendError, match="read-only") as caught:
+        await layer.send("jobs", text(1))
+    assert not caught.value.maybe_sent
+    assert query(layer_url, WAITING) == [(0,)]
+
+
+@pytest.mark.parametrize("break_it", ["terminate", "drop", "forget"])
+async def test_connections_that_died_while_idle(
+    swallowing_proxy: SwallowingProxy,
+    make_own_layer: LayerFactory,
+    server: TestServer,
+    layer_url: str,
+    break_it: str,
+) -> None:
+    """Peer defects 11, 25: after one dropped connection every later call failed; here the caller does not notice."""
+    layer = make_own_layer(url=swallowing_proxy.url, send_timeout=4)
+    for number in range(2):
+        # Two at once, so that the pool has two connections.
+        await asyncio.gather(layer.send("jobs", text(number)), layer.group_add("group", "members"))
+        await until_rested(layer)
+        if break_it == "terminate":
+            server.terminate(server.connections(layer_url))
+        else:
+            getattr(swallowing_proxy, break_it)()
+    await asyncio.gather(layer.send("jobs", text(2)), layer.group_send("group", text(3)))
+    await asyncio.to_thread(layer.send_sync, "jobs", text(4))
+    assert query(layer_url, WAITING) == [(5,)]
+
+
+async def test_a_call_cancelled_while_it_waits_is_not_sent(
+    proxy: Proxy, make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Who gives up before the database is back has sent nothing; the others' messages go."""
+    layer = make_own_layer(url=proxy.url)
+    await layer.send("jobs", text(0))
+    proxy.cut()
+    sends = [asyncio.create_task(layer.send("jobs", text(number))) for number in range(1, 9)]
+    await asyncio.wait(sends, timeout=0.2)
+    for sending in sends[::2]:
+        sending.cancel()
+    await asyncio.gather(*sends[::2], return_exceptions=True)
+    assert all(sending.cancelled() for sending in sends[::2])
+    proxy.heal()
+    await asyncio.gather(*sends[1::2])
+    assert query(layer_url, WAITING) == [(5,)]
+    assert [message["number"] for message in await take(layer, "jobs", 5)] == [0, 2, 4, 6, 8]
+
+
+async def test_the_reason_is_told_and_no_password(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong password: the error and the log say what the server says, and never the password."""
+    role = make_role(fragile, fragile_url, "Right-Word")
+    wrong = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "Secret-Word")
+    layer = make_fragile(url=wrong, send_timeout=3, heartbeat=1, lease=4)
+    reader = asyncio.create_task(layer.receive("jobs"))
+    with pytest.raises(SendError, match="password authentication failed") as caught:
+        await layer.send("jobs", text(1))
+    reader.cancel()
+    assert not caught.value.maybe_sent
+    assert "password authentication failed" in caplog.text
+    for told in (str(caught.value), repr(caught.value), caplog.text, repr(layer)):
+        assert not re.search("(?i)secret-word", told)
+
+
+async def test_jobs_are_found_whose_claim_was_given_up(
+    make_own_layer: LayerFactory, layer_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A claim that the server finishes long after this process gave it up takes its jobs to nobody: they are found."""
+    query(
+        layer_url,
+        """CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $body$
+        BEGIN
+            PERFORM pg_advisory_xact_lock(7);
+            RETURN NEW;
+        END $body$;
+        CREATE TRIGGER hangs BEFORE UPDATE ON channels_pg_sa_message FOR EACH ROW EXECUTE FUNCTION hang()""",
+    )
+    sender, worker = make_own_layer(), make_own_layer(send_timeout=0.5, heartbeat=1, lease=20)
+    await warm(worker)
+    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as locker:
+        locker.execute("SELECT pg_advisory_lock(7)")
+        reader = asyncio.create_task(take(worker, "jobs", 3))
+        await sender.send("jobs", text(0))
+
+        async def given_up() -> bool:
+            return query(layer_url, HANGING) == [(1,)] and "claims" in caplog.text and "mailbox" not in caplog.text
+
+        with caplog.at_level(logging.INFO, "channels_pg_sa"):
+            await eventually_async(given_up)
+        # It was made again in vain, because its row is locked, and the mailbox was read in vain.
+        await sender.send("jobs", text(1))
+        await sender.send("jobs", text(2))
+        locker.execute("SELECT pg_advisory_unlock(7)")
+        assert sorted(message["number"] for message in await reader) == [0, 1, 2]
+
+
+async def test_a_role_that_may_not_is_told_so(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """Rights that are missing are no outage: the server's word comes at once."""
+    role = make_role(fragile, fragile_url, "secret")
+    with psycopg.connect(fragile_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("REVOKE INSERT ON channels_pg_sa_message FROM {}").format(sql.Identifier(role)))
+    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    layer = make_fragile(url=url)
+    with pytest.raises(SendError, match="permission denied") as caught:
+        await layer.send("jobs", text(1))
+    assert not caught.value.maybe_sent
