@@ -104,3 +104,10 @@ def bench(session: nox.Session) -> None:
     """Measure this layer against others; those of channels_redis need a Redis."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Run processes and faults for a while and count what came, `-- --minutes 5`; or `-- --messages 1000000`."""
+    install(session, "soak")
+    session.run("python", "-m", "tests.soak", *session.posargs)
