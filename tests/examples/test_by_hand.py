@@ -10,7 +10,7 @@ import pytest
 from examples.common.run import CheckFailed, Example, Fleet, Stage, check
 from tests.examples.programs import Running
 
-EXAMPLES = ["feed", "orders"]
+EXAMPLES = ["celery", "feed", "orders"]
 
 
 @pytest.mark.processes
