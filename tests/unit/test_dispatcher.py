@@ -1,0 +1,488 @@
+"""Who is handed what, and who is woken, case by case."""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Any
+
+import pytest
+
+from channels_pg_sa.dispatcher import Dispatcher, Effects, Entry
+from channels_pg_sa.parcels import Acknowledged, Beat, Flushed, Joined, Left, Parcel, Ring
+
+NODE = "0123456789ab"
+OWN = f"s.{NODE}!a"
+OTHER = f"s.{NODE}!b"
+ALL = f"s.{NODE}!"
+NOW = 100.0
+LATER = 200.0
+
+
+class Reader:
+    """A pending receive()."""
+
+    woken = False
+
+
+def parcel(row: int, name: str = OWN, *, grouped: bool = False, expires: float = LATER) -> Parcel:
+    """A message that carries its number."""
+    return Parcel(row, name, grouped, expires, base64.b64encode(b"%d" % row))
+
+
+def doorbell(row: int, name: str = OWN, *, grouped: bool = False, expires: float = LATER) -> Parcel:
+    """A message that must be fetched."""
+    return Parcel(row, name, grouped, expires, None)
+
+
+def dispatcher(capacity: int | None = None, *, bounded: bool = False) -> Dispatcher:
+    """One whose channels have a capacity, if given."""
+    return Dispatcher(lambda _: capacity, bounded=bounded or capacity is not None)
+
+
+def effects(of: Dispatcher) -> Effects:
+    """What is to be done, if anything."""
+    return of.collect() or Effects()
+
+
+def waiting(of: Dispatcher, channel: str = OWN) -> Reader:
+    """A reader who found nothing and waits."""
+    assert of.take(channel, NOW) is None
+    reader = Reader()
+    of.wait(channel, reader)
+    return reader
+
+
+def taken(of: Dispatcher, channel: str = OWN, now: float = NOW) -> list[int]:
+    """The numbers of all that can be taken now."""
+    found = []
+    while (entry := of.take(channel, now)) is not None:
+        found.append(int(entry.payload))
+    return found
+
+
+def test_a_message_to_an_own_channel_is_handed_over_and_its_row_deleted_on_arrival() -> None:
+    """Once, however often its row is heard of."""
+    it = dispatcher()
+    it.hear([parcel(1), parcel(1)], NOW)
+    assert effects(it).delete == [1]
+    assert taken(it) == [1]
+    it.hear([parcel(1)], NOW)
+    assert taken(it) == []
+
+
+def test_where_capacity_counts_rows_a_row_is_deleted_when_its_message_is_taken() -> None:
+    """Until then it takes up room."""
+    it = dispatcher(10)
+    it.hear([parcel(1), doorbell(2)], NOW)
+    it.fetched([2], {2: b"2"})
+    assert effects(it).delete == []
+    assert taken(it) == [1, 2]
+    assert effects(it).delete == [1, 2]
+
+
+def test_a_group_message_goes_to_the_members_of_this_moment() -> None:
+    """One entry is shared by all of them, and one row deleted."""
+    it = dispatcher()
+    it.hear([Joined("g", OWN, math.inf), Joined("g", OTHER, math.inf), parcel(1, "g", grouped=True)], NOW)
+    it.hear([Left("g", OTHER), parcel(2, "g", grouped=True)], NOW)
+    assert effects(it).delete == [1, 2]
+    assert taken(it, OWN) == [1, 2]
+    assert taken(it, OTHER) == [1]
+
+
+def test_members_in_several_threads_may_decode_their_message_at_the_same_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither gets it decoded twice, and at no moment does it seem not to be there."""
+    entry = Entry(1, LATER, encoded=base64.b64encode(b"abcd"))
+    decode, inner = base64.b64decode, list[bytes]()
+
+    def slow(text: bytes) -> bytes:
+        monkeypatch.setattr("channels_pg_sa.dispatcher.base64.b64decode", decode)
+        inner.append(entry.payload)  # another reader comes while this one decodes
+        assert entry.is_here
+        return decode(text)
+
+    monkeypatch.setattr("channels_pg_sa.dispatcher.base64.b64decode", slow)
+    assert entry.payload == b"abcd"
+    assert inner == [b"abcd"]
+    assert entry.payload == b"abcd"
+
+
+def test_what_is_not_base64_is_an_empty_payload() -> None:
+    """Which no codec takes for a message."""
+    it = dispatcher()
+    it.hear([Parcel(1, OWN, False, LATER, b"a")], NOW)
+    entry = it.take(OWN, NOW)
+    assert entry is not None
+    assert entry.payload == b""
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (parcel(1, expires=NOW), "expired"),
+        (doorbell(1, expires=NOW), "expired"),
+        (parcel(1, "g", grouped=True), "no_member"),
+        (doorbell(1, "g", grouped=True), "no_member"),
+    ],
+)
+def test_what_nobody_can_get_is_counted_and_deleted(sent: Parcel, reason: str) -> None:
+    """It is not even fetched."""
+    it = dispatcher()
+    it.hear([sent], NOW)
+    assert effects(it) == Effects(delete=[1])
+    assert it.counters[reason] == 1
+    assert it.unread == 0
+
+
+def test_a_doorbell_keeps_its_place_until_it_is_fetched() -> None:
+    """Nobody is woken for what stands behind it, and nobody can take that."""
+    it = dispatcher()
+    reader = waiting(it)
+    it.hear([doorbell(1), parcel(2)], NOW)
+    assert effects(it) == Effects(fetch=[1], delete=[2])
+    assert not reader.woken
+    assert it.take(OWN, NOW) is None
+    it.fetched([1], {1: b"1"})
+    assert effects(it) == Effects(wake=[reader], delete=[1])
+    assert taken(it) == [1, 2]
+
+
+def test_a_doorbell_whose_row_is_gone_gives_way() -> None:
+    """Whoever waits is woken for what stands behind it."""
+    it = dispatcher()
+    reader = waiting(it)
+    it.hear([doorbell(1), parcel(2)], NOW)
+    effects(it)
+    it.fetched([1], {})
+    assert effects(it).wake == [reader]
+    assert it.counters["vanished"] == 1
+    assert taken(it) == [2]
+
+
+def test_behind_an_expired_doorbell_the_next_message_is_not_kept_waiting() -> None:
+    """The reader is woken when the doorbell expires, not when its fetch is answered: the database may be away."""
+    it = dispatcher()
+    reader = waiting(it)
+    it.hear([doorbell(1, expires=NOW + 1), parcel(2)], NOW)
+    assert effects(it).wake == []
+    it.expire(NOW + 2)
+    assert effects(it).wake == [reader]
+    assert taken(it, now=NOW + 2) == [2]
+    it.fetched([1], {1: b"1"})
+    assert taken(it, now=NOW + 2) == []
+
+
+def test_whoever_comes_first_after_an_expiry_wakes_the_others() -> None:
+    """A new reader takes what the expired doorbell held up; the waiting one learns of the rest."""
+    it = dispatcher()
+    reader = waiting(it)
+    it.hear([doorbell(1, expires=NOW + 1), parcel(2), parcel(3)], NOW)
+    effects(it)
+    entry = it.take(OWN, NOW + 2)
+    assert entry is not None
+    assert entry.payload == b"2"
+    assert effects(it).wake == [reader]
+
+
+def test_a_reader_is_woken_once_until_it_waits_again() -> None:
+    """And then anew."""
+    it = dispatcher()
+    reader = waiting(it)
+    it.hear([parcel(1)], NOW)
+    it.hear([parcel(2)], NOW)
+    assert effects(it).wake == [reader]
+    assert taken(it) == [1, 2]
+    it.wait(OWN, reader)
+    it.hear([parcel(3)], NOW)
+    assert effects(it).wake == [reader]
+    assert it.readers == 1
+
+
+def test_as_many_are_woken_as_there_are_messages_longest_waiting_first() -> None:
+    """A reader that waits again keeps its place."""
+    it = dispatcher()
+    first, second, third = (waiting(it) for _ in range(3))
+    it.wait(OWN, first)
+    it.hear([parcel(1), parcel(2)], NOW)
+    assert effects(it).wake == [first, second]
+    assert not third.woken
+
+
+def test_a_woken_reader_that_leaves_passes_its_turn_on() -> None:
+    """The message was never taken out of its place."""
+    it = dispatcher()
+    first, second = waiting(it), waiting(it)
+    it.hear([parcel(1)], NOW)
+    assert effects(it).wake == [first]
+    it.leave(OWN, first)
+    assert effects(it).wake == [second]
+    it.leave(OWN, first)  # twice is as good as once
+    assert taken(it) == [1]
+
+
+def test_a_reader_of_a_prefix_takes_the_oldest_of_all_its_channels() -> None:
+    """By the order of their rows."""
+    it = dispatcher()
+    it.hear([parcel(2, OTHER), parcel(3, OWN), parcel(1, OWN), parcel(4, OTHER)], NOW)
+    assert taken(it, ALL) == [2, 3, 1, 4]
+    assert taken(it, "s.ffffffffffff!") == []
+
+
+def test_a_reader_of_a_prefix_passes_its_turn_on_in_whatever_channel_something_is() -> None:
+    """Cancelled, it wakes the next of its kind, or the reader of the one channel."""
+    it = dispatcher()
+    first, second = waiting(it, ALL), waiting(it, ALL)
+    it.hear([parcel(1)], NOW)
+    assert effects(it).wake == [first]
+    it.leave(ALL, first)
+    assert effects(it).wake == [second]
+    single = waiting(it, OTHER)
+    it.hear([parcel(2, OTHER)], NOW)
+    assert effects(it).wake == [single]
+    it.leave(OTHER, single)
+    assert taken(it, ALL) == [1, 2]
+
+
+def test_readers_of_the_channel_itself_come_before_those_of_a_prefix() -> None:
+    """These are woken for what is left over."""
+    it = dispatcher()
+    shared, own = waiting(it, ALL), waiting(it, OWN)
+    it.hear([parcel(1)], NOW)
+    assert effects(it).wake == [own]
+    it.hear([parcel(2)], NOW)
+    assert effects(it).wake == [shared]
+
+
+# Queues -------------------------------------------------------------------------------------------
+
+
+def test_claimed_rows_are_read_in_their_order_and_deleted_when_taken() -> None:
+    """In whatever order the statement returns them, and once, however often it does."""
+    it = dispatcher()
+    reader = waiting(it, "jobs")
+    it.claimed([(3, "jobs", b"3", LATER), (1, "jobs", b"1", LATER)])
+    it.claimed([(3, "jobs", b"3", LATER)])
+    assert effects(it) == Effects(wake=[reader])
+    assert taken(it, "jobs") == [1, 3]
+    assert effects(it).delete == [1, 3]
+
+
+def test_rings_are_passed_on() -> None:
+    """Whether to claim is not decided here."""
+    it = dispatcher()
+    it.hear([Ring(5, "jobs")], NOW)
+    assert effects(it).rings == [Ring(5, "jobs")]
+
+
+def test_readers_without_a_promise_are_counted() -> None:
+    """Each message waiting is promised to one."""
+    it = dispatcher()
+    assert it.waiting("jobs") == 0
+    for _ in range(3):
+        waiting(it, "jobs")
+    assert it.waiting("jobs") == 3
+    it.claimed([(1, "jobs", b"1", LATER)])
+    assert it.waiting("jobs") == 2
+    it.claimed([(row, "jobs", b"", LATER) for row in range(2, 9)])
+    assert it.waiting("jobs") == 0
+
+
+def test_readers_of_a_prefix_are_promised_what_its_channels_have_beyond_their_own_readers() -> None:
+    """Otherwise one node would claim rows that others could read."""
+    it = dispatcher()
+    waiting(it, "w!")
+    waiting(it, "w!")
+    waiting(it, "w!x")
+    it.claimed([(1, "w!x", b"1", LATER)])
+    assert (it.waiting("w!"), it.waiting("w!x")) == (2, 0)
+    it.claimed([(2, "w!y", b"2", LATER)])
+    assert it.waiting("w!") == 1
+    it.claimed([(3, "w!x", b"3", LATER)])
+    assert it.waiting("w!") == 0
+
+
+def test_what_nobody_here_reads_goes_back_and_may_come_again() -> None:
+    """Neither what somebody waits for, nor what only this node can read."""
+    it = dispatcher(bounded=True)
+    waiting(it, "read")
+    waiting(it, "w!")
+    it.hear([parcel(4)], NOW)
+    it.claimed([(1, "jobs", b"1", LATER), (2, "read", b"2", LATER), (3, "w!x", b"3", LATER)])
+    effects(it)
+    assert it.claimed_unread() == [1]
+    assert effects(it).delete == []
+    it.claimed([(1, "jobs", b"1", LATER)])
+    assert taken(it, "jobs") == [], "it is on its way back"
+    it.returned([1])
+    it.claimed([(1, "jobs", b"1", LATER)])
+    assert taken(it, "jobs") == [1]
+
+
+def test_a_row_that_went_back_before_it_was_fetched_is_read_when_it_comes_again() -> None:
+    """The late answer of the fetch is about its first stay."""
+    it = dispatcher()
+    it.recover([doorbell(1, "jobs")], 1, NOW)
+    assert effects(it).fetch == [1]
+    assert it.claimed_unread() == [1]
+    it.returned([1])
+    it.claimed([(1, "jobs", b"1", LATER)])
+    it.fetched([1], {})
+    it.recover([doorbell(1, "jobs")], 2, NOW)
+    assert taken(it, "jobs") == [1]
+
+
+def test_a_claim_answers_the_fetch_of_a_row_that_was_read_meanwhile() -> None:
+    """The mailbox was read between the claim and its answer; the fetch's own answer may be older."""
+    it = dispatcher()
+    reader = waiting(it, "jobs")
+    it.recover([doorbell(1, "jobs")], 1, NOW)
+    assert not reader.woken
+    it.claimed([(1, "jobs", b"1", LATER)])
+    assert reader.woken
+    it.fetched([1], {})
+    assert taken(it, "jobs") == [1]
+    assert it.counters["vanished"] == 0
+
+
+def test_a_row_that_was_not_found_is_read_when_it_is_claimed_later() -> None:
+    """It was back in its queue when the fetch looked."""
+    it = dispatcher()
+    it.recover([doorbell(1, "jobs")], 1, NOW)
+    it.fetched([1], {})
+    it.claimed([(1, "jobs", b"1", LATER)])
+    assert taken(it, "jobs") == [1]
+
+
+# Recovery -----------------------------------------------------------------------------------------
+
+
+def test_what_was_read_from_the_table_is_not_taken_again_when_it_is_notified_late() -> None:
+    """Even if its row is deleted meanwhile; until the beat that was sent after reading comes round."""
+    it = dispatcher()
+    it.recover([doorbell(1)], 5, NOW)
+    it.fetched([1], {1: b"1"})
+    assert taken(it) == [1]
+    it.deleted([1])
+    it.hear([Beat(4), parcel(1)], NOW)
+    assert taken(it) == []
+    it.hear([Beat(5)], NOW)
+    assert it._known == it._gone == set()
+    it.deleted([1])
+    assert it._gone == set()
+
+
+def test_what_was_handed_over_before_the_table_was_read_is_not_taken_again() -> None:
+    """As long as its row may still be there."""
+    it = dispatcher()
+    it.hear([parcel(1)], NOW)
+    assert taken(it) == [1]
+    it.recover([doorbell(1)], 1, NOW)
+    assert effects(it).fetch == []
+    it.deleted([1])
+    it.hear([Beat(1)], NOW)
+    assert it._known == set()
+
+
+def test_a_later_recovery_waits_for_its_own_beat() -> None:
+    """The one of the first says nothing about the second."""
+    it = dispatcher()
+    it.recover([doorbell(1)], 2, NOW)
+    it.recover([doorbell(2)], 4, NOW)
+    it.fetched([1, 2], {1: b"1", 2: b"2"})
+    it.deleted([1, 2])
+    it.hear([Beat(3), parcel(2)], NOW)
+    assert taken(it) == [1, 2]
+    it.hear([Beat(4)], NOW)
+    assert it._known == set()
+
+
+# Capacity, expiry, flush --------------------------------------------------------------------------
+
+
+def test_a_member_over_its_capacity_is_left_out_and_counted() -> None:
+    """By channel and group; messages to the channel itself were measured by their sender."""
+    it = dispatcher(2)
+    it.hear([Joined("g", OWN, math.inf), parcel(1), parcel(2), parcel(3)], NOW)
+    it.hear([parcel(4, "g", grouped=True), doorbell(5, "g", grouped=True)], NOW)
+    assert it.overfull == {(OWN, "g"): 2}
+    it.fetched([5], {5: b"5"})
+    assert taken(it) == [1, 2, 3]
+    assert effects(it).delete.count(5) == 1
+    it.hear([parcel(6, "g", grouped=True)], NOW)
+    assert taken(it) == [6]
+
+
+def test_what_is_not_read_in_time_is_freed() -> None:
+    """With its row, where that is kept."""
+    for bounded, deleted in ((True, [1]), (False, [])):
+        it = dispatcher(bounded=bounded)
+        it.hear([parcel(1, expires=NOW + 1), parcel(2)], NOW)
+        effects(it)
+        it.expire(NOW + 1)
+        assert effects(it).delete == deleted
+        assert (it.unread, it.counters["expired"]) == (1, 1)
+        assert taken(it, now=NOW + 1) == [2]
+        assert it._boxes == {}
+
+
+def test_what_is_not_read_in_time_is_not_handed_over() -> None:
+    """Whether housekeeping has come by or not."""
+    it = dispatcher()
+    it.hear([parcel(1, expires=NOW + 1)], NOW)
+    assert it.take(OWN, NOW + 1) is None
+    it.hear([parcel(2, expires=NOW + 1)], NOW)
+    assert it.take(ALL, NOW + 1) is None
+    assert it._boxes == {}
+
+
+def test_flush_forgets_messages_and_members_but_no_reader() -> None:
+    """Rows are deleted once more, so that their ids are forgotten."""
+    it = dispatcher(10)
+    reader = waiting(it)
+    it.hear([Joined("g", OWN, math.inf), doorbell(1), parcel(2), Flushed("n", "t")], NOW)
+    done = effects(it)
+    assert done.controls == [Flushed("n", "t")]
+    assert sorted(set(done.delete)) == [1, 2]
+    it.fetched([1], {1: b"1"})
+    it.deleted(done.delete)
+    assert (it.unread, it.readers, len(it.members), it._known) == (0, 1, 0, set())
+    it.hear([parcel(3)], NOW)
+    assert reader.woken
+
+
+def test_controls_and_nonsense_are_told_apart() -> None:
+    """Controls are passed on, in their order; what was no frame is counted."""
+    it = dispatcher()
+    frames: list[Any] = [Beat(3), None, Acknowledged("n", NODE), None]
+    it.hear(frames, NOW)
+    assert effects(it).controls == [Beat(3), Acknowledged("n", NODE)]
+    assert it.counters["malformed"] == 2
+
+
+def test_an_announcement_reaches_channels_that_are_read_or_in_a_group() -> None:
+    """Each once, within its capacity, and no row is deleted for it."""
+    it = dispatcher(1)
+    reader = waiting(it)
+    waiting(it, ALL)
+    it.hear([Joined("g", OWN, math.inf), Joined("g", OTHER, math.inf), Joined("h", OTHER, math.inf)], NOW)
+    it.announce(b"1", LATER)
+    it.announce(b"2", LATER)
+    assert reader in effects(it).wake
+    assert taken(it, OWN) == [1]
+    assert taken(it, OTHER) == [1]
+    assert effects(it).delete == []
+    assert it.take("jobs", NOW) is None
+
+
+def test_every_reader_is_found_when_the_layer_fails() -> None:
+    """And whether a channel is read."""
+    it = dispatcher()
+    readers = [waiting(it), waiting(it, ALL), waiting(it, "jobs")]
+    assert it.every_reader() == readers
+    assert it.is_read("jobs")
+    assert not it.is_read("jobs2")
+    it.hear([parcel(1, OTHER)], NOW)
+    assert not it.is_read(OTHER)
