@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from .clock import Clock
-from .dispatcher import Dispatcher, Effects
+from .dispatcher import NOTHING, Dispatcher, Effects, Entry
 from .drops import DropLog
 from .lane import resolve
 
@@ -61,8 +61,8 @@ class Inbox:
         self._want = want
         self._lock = threading.Lock()
 
-    async def receive(self, channel: str, *, shared: bool) -> bytes:
-        """Wait for the payload of the next message of a channel.
+    def receive(self, channel: str, *, shared: bool) -> bytes | Awaitable[bytes]:
+        """Return the payload of the next message of a channel, or what to await for it, at once.
 
         A message stays in its place until the reader, awake and not cancelled, takes it: nothing is ever put back.
 
@@ -70,14 +70,34 @@ class Inbox:
             channel: a name, or what names begin with up to their `!`.
             shared: whether other nodes may read it too.
         """
+        with self._lock:
+            self._check()  # under the lock: who sets the reason wakes all readers afterwards
+            entry = self._dispatcher.take(channel, self._clock.now())
+            found: Entry | Reader = self._enter(channel) if entry is None else entry
+            effects = self._dispatcher.collect()
+        self._act(effects)
+        if isinstance(found, Entry):
+            return found.payload
+        if shared:
+            self._want(channel)
+        return self._wait(found, shared=shared)
+
+    def _enter(self, channel: str) -> Reader:
         reader = Reader(channel, asyncio.get_running_loop())
+        reader.waits = True
+        self._dispatcher.wait(channel, reader)
+        return reader
+
+    async def _wait(self, reader: Reader, *, shared: bool) -> bytes:
         try:
-            while (payload := self._take(reader, shared=shared)) is None:
+            while True:
                 await reader.future
+                payload = self._take(reader, shared=shared)
+                if payload is not None:
+                    return payload
         finally:
             if reader.waits:  # who was removed may be freed in any thread, at any moment: then no lock may be taken
                 self._leave(reader)
-        return payload
 
     @contextlib.contextmanager
     def decisions(self) -> Iterator[Dispatcher]:
@@ -122,9 +142,9 @@ class Inbox:
             return f"{self._dispatcher.readers} waiting, {self._dispatcher.unread} unread"
 
     def _take(self, reader: Reader, *, shared: bool) -> bytes | None:
-        """Return the next payload, or enter the reader to be woken when there is one."""
+        """Return the next payload, or have the reader woken anew when there is one."""
         with self._lock:
-            self._check()  # under the lock: who sets the reason wakes all readers afterwards
+            self._check()
             entry = self._dispatcher.take(reader.channel, self._clock.now())
             if entry is not None:
                 if reader.waits:
@@ -149,8 +169,8 @@ class Inbox:
                 reader.waits = False
                 dispatcher.leave(reader.channel, reader)
 
-    def _act(self, effects: Effects | None) -> None:
-        if effects is None:
+    def _act(self, effects: Effects) -> None:
+        if effects is NOTHING:
             return
         if effects.wake:
             self._wake(effects.wake)

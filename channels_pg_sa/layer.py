@@ -107,7 +107,8 @@ class Layer(TransactionalSends, Directory):
             self._takes += 1
             if self._takes % TAKES == 0:
                 await asyncio.sleep(0)
-            payload = await node.receive(channel)
+            received = node.receive(channel)
+            payload = received if isinstance(received, bytes) else await received
             try:
                 return self._codec.decode(payload)
             except DecodeError as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import secrets
 import uuid
 
 MAX_LENGTH = 100  # exclusive, as in channels.layers.BaseChannelLayer
+KEPT = 1_000  # channels whose names need not be looked at again with each message
 MAX_PREFIX = 53  # what is left beside the node and the 32 digits that make a name unique
 
 _CHANNEL = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
@@ -19,9 +21,14 @@ _RULE = (
 )
 
 
+@functools.lru_cache(maxsize=KEPT)
+def _is_channel(name: str) -> bool:
+    return _CHANNEL.fullmatch(name) is not None
+
+
 def check_channel(name: object) -> str:
     """Return the channel's name, or raise TypeError that tells the rule it breaks."""
-    if not isinstance(name, str) or len(name) >= MAX_LENGTH or not _CHANNEL.fullmatch(name):
+    if not isinstance(name, str) or len(name) >= MAX_LENGTH or not _is_channel(name):
         raise TypeError(_RULE.format("Channel", " with at most one '!'", name))
     return name
 
@@ -53,6 +60,7 @@ def new_channel(prefix: str, node: str) -> str:
     return f"{prefix.rstrip('.')}.{node}!{uuid.uuid4().hex}"
 
 
+@functools.lru_cache(maxsize=KEPT)
 def node_of(channel: str) -> str | None:
     """Return the node that reads the channel, None if any process may."""
     found = _NODE.search(channel)

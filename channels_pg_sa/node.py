@@ -131,8 +131,8 @@ class Node:
 
     # Receiving -----------------------------------------------------------------------------------
 
-    def receive(self, channel: str) -> Awaitable[bytes]:
-        """Wait for the payload of the next message of a channel.
+    def receive(self, channel: str) -> bytes | Awaitable[bytes]:
+        """Return the payload of the next message of a channel, or what to await for it, at once.
 
         Raises:
             ValueError: the channel belongs to another node.

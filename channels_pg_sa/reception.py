@@ -125,8 +125,13 @@ class Reception:
             if start:
                 self._soon(self._start)
 
-    def receive(self, channel: str, *, shared: bool) -> Awaitable[bytes]:
-        """Wait for the payload of the next message of a channel; shared: whether other nodes may read it too."""
+    def receive(self, channel: str, *, shared: bool) -> bytes | Awaitable[bytes]:
+        """Return the payload of the next message of a channel, or what to await for it, at once.
+
+        Args:
+            channel: a name, or what names begin with up to their `!`.
+            shared: whether other nodes may read it too.
+        """
         return self._inbox.receive(channel, shared=shared)
 
     def check(self) -> None:

@@ -116,13 +116,23 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._flowing.wait()
-            server_reader, server_writer = await self._connect()
+            server_reader, server_writer = await self._connect_or_hang_up()
         except OSError:
             self._end(writer)
             return
         self._writers.add(server_writer)
         self._start(self._pump(reader, server_writer))
         self._start(self._pump(server_reader, writer))
+
+    async def _connect_or_hang_up(self) -> Streams:
+        """Connect; cancelled meanwhile, leave no half-made connection to the garbage collector."""
+        connecting = asyncio.ensure_future(self._connect())
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            _, server_writer = await connecting
+            server_writer.transport.abort()
+            raise
 
     async def _connect(self) -> Streams:
         facts = conninfo_to_dict(self._target)
