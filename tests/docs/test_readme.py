@@ -17,7 +17,7 @@ from tests.support.processes import ROOT, environment
 pytestmark = pytest.mark.processes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SETTINGS, DJANGO, PLAIN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SETTINGS, DJANGO, ATOMIC, PLAIN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def run(directory: Path, *arguments: str, **environ: str) -> str:
@@ -60,7 +60,8 @@ def test_a_django_project_as_the_readme_makes_it(project: Path, database_url: st
     columns = "prefix, group_name, node, channel"
     query(database_url, f"INSERT INTO channels_pg_sa_membership ({columns}) VALUES ('asgi', 'news', '', 'in')")
     run(project, "-c", f"import django; django.setup()\n{DJANGO}", **settings)
-    assert query(database_url, "SELECT channel FROM channels_pg_sa_message") == [("in",)]
+    run(project, "-c", f"import django; django.setup()\n{ATOMIC}", **settings)
+    assert query(database_url, "SELECT channel FROM channels_pg_sa_message") == [("in",), ("in",)]
 
 
 def test_a_program_without_django_as_the_readme_writes_it(tmp_path: Path, layer_url: str) -> None:
