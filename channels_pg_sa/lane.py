@@ -183,6 +183,13 @@ class Lane(Generic[J]):
 
     def _start(self) -> None:
         self._task = self._loop.create_task(self._drain(), name=self._name)
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Go on if a batch let somebody's cancellation through: only close() may end a lane."""
+        if task.cancelled() and self._closed is None:
+            self._fail(self._underway, RuntimeError(f"A batch of {self._name} was cancelled."))
+            self._start()
 
     async def _drain(self) -> None:
         while calls := self._next():

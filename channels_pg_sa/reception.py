@@ -28,7 +28,7 @@ from .heartbeat import Heartbeat
 from .inbox import Inbox
 from .iothread import IOThread
 from .listener import ConnectionLost, Listener
-from .names import topic
+from .names import node_of, topic
 from .parcels import Acknowledged, Flushed, parse
 from .queries import Queries
 from .schema import REVISION
@@ -215,8 +215,9 @@ class Reception:
         if pooled:
             await self._check_pooler(connection)
         await self._register(connection)
-        members = await self._queries.members(connection)
+        # In this order: who joined before a message was sent is a member when the second is read.
         waiting = await self._queries.waiting(connection)
+        members = await self._queries.members(connection)
         with self._inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
             dispatcher.recover(waiting, self._heartbeat.next_number, self._clock.now())
@@ -256,10 +257,13 @@ class Reception:
         self._registered = True
 
     async def _reread(self, _nodes: list[str]) -> None:
+        """Find rows that were claimed by a statement whose answer was lost."""
         async with self._database.connection(self._settings.send_timeout) as connection:
             waiting = await self._queries.waiting(connection)
+        # Of all the rest we hear; we may not have heard yet of the joins that a message to a group is for.
+        claimed = [parcel for parcel in waiting if not parcel.grouped and node_of(parcel.name) is None]
         with self._inbox.decisions() as dispatcher:
-            dispatcher.recover(waiting, self._heartbeat.next_number, self._clock.now())
+            dispatcher.recover(claimed, self._heartbeat.next_number, self._clock.now())
         self._heartbeat.hurry()
 
     async def _leave_all(self, patience: float) -> None:

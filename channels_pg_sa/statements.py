@@ -203,6 +203,7 @@ def claim() -> Executable:
         .where(
             message.c.prefix == PREFIX,
             message.c.recipient == given.c.queue,
+            func.starts_with(message.c.channel, given.c.queue),  # what is in a node's mailbox is nobody else's
             message.c.id >= given.c.floor,
             message.c.expires_at > CLOCK,
             or_(given.c.only_channel.is_(None), message.c.channel == given.c.only_channel),

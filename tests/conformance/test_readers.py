@@ -223,3 +223,19 @@ async def test_a_cancelled_reader_leaves_the_other_alone(layer: Layer, talk: Con
     await asyncio.gather(stays, return_exceptions=True)
     assert done
     assert stays.result() == text(1)
+
+
+@not_in_memory(ONE_PROCESS)
+async def test_reading_a_channel_named_like_a_node_takes_nothing_of_the_node_s(make: Maker, talk: Conversation) -> None:
+    """A node's id is no secret, and is a valid name of a normal channel."""
+    first, second = make(capacity=10), make(capacity=10)
+    channel = await first.new_channel()
+    node = channel.partition("!")[0].rpartition(".")[2]
+    thief = asyncio.create_task(second.receive(node))
+    for number in range(5):
+        await first.send(channel, text(number))
+    await second.send("other", text(9))
+    assert await talk.next(second, "other") == text(9)
+    assert numbers(await talk.take(first, channel, 5)) == list(range(5))
+    thief.cancel()
+    await asyncio.gather(thief, return_exceptions=True)

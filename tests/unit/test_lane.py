@@ -205,3 +205,16 @@ async def test_a_caller_s_loop_that_is_closed_holds_nobody_up() -> None:
     call = bench.call(2)
     bench.gate.set()
     assert await outcome(call) == 20
+
+
+async def test_a_batch_that_lets_a_cancellation_through_does_not_end_the_lane() -> None:
+    """Its calls fail, and the next are done."""
+
+    async def run(calls: Calls) -> None:
+        if calls[0].job == 0:
+            raise asyncio.CancelledError
+
+    loop = asyncio.get_running_loop()
+    lane: Lane[int] = Lane("test", loop, run, late=lambda call: Late(call.started))
+    assert isinstance(await outcome(lane.submit(Call(0, 30, loop))), RuntimeError)
+    assert await outcome(lane.submit(Call(1, 30, loop))) is None
