@@ -201,3 +201,5 @@ class Courier:
             del self._returning[: len(rows)]
             with self._decisions() as dispatcher:
                 dispatcher.returned(rows)
+            for queue in self.book.queues:  # before their doorbell comes, a claim could pass over them
+                self.ring(queue, min(rows))

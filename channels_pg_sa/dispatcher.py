@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .members import MemberIndex
-from .names import node_of, queue_of
+from .names import MAX_LENGTH, node_of, queue_of
 from .parcels import Acknowledged, Beat, Flushed, Frame, Joined, Left, Parcel, Ring
 
 
@@ -157,6 +157,9 @@ class Dispatcher:
         if parcel.id in self._known:  # read from the table after a reconnect, and heard of as well
             return
         self._known.add(parcel.id)
+        if len(parcel.name) >= MAX_LENGTH:
+            self._refuse(parcel.id)
+            return
         if parcel.grouped:
             channels = self.members.members(parcel.name, now)
             kept = False
@@ -177,6 +180,11 @@ class Dispatcher:
         group = parcel.name if parcel.grouped else None
         for channel in channels:
             self._put(channel, entry, group)
+
+    def _refuse(self, row: int) -> None:
+        """Drop a row that somebody wrote under a name which no reader can have; it may be too long for an index."""
+        self.counters["malformed"] += 1
+        self._effects.delete.append(row)
 
     def fetched(self, asked: Iterable[int], payloads: dict[int, bytes]) -> None:
         """Fill in the content of doorbells; those whose row is gone are dropped."""
@@ -202,6 +210,9 @@ class Dispatcher:
                 self.fetched([row], {row: payload})
             elif row not in self._known:
                 self._known.add(row)
+                if len(channel) >= MAX_LENGTH:
+                    self._refuse(row)
+                    continue
                 self.counters["received"] += 1
                 self._put(channel, Entry(row, expires, payload, keeps_row=True))
 
