@@ -17,7 +17,7 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._offset = 0.0
+        self._offset = -math.inf
         self._error = math.inf
         self._looked = -math.inf
 
@@ -38,5 +38,5 @@ class Clock:
             self._looked = after
 
     def now(self) -> float:
-        """Return the Unix time by the database's clock; 0 as long as nobody has looked, so that nothing is late."""
-        return 0.0 if math.isinf(self._error) else time.monotonic() + self._offset
+        """Return the Unix time by the database's clock; minus infinity until somebody has looked: nothing is late."""
+        return time.monotonic() + self._offset

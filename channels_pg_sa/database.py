@@ -44,6 +44,8 @@ DEFAULTS: dict[str, Any] = {
     "tcp_user_timeout": 30_000,
 }
 POOL_DEFAULTS: dict[str, Any] = {"min_size": 0, "max_size": 2, "reconnect_timeout": 0.5, "timeout": 2.0}
+POLL = 0.005
+"""Seconds between two looks at the pool while it is closed."""
 KEPT = 1.0
 """Seconds that a connection is kept at hand after its last statement, before it goes back to the pool."""
 CHECK = 2.0
@@ -189,6 +191,8 @@ class Database:
             sever(held.driver)
         while self._kept:
             await self._give_back(self._kept.pop())
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._until_made(), patience)
         await self._engine.dispose()
         await self._pool.close(timeout=1.0)
 
@@ -213,6 +217,15 @@ class Database:
         """Ask every connection for a sign of life before its next use: another has been lost in silence."""
         for held in (*self._kept, *self._lent):
             held.doubted = True
+
+    async def _until_made(self) -> None:
+        """Wait for connections that the pool is making: cancelled, they would stay until the garbage collector ran."""
+        while self._is_making():  # noqa: ASYNC110 - the pool tells nobody
+            await asyncio.sleep(POLL)
+
+    def _is_making(self) -> bool:
+        stats = self._pool.get_stats()
+        return stats["pool_size"] > stats.get("pool_available", 0)
 
     async def _until_returned(self) -> None:
         for _ in range(self._pool.max_size):

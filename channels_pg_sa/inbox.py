@@ -75,7 +75,8 @@ class Inbox:
             entry = self._dispatcher.take(channel, self._clock.now())
             found: Entry | Reader = self._enter(channel) if entry is None else entry
             effects = self._dispatcher.collect()
-        self._act(effects)
+        if effects is not NOTHING:
+            self._act(effects)
         if isinstance(found, Entry):
             return found.payload
         if shared:

@@ -153,7 +153,11 @@ class Listener:
         parameters = {**DEFAULTS, **self._connect(), "application_name": "channels_pg_sa listener", "autocommit": True}
         connecting = asyncio.create_task(CleanConnection.connect(**parameters))
         try:
-            return await asyncio.wait_for(asyncio.shield(connecting), PATIENCE)
+            # Not wait_for(), which before Python 3.12 lets a cancellation get lost if it comes with the connection.
+            await asyncio.wait([connecting], timeout=PATIENCE)
+            if not connecting.done():
+                raise ConnectionLost(f"no connection within {PATIENCE:g} s")  # noqa: TRY301 - it is cleaned up below
+            return connecting.result()
         except BaseException:
             # Cancelled in the middle, it would keep its socket open until the garbage collector comes by.
             await asyncio.wait([connecting], timeout=1.0)

@@ -142,7 +142,6 @@ class Node:
         owner = node_of(channel)
         if owner is not None and owner != self.id:
             raise ValueError(f"{channel} belongs to another process or layer: to node {owner}, and this is {self.id}.")
-        self._listen()
         return self._reception.receive(channel, shared=owner is None)
 
     def drop(self, reason: str, what: str) -> None:

@@ -36,6 +36,8 @@ from .version import __version__
 
 logger = logging.getLogger(__name__)
 
+RECANCEL = 0.5
+"""Seconds after which a task that was cancelled and goes on is cancelled again."""
 READY = 0.005
 """Seconds between two looks whether the listener is up."""
 POOLER_PATIENCE = 2.0
@@ -132,6 +134,8 @@ class Reception:
             channel: a name, or what names begin with up to their `!`.
             shared: whether other nodes may read it too.
         """
+        if not self._started:
+            self.start()
         return self._inbox.receive(channel, shared=shared)
 
     def check(self) -> None:
@@ -186,9 +190,12 @@ class Reception:
         """Return what was claimed and not read, do what is still to be done, and stop listening."""
         self._courier.give_back()
         await self._courier.finish(patience)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        running = set(self._tasks)
+        while running:
+            for task in running:
+                task.cancel()
+            # Before Python 3.12 wait_for() may swallow a cancellation.
+            _, running = await asyncio.wait(running, timeout=RECANCEL)
 
     async def sign_off(self, patience: float) -> None:
         """Delete what is this node's. If the database is away, others will sweep it."""
