@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import psycopg
@@ -42,7 +42,7 @@ class Courier:
         *,
         decisions: Callable[[], contextlib.AbstractContextManager[Dispatcher]],
         listen: Callable[[list[str], bool], Coroutine[Any, Any, bool]],
-        reread: Callable[[], None],
+        reread: Callable[[], Awaitable[None]],
         spawn: Spawn,
         patience: float,
         expiry: float,
@@ -56,6 +56,7 @@ class Courier:
         self._patience = patience
         self._expiry = expiry
         self._doubtful_until = 0.0
+        self._is_unread = False
         self._flushes = 0
         self._idle: set[str] = set()
         self._returning: list[int] = []
@@ -64,6 +65,7 @@ class Courier:
         self.deletions: Backlog[int] = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=0.02)
         self.fetches: Backlog[int] = make("channels_pg_sa fetches", run=self._fetch, batch=32)
         self.claims: Backlog[str] = make("channels_pg_sa claims", run=self._claim, batch=100)
+        self.rereads: Backlog[None] = make("channels_pg_sa mailbox", run=lambda _: reread(), batch=1)
         self.doorbells: Backlog[str] = make("channels_pg_sa doorbells", run=self._hear_doorbells, batch=100)
 
     def work(self, effects: Effects) -> None:
@@ -116,7 +118,7 @@ class Courier:
         And look for what a claim may have moved that the server did not finish before it was given up.
         """
         if time.monotonic() < self._doubtful_until:
-            self._reread()
+            self.rereads.add([None])
         with self._decisions() as dispatcher:
             idle = {channel for channel in self.book.channels if not dispatcher.is_read(channel)}
         before = self.book.queues
@@ -152,6 +154,10 @@ class Courier:
 
     async def _claim(self, channels: list[str]) -> None:
         await self._return_rows()
+        if self._is_unread:
+            # What the last claim may have moved comes before what this one will.
+            await self._reread()
+            self._is_unread = False
         claims = self._start_claims(channels)
         if not claims:
             return
@@ -167,7 +173,7 @@ class Courier:
                 if flushes == self._flushes:
                     dispatcher.claimed(rows)
         if flushes != self._flushes:
-            self._reread()
+            self.rereads.add([None])
         self.claims.add(channel for channel in again if self._may_claim(channel))
 
     def _start_claims(self, channels: list[str]) -> list[Claim]:
@@ -190,7 +196,7 @@ class Courier:
                 self.book.fail(claim)
             if isinstance(error, psycopg.Error) and fate(error) is Fate.UNKNOWN:
                 self._doubtful_until = time.monotonic() + self._expiry
-                self._reread()
+                self._is_unread = True
             raise
 
     async def _return_rows(self) -> None:

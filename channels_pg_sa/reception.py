@@ -15,7 +15,6 @@ from typing import Any
 
 import psycopg
 
-from .backlog import Backlog
 from .clock import Clock
 from .config import Settings
 from .courier import Courier
@@ -93,13 +92,12 @@ class Reception:
             settings.listen, recover=self._recover, hear=self._hear, up=self._came_up, down=self._went_down
         )
         spawn = thread.spawn
-        self._rereads = Backlog[str]("channels_pg_sa mailbox", spawn, self._reread, batch=1, outage=OUTAGE)
         self._courier = Courier(
             database,
             queries,
             decisions=self._inbox.decisions,
             listen=self._listen_to_queues,
-            reread=lambda: self._rereads.add([node_id]),
+            reread=self._reread,
             spawn=spawn,
             patience=settings.send_timeout,
             expiry=settings.expiry,
@@ -263,7 +261,7 @@ class Reception:
                 await self._queries.restore(connection, members)
         self._registered = True
 
-    async def _reread(self, _nodes: list[str]) -> None:
+    async def _reread(self) -> None:
         """Find rows that were claimed by a statement whose answer was lost."""
         async with self._database.connection(self._settings.send_timeout) as connection:
             waiting = await self._queries.waiting(connection)
