@@ -53,7 +53,7 @@ CHECK = 2.0
 
 # The server's word that it did not do the statement, but would at another time.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_AGAIN = frozenset({"40001", "40P01", "57P01", "57P02", "57P03", "57P05", "08000", "08003", "08006"})
+_AGAIN = frozenset({"40001", "40P01", "57P01", "57P02", "57P03", "57P05"})
 _NO_SUCH_THING = frozenset({"42P01", "42703", "42883", "3F000"})
 
 
@@ -79,6 +79,8 @@ def fate(error: Exception) -> Fate:
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     if state is None:
         return Fate.UNKNOWN if isinstance(error, psycopg.OperationalError) else Fate.REFUSED
+    if state.startswith("08"):  # a pooler's, which has lost the server under the statement
+        return Fate.UNKNOWN
     if state in _AGAIN:
         return Fate.NOT_DONE
     return Fate.NO_SCHEMA if state in _NO_SUCH_THING else Fate.REFUSED
