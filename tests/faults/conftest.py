@@ -50,7 +50,7 @@ async def make_fragile(fragile: FragileServer, fragile_url: str) -> AsyncIterato
 
 
 @pytest.fixture
-def swallowing_proxy(layer_url: str) -> Iterator[SwallowingProxy]:
+def proxy(layer_url: str) -> Iterator[SwallowingProxy]:
     """A proxy before the test's own database that can forget connections."""
     running = SwallowingProxy(layer_url)
     with running:

@@ -15,10 +15,9 @@ import pytest_asyncio
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.processes import LayerProcess
-from tests.support.proxy import Proxy
 from tests.support.waiting import eventually, eventually_async, let_pass
 
-from .breaking import WAITING, inside, take, text, warm
+from .breaking import WAITING, SwallowingProxy, inside, take, text, warm
 
 PACE = {"heartbeat": 0.3, "lease": 1.5}
 MEMBERS = "SELECT channel FROM channels_pg_sa_membership ORDER BY channel"
@@ -103,7 +102,7 @@ async def test_jobs_that_a_killed_process_had_claimed_are_not_done_twice(
 
 
 async def test_who_was_cut_off_gets_its_memberships_back(
-    proxy: Proxy, make_own_layer: LayerFactory, layer_url: str
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
 ) -> None:
     """Peer defect 21: live sockets go silent; here a process longer away than its lease restores what it had."""
     layer, other = make_own_layer(url=proxy.url, **PACE), make_own_layer(**PACE)
@@ -123,7 +122,7 @@ async def test_who_was_cut_off_gets_its_memberships_back(
 
 
 async def test_who_left_while_it_was_cut_off_is_not_brought_back(
-    proxy: Proxy, make_own_layer: LayerFactory, layer_url: str
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
 ) -> None:
     """A socket that closes while its process is cut off and swept has left when the process is back."""
     layer, other = make_own_layer(url=proxy.url, **PACE), make_own_layer(**PACE)
@@ -144,7 +143,7 @@ async def test_who_left_while_it_was_cut_off_is_not_brought_back(
 
 
 async def test_a_stalled_process_that_was_swept_comes_back(
-    proxy: Proxy, make_own_layer: LayerFactory, layer_url: str
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
 ) -> None:
     """Silence without a closed connection is the same: swept, and back when packets flow."""
     layer, other = make_own_layer(url=proxy.url, **PACE), make_own_layer(**PACE)

@@ -23,6 +23,7 @@ from tests.support.waiting import eventually, eventually_async
 
 from .breaking import WAITING, FragileServer, Tally, end, take, text
 
+BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_message'::regclass"
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
@@ -159,7 +160,7 @@ async def test_sends_work_through_a_pooler(make_fragile: LayerFactory, behind: B
 
 async def test_listening_through_it_is_refused(behind: Behind) -> None:
     """Peer defect 25: LISTEN through PgBouncer in transaction mode silently hears nothing; each process is told."""
-    for _ in range(3):
+    for _ in range(2):
         layer = behind("transaction")
         channel = await layer.new_channel()
         with pytest.raises(PoolerError, match="listen_url"):
@@ -207,6 +208,39 @@ async def test_with_listen_url_all_works(behind: Behind, fragile_url: str) -> No
     for layer, channel in zip(layers, channels, strict=True):
         await layer.send(channel, text(3))
         assert await take(layer, channel, 1) == [text(3)]
+
+
+async def test_a_server_lost_behind_the_pooler(
+    fragile: FragileServer, fragile_url: str, make_fragile: LayerFactory, behind: Behind
+) -> None:
+    """The pooler's own words for a lost server are not taken for the server's: nothing is lost or sent twice."""
+    sender, layer = behind("transaction"), make_fragile()
+    tally = Tally()
+    reader = asyncio.create_task(tally.read(layer, "jobs"))
+    await tally.send("first", 0, lambda message: sender.send("jobs", message))
+    for number in range(5):
+        with psycopg.connect(fragile_url, application_name="tests") as locker:
+            locker.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
+            sending = asyncio.create_task(tally.send("locked", number, lambda message: sender.send("jobs", message)))
+
+            async def blocked() -> bool:
+                return bool(query(fragile_url, BLOCKED)[0][0])
+
+            await eventually_async(blocked)
+            fragile.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted AND database = "
+                "(SELECT oid FROM pg_database WHERE datname = %s)",
+                [fragile_url.rsplit("/", 1)[1]],
+            )
+            locker.commit()
+        await sending
+
+    async def all_here() -> bool:
+        return not tally.lost and query(fragile_url, WAITING) == [(0,)]
+
+    await eventually_async(all_here)
+    await end(reader)
+    assert tally.twice == []
 
 
 async def test_capacity_through_a_pooler(behind: Behind, fragile_url: str) -> None:

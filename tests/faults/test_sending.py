@@ -16,9 +16,9 @@ import pytest
 from psycopg import sql
 
 from channels_pg_sa import SendError
+from channels_pg_sa.database import Fate, fate
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
-from tests.support.proxy import Proxy
 from tests.support.waiting import eventually, eventually_async
 
 from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text, warm
@@ -69,7 +69,7 @@ async def until_rested(layer: PostgresLayer) -> None:
     await eventually_async(look)
 
 
-async def test_certainly_not_sent(proxy: Proxy, make_own_layer: LayerFactory, layer_url: str) -> None:
+async def test_certainly_not_sent(proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str) -> None:
     """No connection could be had: after send_timeout, and no sooner, an error that is sure, with the reason in it."""
     layer = make_own_layer(url=proxy.url, send_timeout=2.5)
     proxy.cut()
@@ -87,7 +87,9 @@ async def test_certainly_not_sent(proxy: Proxy, make_own_layer: LayerFactory, la
     assert query(layer_url, WAITING) == [(1,)]
 
 
-async def test_a_send_waits_for_the_database(proxy: Proxy, make_own_layer: LayerFactory, layer_url: str) -> None:
+async def test_a_send_waits_for_the_database(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
+) -> None:
     """Calls that come while it is away are done when it is back, in their order, once."""
     layer = make_own_layer(url=proxy.url)
     await layer.send("jobs", text(0))
@@ -107,7 +109,7 @@ async def test_a_send_waits_for_the_database(proxy: Proxy, make_own_layer: Layer
 
 
 @pytest.mark.parametrize("kind", ["send", "group_send", "send_sync"])
-async def test_perhaps_sent(proxy: Proxy, make_own_layer: LayerFactory, layer_url: str, kind: str) -> None:
+async def test_perhaps_sent(proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str, kind: str) -> None:
     """The connection is lost under the statement: an error at once that says so, and the layer does not try again."""
     layer = make_own_layer(url=proxy.url)
     await layer.group_add("group", "jobs")
@@ -126,7 +128,9 @@ async def test_perhaps_sent(proxy: Proxy, make_own_layer: LayerFactory, layer_ur
     assert await take(layer, "jobs", 2) == [text(1)] * 2
 
 
-async def test_perhaps_sent_after_a_silence(proxy: Proxy, make_own_layer: LayerFactory, layer_url: str) -> None:
+async def test_perhaps_sent_after_a_silence(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
+) -> None:
     """The network stalls under the statement: after send_timeout the error says that it may have been sent."""
     layer = make_own_layer(url=proxy.url, send_timeout=1)
     await layer.send("jobs", text(0))
@@ -187,6 +191,25 @@ async def test_a_deadlock_is_not_the_callers_business(make_own_layer: LayerFacto
     assert query(layer_url, WAITING) == [(1,)]
 
 
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (psycopg.OperationalError("connection lost"), Fate.UNKNOWN),
+        (psycopg.errors.ProtocolViolation("server conn crashed?"), Fate.UNKNOWN),  # as PgBouncer says it
+        (psycopg.errors.ConnectionFailure(), Fate.UNKNOWN),
+        (psycopg.errors.AdminShutdown(), Fate.NOT_DONE),
+        (psycopg.errors.CannotConnectNow(), Fate.NOT_DONE),
+        (psycopg.errors.DeadlockDetected(), Fate.NOT_DONE),
+        (psycopg.errors.ReadOnlySqlTransaction(), Fate.REFUSED),
+        (psycopg.errors.UndefinedTable(), Fate.NO_SCHEMA),
+        (psycopg.DataError("what the driver cannot send"), Fate.REFUSED),
+    ],
+)
+def test_what_an_error_says_about_the_statement(error: psycopg.Error, meaning: Fate) -> None:
+    """Only the server's own word that it did not do the statement allows to do it again."""
+    assert fate(error) is meaning
+
+
 async def test_what_the_server_refuses_is_told_at_once(make_own_layer: LayerFactory, layer_url: str) -> None:
     """A read-only server (a standby) did not send, and its word is in the error."""
     layer = make_own_layer(url=layer_url + "&options=-c%20default_transaction_read_only%3Don")
@@ -198,14 +221,14 @@ async def test_what_the_server_refuses_is_told_at_once(make_own_layer: LayerFact
 
 @pytest.mark.parametrize("break_it", ["terminate", "drop", "forget"])
 async def test_connections_that_died_while_idle(
-    swallowing_proxy: SwallowingProxy,
+    proxy: SwallowingProxy,
     make_own_layer: LayerFactory,
     server: TestServer,
     layer_url: str,
     break_it: str,
 ) -> None:
     """Peer defects 11, 25: after one dropped connection every later call failed; here the caller does not notice."""
-    layer = make_own_layer(url=swallowing_proxy.url, send_timeout=4)
+    layer = make_own_layer(url=proxy.url, send_timeout=4)
     for number in range(2):
         # Two at once, so that the pool has two connections.
         await asyncio.gather(layer.send("jobs", text(number)), layer.group_add("group", "members"))
@@ -213,14 +236,14 @@ async def test_connections_that_died_while_idle(
         if break_it == "terminate":
             server.terminate(server.connections(layer_url))
         else:
-            getattr(swallowing_proxy, break_it)()
+            getattr(proxy, break_it)()
     await asyncio.gather(layer.send("jobs", text(2)), layer.group_send("group", text(3)))
     await asyncio.to_thread(layer.send_sync, "jobs", text(4))
     assert query(layer_url, WAITING) == [(5,)]
 
 
 async def test_a_call_cancelled_while_it_waits_is_not_sent(
-    proxy: Proxy, make_own_layer: LayerFactory, layer_url: str
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
 ) -> None:
     """Who gives up before the database is back has sent nothing; the others' messages go."""
     layer = make_own_layer(url=proxy.url)
