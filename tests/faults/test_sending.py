@@ -19,6 +19,7 @@ from channels_pg_sa import SendError
 from channels_pg_sa.database import Fate, fate
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.urls import with_parameters
 from tests.support.waiting import eventually, eventually_async
 
 from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text, warm
@@ -212,7 +213,7 @@ def test_what_an_error_says_about_the_statement(error: psycopg.Error, meaning: F
 
 async def test_what_the_server_refuses_is_told_at_once(make_own_layer: LayerFactory, layer_url: str) -> None:
     """A read-only server (a standby) did not send, and its word is in the error."""
-    layer = make_own_layer(url=layer_url + "&options=-c%20default_transaction_read_only%3Don")
+    layer = make_own_layer(url=with_parameters(layer_url, options="-c default_transaction_read_only=on"))
     with pytest.raises(SendError, match="read-only") as caught:
         await layer.send("jobs", text(1))
     assert not caught.value.maybe_sent
