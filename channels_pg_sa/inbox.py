@@ -75,8 +75,7 @@ class Inbox:
             entry = self._dispatcher.take(channel, self._clock.now())
             found: Entry | Reader = self._enter(channel) if entry is None else entry
             effects = self._dispatcher.collect()
-        if effects is not NOTHING:
-            self._act(effects)
+        self._act(effects)
         if isinstance(found, Entry):
             return found.payload
         if shared:

@@ -35,11 +35,6 @@ class IOThread:
         """Whether the caller runs in this thread."""
         return threading.current_thread() is self._thread
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread still runs its loop."""
-        return self._thread.is_alive()
-
     def call(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start a coroutine from any thread, and return the future of its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop)
