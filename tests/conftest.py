@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest_asyncio
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.support.settings")
 
+from tests.support import django_databases
 from tests.support.databases import TestServer
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.proxy import Proxy
@@ -109,6 +111,17 @@ async def make_own_layer(server: TestServer, layer_url: str) -> AsyncIterator[La
 def layer(make_layer: LayerFactory) -> PostgresLayer:
     """A layer with the default settings."""
     return make_layer()
+
+
+@pytest.fixture
+def databases() -> Iterator[Callable[..., None]]:
+    """Set DATABASES for the rest of a test; no connection or setting of it is left to the next."""
+    with ExitStack() as stack:
+
+        def set_databases(**entries: dict[str, Any]) -> None:
+            stack.enter_context(django_databases.databases(**{"default": {}, **entries}))
+
+        yield set_databases
 
 
 @pytest.fixture

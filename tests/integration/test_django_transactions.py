@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unittest
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import django
@@ -20,7 +20,6 @@ from django.test import RequestFactory, TestCase, override_settings
 from channels_pg_sa import MessageTooLarge
 from channels_pg_sa.django import group_send, send
 from tests.conformance.backends import KEY, Conversation, text
-from tests.support import django_databases
 from tests.support.databases import TestServer, query
 from tests.support.django_databases import entry
 from tests.support.layers import LayerFactory, Message, PostgresLayer
@@ -31,17 +30,6 @@ from .conftest import IN_MEMORY, POSTGRES
 TALK = Conversation(patience=10)
 POOLED = [{"pool": {"min_size": 1, "max_size": 1}}] if django.VERSION >= (5, 1) else []
 COUNT = "SELECT count(*) FROM channels_pg_sa_message"
-
-
-@pytest.fixture
-def databases() -> Iterator[Callable[..., None]]:
-    """Set DATABASES for the rest of a test."""
-    with ExitStack() as stack:
-
-        def set_databases(**entries: dict[str, Any]) -> None:
-            stack.enter_context(django_databases.databases(**entries))
-
-        yield set_databases
 
 
 @pytest.fixture

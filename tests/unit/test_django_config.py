@@ -30,17 +30,6 @@ LIBPQ = {"dbname": "postgres", "user": "postgres", "password": "password", "host
 
 
 @pytest.fixture
-def databases(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Set DATABASES for the rest of a test."""
-
-    def set_databases(**entries: dict[str, Any]) -> None:
-        filled = ConnectionHandler({"default": {}, **entries}).settings
-        monkeypatch.setitem(connections.__dict__, "settings", filled)
-
-    return set_databases
-
-
-@pytest.fixture
 def backend() -> Iterator[Callable[[type], str]]:
     """Make a third party's database backend of a class; give its ENGINE."""
     names: list[str] = []
