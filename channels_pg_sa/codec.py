@@ -82,30 +82,29 @@ class MessageCodec:
 
     def decode(self, payload: bytes) -> Message:
         """Return the message, or raise DecodeError for whatever else the payload is."""
-        data = bytes(payload)
-        if len(data) > MAX_BYTES:
-            raise DecodeError(f"The payload has {len(data):,} bytes; the limit is {MAX_BYTES:,}.")
-        if self._fernet is not None:
-            try:
-                data = self._fernet.decrypt(base64.urlsafe_b64encode(data))
-            except InvalidToken as error:
-                raise DecodeError("The payload was not encrypted with any of this layer's keys.") from error
+        if len(payload) > MAX_BYTES:
+            raise DecodeError(f"The payload has {len(payload):,} bytes; the limit is {MAX_BYTES:,}.")
+        data = payload if self._fernet is None else self._decrypt(payload)
         try:
-            message = self._load(data)
+            mark = data[:1]
+            if mark == _JSON_MARK:
+                message = _load_json(data)
+            elif mark == _OWN_MARK and self._own is not None:
+                message = self._own.loads(data[1:])
+            else:
+                message = msgpack.unpackb(data)
         except Exception as error:  # a serializer may raise anything on hostile bytes
             raise DecodeError(f"The payload is no message: {type(error).__name__}: {error}") from error
         if not isinstance(message, dict):
             raise DecodeError(f"The payload holds a {type(message).__name__}, not a dict.")
         return message
 
-    def _load(self, data: bytes) -> Any:
-        mark = data[:1]
-        if mark == _JSON_MARK:
-            message = json.loads(data)
-            return _unbox(message) if _MAY_BE_BOXED.search(data) else message
-        if mark == _OWN_MARK and self._own is not None:
-            return self._own.loads(data[1:])
-        return msgpack.unpackb(data, strict_map_key=True)
+    def _decrypt(self, payload: bytes) -> bytes:
+        assert self._fernet is not None  # noqa: S101 - for the type checker
+        try:
+            return self._fernet.decrypt(base64.urlsafe_b64encode(payload))
+        except InvalidToken as error:
+            raise DecodeError("The payload was not encrypted with any of this layer's keys.") from error
 
     def _dump_own(self, message: Message) -> bytes:
         assert self._own is not None  # noqa: S101 - for the type checker
@@ -200,6 +199,11 @@ def _dump_json(message: Message) -> bytes:
     if _BOXED in text:
         text = json.dumps(_box(message), ensure_ascii=False, separators=(",", ":"))
     return text.encode()
+
+
+def _load_json(data: bytes) -> Any:
+    message = json.loads(data)
+    return _unbox(message) if _MAY_BE_BOXED.search(data) else message
 
 
 def _box(value: Any) -> Any:

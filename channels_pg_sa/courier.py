@@ -14,7 +14,8 @@ import psycopg
 from .backlog import Backlog
 from .claims import Claim, ClaimBook
 from .database import OUTAGE, Database, Fate, fate
-from .dispatcher import Dispatcher, Effects
+from .dispatcher import Dispatcher
+from .mailboxes import Effects
 from .names import queue_of
 from .queries import Queries
 

@@ -1,4 +1,4 @@
-"""What readers wait for: hands messages to pending receive() calls of any thread and event loop."""
+"""What receive() waits for: hands messages to pending receive() calls of any thread and event loop."""
 
 from __future__ import annotations
 
@@ -6,32 +6,13 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 from .clock import Clock
-from .dispatcher import NOTHING, Dispatcher, Effects, Entry
+from .dispatcher import Dispatcher
 from .drops import DropLog
 from .lane import resolve
-
-
-class Reader:
-    """A pending receive().
-
-    Args:
-        channel: which it reads.
-        loop: on which it waits.
-    """
-
-    __slots__ = ("channel", "future", "late", "loop", "waits", "woken")
-
-    def __init__(self, channel: str, loop: asyncio.AbstractEventLoop) -> None:
-        self.channel = channel
-        self.loop = loop
-        self.future: asyncio.Future[None] = loop.create_future()
-        self.waits = False
-        self.woken = False
-        self.late = False
+from .mailboxes import Effects, Reader
 
 
 class Inbox:
@@ -41,28 +22,34 @@ class Inbox:
         dispatcher: decides.
         clock: the database's.
         work: called, from any thread, with decisions that need the database.
-        check: raises the reason why nobody can be served, if there is one.
         want: called with the channel, from any thread, when a reader waits that rows may have to be claimed for.
     """
 
     def __init__(
-        self,
-        dispatcher: Dispatcher,
-        clock: Clock,
-        *,
-        work: Callable[[Effects], None],
-        check: Callable[[], None],
-        want: Callable[[str], None],
+        self, dispatcher: Dispatcher, clock: Clock, *, work: Callable[[Effects], None], want: Callable[[str], None]
     ) -> None:
+        self.failure: Exception | None = None
         self._dispatcher = dispatcher
+        self._unread = dispatcher.unread
+        self._woken: set[Reader] = set()
         self._clock = clock
         self._work = work
-        self._check = check
         self._want = want
         self._lock = threading.Lock()
 
-    def receive(self, channel: str, *, shared: bool) -> bytes | Awaitable[bytes]:
-        """Return the payload of the next message of a channel, or what to await for it, at once.
+    def take(self, channel: object) -> bytes | None:
+        """Return the payload of the next message of a channel, None if there is none or it takes more to tell."""
+        if not isinstance(channel, str) or channel not in self._unread:  # who misses one by a hair will be woken
+            return None
+        with self._lock:
+            entry = None if self.failure is not None else self._dispatcher.take(channel, self._clock.now())
+            effects = self._dispatcher.collect()
+        if effects is not None:
+            self._act(effects)
+        return None if entry is None else entry.content or entry.payload
+
+    async def receive(self, channel: str, *, shared: bool) -> bytes:
+        """Wait for the payload of the next message of a channel.
 
         A message stays in its place until the reader, awake and not cancelled, takes it: nothing is ever put back.
 
@@ -70,33 +57,17 @@ class Inbox:
             channel: a name, or what names begin with up to their `!`.
             shared: whether other nodes may read it too.
         """
-        with self._lock:
-            self._check()  # under the lock: who sets the reason wakes all readers afterwards
-            entry = self._dispatcher.take(channel, self._clock.now())
-            found: Entry | Reader = self._enter(channel) if entry is None else entry
-            effects = self._dispatcher.collect()
-        self._act(effects)
-        if isinstance(found, Entry):
-            return found.payload
-        if shared:
-            self._want(channel)
-        return self._wait(found, shared=shared)
-
-    def _enter(self, channel: str) -> Reader:
-        reader = Reader(channel, asyncio.get_running_loop())
-        reader.waits = True
-        self._dispatcher.wait(channel, reader)
-        return reader
-
-    async def _wait(self, reader: Reader, *, shared: bool) -> bytes:
+        reader: Reader | None = None
         try:
-            while True:
-                await reader.future
-                payload = self._take(reader, shared=shared)
-                if payload is not None:
-                    return payload
+            while not isinstance(found := self._take_or_wait(channel, reader), bytes):
+                reader = found
+                if shared:
+                    self._want(channel)
+                await reader
+            return found
         finally:
-            if reader.waits:  # who was removed may be freed in any thread, at any moment: then no lock may be taken
+            # Who was removed may be freed in any thread, at any moment: then no lock may be taken.
+            if reader is not None and self._dispatcher.is_waiting(reader):
                 self._leave(reader)
 
     @contextlib.contextmanager
@@ -107,11 +78,13 @@ class Inbox:
                 yield self._dispatcher
             finally:
                 effects = self._dispatcher.collect()
-        self._act(effects)
+        if effects is not None:
+            self._act(effects)
 
-    def wake_all(self) -> None:
-        """Wake every reader, to look for itself why."""
+    def fail(self, error: Exception) -> None:
+        """Serve nobody any more, and wake those who wait, to see for themselves."""
         with self._lock:
+            self.failure = error
             readers = self._dispatcher.every_reader()
         self._wake(readers)
 
@@ -120,12 +93,9 @@ class Inbox:
         with self.decisions() as dispatcher:
             dispatcher.expire(self._clock.now())
             overfull, dispatcher.overfull = dispatcher.overfull, Counter()
-            readers = [reader for reader in dispatcher.every_reader() if isinstance(reader, Reader)]
             # Woken a round ago, and not come: the loop is blocked, or stopped just then.
-            gone = [reader for reader in readers if reader.late or reader.loop.is_closed()]
-            for reader in readers:
-                reader.late = reader.woken
-        self._leave(*gone)
+            late, self._woken = self._woken & dispatcher.woken, set(dispatcher.woken)
+        self._leave(*late)
         for (channel, group), count in overfull.items():
             drops.over_capacity(channel, group, count)
 
@@ -139,51 +109,47 @@ class Inbox:
     def state(self) -> str:
         """How many wait, and how much waits."""
         with self._lock:
-            return f"{self._dispatcher.readers} waiting, {self._dispatcher.unread} unread"
+            return f"{self._dispatcher.reader_count} waiting, {self._dispatcher.unread_count} unread"
 
-    def _take(self, reader: Reader, *, shared: bool) -> bytes | None:
-        """Return the next payload, or have the reader woken anew when there is one."""
+    def _take_or_wait(self, channel: str, reader: Reader | None) -> bytes | Reader:
+        """Return the next payload, or, in place of a reader that was woken, one that will be when there is one."""
+        dispatcher = self._dispatcher
         with self._lock:
-            self._check()
-            entry = self._dispatcher.take(reader.channel, self._clock.now())
-            if entry is not None:
-                if reader.waits:
-                    self._dispatcher.leave(reader.channel, reader)
+            if self.failure is not None:  # under the lock: who sets it wakes all readers afterwards
+                raise self.failure
+            entry = dispatcher.take(channel, self._clock.now())
+            if entry is None:
+                anew: Reader = asyncio.get_running_loop().create_future()
+                dispatcher.wait(channel, anew, instead_of=reader)
+                found: bytes | Reader = anew
             else:
-                if reader.future.done():
-                    reader.future = reader.loop.create_future()
-                self._dispatcher.wait(reader.channel, reader)
-            reader.waits, reader.late = entry is None, False
-            effects = self._dispatcher.collect()
-        self._act(effects)
-        if entry is not None:
-            return entry.payload
-        if shared:
-            self._want(reader.channel)
-        return None
+                found = entry.content or entry.payload
+                if reader is not None:
+                    dispatcher.leave(reader)
+            effects = dispatcher.collect()
+        if effects is not None:
+            self._act(effects)
+        return found
 
     def _leave(self, *readers: Reader) -> None:
         """Remove readers, so that the next in line have their turn; none that is kept here is freed under the lock."""
         with self.decisions() as dispatcher:
             for reader in readers:
-                reader.waits = False
-                dispatcher.leave(reader.channel, reader)
+                dispatcher.leave(reader)
 
     def _act(self, effects: Effects) -> None:
-        if effects is NOTHING:
-            return
         if effects.wake:
             self._wake(effects.wake)
         if effects.fetch or effects.delete or effects.rings or effects.controls:
             self._work(effects)
 
-    def _wake(self, readers: Iterable[Any]) -> None:
+    def _wake(self, readers: Iterable[Reader]) -> None:
         loops: defaultdict[asyncio.AbstractEventLoop, list[Reader]] = defaultdict(list)
         for reader in readers:
-            loops[reader.loop].append(reader)
+            loops[reader.get_loop()].append(reader)
         for loop, woken in loops.items():
             try:
-                loop.call_soon_threadsafe(resolve, [reader.future for reader in woken])
+                loop.call_soon_threadsafe(resolve, woken)
             except RuntimeError:  # the loop was closed with these readers pending
                 self._leave(*woken)
             else:

@@ -101,14 +101,14 @@ class Layer(TransactionalSends, Directory):
             PoolerError: the listening connection passes through a pooler in transaction mode.
             LayerClosed: the layer was closed meanwhile.
         """
-        node = self._open()
-        check_channel(channel)
+        node = self._node or self._open()
         while True:
             self._takes += 1
             if self._takes % TAKES == 0:
                 await asyncio.sleep(0)
-            received = node.receive(channel)
-            payload = received if isinstance(received, bytes) else await received
+            payload = node.take(channel)
+            if payload is None:
+                payload = await node.receive(check_channel(channel))
             try:
                 return self._codec.decode(payload)
             except DecodeError as error:

@@ -85,6 +85,8 @@ class Node:
             dispatcher=dispatcher,
             announcements=announcements,
         )
+        self.take = self._reception.inbox.take
+        """Returns the payload of a message that is here already, without a detour; None if `receive` must be asked."""
         self._outbox = Outbox(
             self._thread.loop,
             self._database,
@@ -131,8 +133,8 @@ class Node:
 
     # Receiving -----------------------------------------------------------------------------------
 
-    def receive(self, channel: str) -> bytes | Awaitable[bytes]:
-        """Return the payload of the next message of a channel, or what to await for it, at once.
+    def receive(self, channel: str) -> Awaitable[bytes]:
+        """Wait for the payload of the next message of a channel.
 
         Raises:
             ValueError: the channel belongs to another node.

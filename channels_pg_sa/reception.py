@@ -19,7 +19,7 @@ from .clock import Clock
 from .config import Settings
 from .courier import Courier
 from .database import OUTAGE, Connection, Database, Fate, fate, is_pooled
-from .dispatcher import Dispatcher, Effects
+from .dispatcher import Dispatcher
 from .drops import DropLog
 from .errors import ChannelLayerError, LayerClosed, PoolerError, SchemaError
 from .flushing import Flushes
@@ -27,6 +27,7 @@ from .heartbeat import Heartbeat
 from .inbox import Inbox
 from .iothread import IOThread
 from .listener import ConnectionLost, Listener
+from .mailboxes import Effects
 from .names import node_of, topic
 from .parcels import Acknowledged, Flushed, parse
 from .queries import Queries
@@ -73,7 +74,6 @@ class Reception:
         self._database = database
         self._queries = queries
         self._announcements = announcements
-        self._failure: ChannelLayerError | None = None
         self._secret = ""
         self._started = False
         self._starting = threading.Lock()
@@ -81,11 +81,10 @@ class Reception:
         self._registered = False
         self._tasks: list[asyncio.Task[Any]] = []
         self._clock = Clock()
-        self._inbox = Inbox(
+        self.inbox = Inbox(
             dispatcher,
             self._clock,
             work=self._work,
-            check=self.check,
             want=lambda channel: self._soon(self._courier.want, channel),
         )
         self._listener = Listener(
@@ -95,7 +94,7 @@ class Reception:
         self._courier = Courier(
             database,
             queries,
-            decisions=self._inbox.decisions,
+            decisions=self.inbox.decisions,
             listen=self._listen_to_queues,
             reread=self._reread,
             spawn=spawn,
@@ -125,8 +124,8 @@ class Reception:
             if start:
                 self._soon(self._start)
 
-    def receive(self, channel: str, *, shared: bool) -> bytes | Awaitable[bytes]:
-        """Return the payload of the next message of a channel, or what to await for it, at once.
+    def receive(self, channel: str, *, shared: bool) -> Awaitable[bytes]:
+        """Wait for the payload of the next message of a channel.
 
         Args:
             channel: a name, or what names begin with up to their `!`.
@@ -134,12 +133,12 @@ class Reception:
         """
         if not self._started:
             self.start()
-        return self._inbox.receive(channel, shared=shared)
+        return self.inbox.receive(channel, shared=shared)
 
     def check(self) -> None:
         """Raise what keeps this node from receiving, if anything does: SchemaError, PoolerError or LayerClosed."""
-        if self._failure is not None:
-            raise self._failure
+        if self.inbox.failure is not None:
+            raise self.inbox.failure
 
     async def ready(self) -> None:
         """Wait until this node listens; a group it joins before that could be left before its messages are read."""
@@ -153,7 +152,7 @@ class Reception:
 
     async def keep_house(self, drops: DropLog, *, thoroughly: bool) -> None:
         """Free what nobody reads; thoroughly: stop listening for queues that nobody reads, too."""
-        self._inbox.keep_house(drops)
+        self.inbox.keep_house(drops)
         self._courier.give_back()
         if thoroughly:
             await self._courier.rest()
@@ -166,23 +165,22 @@ class Reception:
     @property
     def counters(self) -> dict[str, int]:
         """What has been received and dropped so far, and why."""
-        return self._inbox.counters
+        return self.inbox.counters
 
     @property
     def state(self) -> str:
         """How it is doing, in a few words."""
-        if self._failure is not None:
-            word = "closed" if isinstance(self._failure, LayerClosed) else "failed"
+        if self.inbox.failure is not None:
+            word = "closed" if isinstance(self.inbox.failure, LayerClosed) else "failed"
         elif not self._started:
             word = "not listening yet"
         else:
             word = "listening" if self._listener.is_listening else "connecting"
-        return f"{word}, {self._inbox.state}"
+        return f"{word}, {self.inbox.state}"
 
     def refuse(self, error: ChannelLayerError) -> None:
         """Serve nobody any more, and tell those who wait."""
-        self._failure = error
-        self._inbox.wake_all()
+        self.inbox.fail(error)
 
     async def finish(self, patience: float) -> None:
         """Return what was claimed and not read, do what is still to be done, and stop listening."""
@@ -223,7 +221,7 @@ class Reception:
         # In this order: who joined before a message was sent is a member when the second is read.
         waiting = await self._queries.waiting(connection)
         members = await self._queries.members(connection)
-        with self._inbox.decisions() as dispatcher:
+        with self.inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
             dispatcher.recover(waiting, self._heartbeat.next_number, self._clock.now())
         self._courier.hears(queues)
@@ -256,7 +254,7 @@ class Reception:
             )
             if not known:
                 # New, or taken for dead and swept: what is a member here is one still.
-                with self._inbox.decisions() as dispatcher:
+                with self.inbox.decisions() as dispatcher:
                     members = list(dispatcher.members)
                 await self._queries.restore(connection, members)
         self._registered = True
@@ -267,7 +265,7 @@ class Reception:
             waiting = await self._queries.waiting(connection)
         # Of all the rest we hear; we may not have heard yet of the joins that a message to a group is for.
         claimed = [parcel for parcel in waiting if not parcel.grouped and node_of(parcel.name) is None]
-        with self._inbox.decisions() as dispatcher:
+        with self.inbox.decisions() as dispatcher:
             dispatcher.recover(claimed, self._heartbeat.next_number, self._clock.now())
         self._heartbeat.hurry()
 
@@ -282,7 +280,7 @@ class Reception:
 
     def _hear(self, payloads: list[bytes]) -> None:
         now = self._clock.now()
-        with self._inbox.decisions() as dispatcher:
+        with self.inbox.decisions() as dispatcher:
             for payload in payloads:
                 dispatcher.hear(parse(payload), now)
 
@@ -299,8 +297,8 @@ class Reception:
                 self._thread.spawn(self._flushes.hear_answer(control), "channels_pg_sa flush answered")
 
     def _came_up(self, away: float | None) -> None:
-        if not isinstance(self._failure, LayerClosed):
-            self._failure = None
+        if not isinstance(self.inbox.failure, LayerClosed):
+            self.inbox.failure = None
         self._heartbeat.hurry()
         self._courier.listen_to_late()
         if away is not None:
@@ -321,12 +319,12 @@ class Reception:
             )
             self._announce(self._announcements[0])
         self._is_away = True
-        if isinstance(error, ChannelLayerError) and self._failure is None:
+        if isinstance(error, ChannelLayerError) and self.inbox.failure is None:
             self.refuse(error)
 
     def _announce(self, payload: bytes | None) -> None:
         if payload is not None:
-            with self._inbox.decisions() as dispatcher:
+            with self.inbox.decisions() as dispatcher:
                 dispatcher.announce(payload, self._clock.now() + self._settings.expiry)
 
     # Parts ---------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from channels_pg_sa.dispatcher import Dispatcher, Effects, Entry
+from channels_pg_sa.dispatcher import Dispatcher
+from channels_pg_sa.mailboxes import Effects, Entry
 from channels_pg_sa.parcels import Acknowledged, Beat, Flushed, Joined, Left, Parcel, Ring
 
 NODE = "0123456789ab"
@@ -20,9 +21,7 @@ LATER = 200.0
 
 
 class Reader:
-    """A pending receive()."""
-
-    woken = False
+    """A pending receive(): for the dispatcher any object will do."""
 
 
 def parcel(row: int, name: str = OWN, *, grouped: bool = False, expires: float = LATER) -> Parcel:
@@ -99,12 +98,12 @@ def test_members_in_several_threads_may_decode_their_message_at_the_same_moment(
     decode, inner = base64.b64decode, list[bytes]()
 
     def slow(text: bytes) -> bytes:
-        monkeypatch.setattr("channels_pg_sa.dispatcher.base64.b64decode", decode)
+        monkeypatch.setattr("channels_pg_sa.mailboxes.base64.b64decode", decode)
         inner.append(entry.payload)  # another reader comes while this one decodes
         assert entry.is_here
         return decode(text)
 
-    monkeypatch.setattr("channels_pg_sa.dispatcher.base64.b64decode", slow)
+    monkeypatch.setattr("channels_pg_sa.mailboxes.base64.b64decode", slow)
     assert entry.payload == b"abcd"
     assert inner == [b"abcd"]
     assert entry.payload == b"abcd"
@@ -134,7 +133,7 @@ def test_what_nobody_can_get_is_counted_and_deleted(sent: Parcel, reason: str) -
     it.hear([sent], NOW)
     assert effects(it) == Effects(delete=[1])
     assert it.counters[reason] == 1
-    assert it.unread == 0
+    assert it.unread_count == 0
 
 
 def test_a_doorbell_keeps_its_place_until_it_is_fetched() -> None:
@@ -143,7 +142,7 @@ def test_a_doorbell_keeps_its_place_until_it_is_fetched() -> None:
     reader = waiting(it)
     it.hear([doorbell(1), parcel(2)], NOW)
     assert effects(it) == Effects(fetch=[1], delete=[2])
-    assert not reader.woken
+    assert reader not in it.woken
     assert it.take(OWN, NOW) is None
     it.fetched([1], {1: b"1"})
     assert effects(it) == Effects(wake=[reader], delete=[1])
@@ -195,20 +194,22 @@ def test_a_reader_is_woken_once_until_it_waits_again() -> None:
     it.hear([parcel(2)], NOW)
     assert effects(it).wake == [reader]
     assert taken(it) == [1, 2]
-    it.wait(OWN, reader)
+    anew = Reader()
+    it.wait(OWN, anew, instead_of=reader)
     it.hear([parcel(3)], NOW)
-    assert effects(it).wake == [reader]
-    assert it.readers == 1
+    assert effects(it).wake == [anew]
+    assert it.reader_count == 1
 
 
 def test_as_many_are_woken_as_there_are_messages_longest_waiting_first() -> None:
     """A reader that waits again keeps its place."""
     it = dispatcher()
     first, second, third = (waiting(it) for _ in range(3))
-    it.wait(OWN, first)
+    anew = Reader()
+    it.wait(OWN, anew, instead_of=first)
     it.hear([parcel(1), parcel(2)], NOW)
-    assert effects(it).wake == [first, second]
-    assert not third.woken
+    assert effects(it).wake == [anew, second]
+    assert third not in it.woken
 
 
 def test_a_woken_reader_that_leaves_passes_its_turn_on() -> None:
@@ -217,9 +218,9 @@ def test_a_woken_reader_that_leaves_passes_its_turn_on() -> None:
     first, second = waiting(it), waiting(it)
     it.hear([parcel(1)], NOW)
     assert effects(it).wake == [first]
-    it.leave(OWN, first)
+    it.leave(first)
     assert effects(it).wake == [second]
-    it.leave(OWN, first)  # twice is as good as once
+    it.leave(first)  # twice is as good as once
     assert taken(it) == [1]
 
 
@@ -237,12 +238,12 @@ def test_a_reader_of_a_prefix_passes_its_turn_on_in_whatever_channel_something_i
     first, second = waiting(it, ALL), waiting(it, ALL)
     it.hear([parcel(1)], NOW)
     assert effects(it).wake == [first]
-    it.leave(ALL, first)
+    it.leave(first)
     assert effects(it).wake == [second]
     single = waiting(it, OTHER)
     it.hear([parcel(2, OTHER)], NOW)
     assert effects(it).wake == [single]
-    it.leave(OTHER, single)
+    it.leave(single)
     assert taken(it, ALL) == [1, 2]
 
 
@@ -339,9 +340,9 @@ def test_a_claim_answers_the_fetch_of_a_row_that_was_read_meanwhile() -> None:
     it = dispatcher()
     reader = waiting(it, "jobs")
     it.recover([doorbell(1, "jobs")], 1, NOW)
-    assert not reader.woken
+    assert reader not in it.woken
     it.claimed([(1, "jobs", b"1", LATER)])
-    assert reader.woken
+    assert reader in it.woken
     it.fetched([1], {})
     assert taken(it, "jobs") == [1]
     assert it.counters["vanished"] == 0
@@ -423,9 +424,9 @@ def test_what_is_not_read_in_time_is_freed() -> None:
         effects(it)
         it.expire(NOW + 1)
         assert effects(it).delete == deleted
-        assert (it.unread, it.counters["expired"]) == (1, 1)
+        assert (it.unread_count, it.counters["expired"]) == (1, 1)
         assert taken(it, now=NOW + 1) == [2]
-        assert it._boxes == {}
+        assert it.unread == {}
 
 
 def test_what_is_not_read_in_time_is_not_handed_over() -> None:
@@ -435,7 +436,7 @@ def test_what_is_not_read_in_time_is_not_handed_over() -> None:
     assert it.take(OWN, NOW + 1) is None
     it.hear([parcel(2, expires=NOW + 1)], NOW)
     assert it.take(ALL, NOW + 1) is None
-    assert it._boxes == {}
+    assert it.unread == {}
 
 
 def test_flush_forgets_messages_and_members_but_no_reader() -> None:
@@ -448,9 +449,9 @@ def test_flush_forgets_messages_and_members_but_no_reader() -> None:
     assert sorted(set(done.delete)) == [1, 2]
     it.fetched([1], {1: b"1"})
     it.deleted(done.delete)
-    assert (it.unread, it.readers, len(it.members), it._known) == (0, 1, 0, set())
+    assert (it.unread_count, it.reader_count, len(it.members), it._known) == (0, 1, 0, set())
     it.hear([parcel(3)], NOW)
-    assert reader.woken
+    assert reader in it.woken
 
 
 def test_controls_and_nonsense_are_told_apart() -> None:

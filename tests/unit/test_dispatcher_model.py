@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from channels_pg_sa.dispatcher import Dispatcher, Effects, Entry, Mailbox
+from channels_pg_sa.dispatcher import Dispatcher
+from channels_pg_sa.mailboxes import Effects, Entry
 from channels_pg_sa.names import node_of, queue_of, recipient_of
 from channels_pg_sa.parcels import Parcel, parse
 
@@ -64,11 +65,10 @@ class Sent:
 
 @dataclass(eq=False)
 class Reader:
-    """A pending receive(), as the inbox makes them."""
+    """A receive() call, which waits as one future after the other."""
 
     channel: str
-    woken: bool = False
-    waits: bool = False
+    future: object = None
     signalled: bool = False
 
 
@@ -222,9 +222,9 @@ class World:
 
     def _collect(self) -> None:
         effects = self._dispatcher.collect() or Effects()
-        for reader in effects.wake:
-            assert isinstance(reader, Reader)
-            reader.signalled = True
+        by_future = {reader.future: reader for reader in self._readers}
+        for future in effects.wake:
+            by_future[future].signalled = True
         self._fetch_todo += [row for row in effects.fetch if row not in self._fetch_todo]
         self._delete_todo += [row for row in effects.delete if row not in self._delete_todo]
         overfull, self._dispatcher.overfull = self._dispatcher.overfull, Counter()
@@ -336,32 +336,31 @@ class World:
 
     def _leave(self, reader: Reader) -> None:
         self._readers.remove(reader)
-        self._dispatcher.leave(reader.channel, reader)
+        self._dispatcher.leave(reader.future)
         self._collect()
 
     def _attempt(self, reader: Reader) -> bool:
         """Take what there is, or wait, as Inbox does; return whether there was something."""
-        before = {name: list(box.entries) for name, box in self._dispatcher._boxes.items()}
+        before = {name: list(entries) for name, entries in self._dispatcher.unread.items()}
         entry = self._dispatcher.take(reader.channel, self._now)
         if entry is None:
-            if not reader.waits:
+            if reader.future is None:
                 self._readers.append(reader)
-            reader.waits, reader.signalled = True, False
-            self._dispatcher.wait(reader.channel, reader)
+            before, reader.future = reader.future, object()
+            reader.signalled = False
+            self._dispatcher.wait(reader.channel, reader.future, instead_of=before)
         else:
             channel = self._channel_of(entry, before)
-            if reader.waits:
+            if reader.future is not None:
                 self._leave(reader)
             self._note(reader, channel, entry)
         self._collect()
         return entry is not None
 
     def _channel_of(self, entry: Entry, before: dict[str, list[Entry]]) -> str:
-        boxes = self._dispatcher._boxes
+        unread = self._dispatcher.unread
         (channel,) = (
-            name
-            for name, entries in before.items()
-            if entry in entries and entry not in boxes.get(name, Mailbox()).entries
+            name for name, entries in before.items() if entry in entries and entry not in unread.get(name, ())
         )
         return channel
 
@@ -383,16 +382,17 @@ class World:
 
     def check(self) -> None:
         """See that whoever could take something is woken, and that nobody waits whom the dispatcher forgot."""
-        assert all(reader.signalled for reader in self._readers if reader.woken)
-        assert self._dispatcher.readers == len(self._readers)
-        for channel, box in self._dispatcher._boxes.items():
-            assert box.entries or box.readers, "an idle mailbox"
-            ready = next((place for place, entry in enumerate(box.entries) if not entry.is_here), len(box.entries))
+        assert self._dispatcher.woken == {reader.future for reader in self._signalled()}
+        assert set(self._dispatcher.every_reader()) == {reader.future for reader in self._readers}
+        assert all(self._dispatcher._readers.values()), "a channel that nobody reads"
+        for channel, entries in self._dispatcher.unread.items():
+            assert entries, "an idle mailbox"
+            ready = next((place for place, entry in enumerate(entries) if not entry.is_here), len(entries))
             own = [reader for reader in self._readers if reader.channel == channel]
             shared = [
                 reader for reader in self._readers if reader.channel in PREFIXES and channel.startswith(reader.channel)
             ]
-            woken = sum(reader.woken for reader in own + shared)
+            woken = sum(reader.signalled for reader in own + shared)
             # Those who read many channels pass it on: each that has taken something wakes the next.
             assert woken >= min(ready, max(1, len(own)), len(own + shared)), f"{channel} has something"
 
@@ -456,7 +456,7 @@ class World:
 
     def _see_that_nothing_is_left(self) -> None:
         dispatcher = self._dispatcher
-        assert dispatcher._boxes == {}
+        assert dispatcher.unread == dispatcher._readers == dispatcher._channels == {}
         assert dispatcher._unfetched == {}
         assert dispatcher._gone == set()
         assert dispatcher._known == set()
