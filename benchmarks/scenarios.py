@@ -116,10 +116,13 @@ def _direct(name: str, title: str, sender: Sender, *, encrypted: bool = False) -
     return Scenario(name, title, (Receiver(channels), sender), needs, encrypted=encrypted)
 
 
-def _group(processes: int, members: int, limit: int) -> Scenario:
+def _group(processes: int, members: int, limit: int, *, concurrency: int = 1) -> Scenario:
     name = f"group_{processes}x{members}"
     title = f"group_send to {processes} x {members:,} members"
-    roles: tuple[Role, ...] = (*(Receiver(members, group="room"),) * processes, Sender(group="room", limit=limit))
+    if concurrency > 1:
+        name, title = f"{name}_by_{concurrency}", f"{concurrency} at a time: {title}"
+    sender = Sender(concurrency, group="room", limit=limit)
+    roles: tuple[Role, ...] = (*(Receiver(members, group="room"),) * processes, sender)
     return Scenario(name, title, roles, _needs("direct", "group"), fan_out=processes * members)
 
 
@@ -172,6 +175,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     _direct("send_900kB", "900 kB messages, 4 senders", Sender(4, payload=HUGE, limit=200)),
     _group(1, 100, 4_000),
     _GROUP_4X250,
+    _group(4, 250, 600, concurrency=8),
     _paced(_GROUP_4X250, 10),
     _group(1, 5_000, 100),
     _group(8, 1_250, 60),

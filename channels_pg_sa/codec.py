@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import importlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgpack
@@ -27,6 +28,7 @@ _BOXED = "\uffff"  # bytes in JSON, as the specification suggests
 _MAY_BE_BOXED = re.compile(rb"\xef\xbf\xbf|\\u[fF]{4}")
 _JSON_MARK = b"{"
 _OWN_MARK = b"\xc1"  # the one byte msgpack never uses: a frame of the project's own serializer
+_UNCHANGING = frozenset({str, bytes, int, float, bool, type(None)})
 
 
 class Serializer(Protocol):
@@ -82,9 +84,20 @@ class MessageCodec:
 
     def decode(self, payload: bytes) -> Message:
         """Return the message, or raise DecodeError for whatever else the payload is."""
-        if len(payload) > MAX_BYTES:
-            raise DecodeError(f"The payload has {len(payload):,} bytes; the limit is {MAX_BYTES:,}.")
-        data = payload if self._fernet is None else self._decrypt(payload)
+        return self._load(self._decrypt(payload))
+
+    def copier(self, payload: bytes) -> Callable[[], Message]:
+        """Return a function that gives the message, a copy of its own to each caller; raises as `decode` does.
+
+        A message in which nothing can be changed, as in most, is decoded only once.
+        """
+        data = self._decrypt(payload)
+        message = self._load(data)
+        if type(message) is dict and _UNCHANGING.issuperset(map(type, message.values())):
+            return message.copy
+        return functools.partial(self._load, data)
+
+    def _load(self, data: bytes) -> Message:
         try:
             mark = data[:1]
             if mark == _JSON_MARK:
@@ -100,7 +113,10 @@ class MessageCodec:
         return message
 
     def _decrypt(self, payload: bytes) -> bytes:
-        assert self._fernet is not None  # noqa: S101 - for the type checker
+        if len(payload) > MAX_BYTES:
+            raise DecodeError(f"The payload has {len(payload):,} bytes; the limit is {MAX_BYTES:,}.")
+        if self._fernet is None:
+            return payload
         try:
             return self._fernet.decrypt(base64.urlsafe_b64encode(payload))
         except InvalidToken as error:

@@ -51,6 +51,12 @@ KEPT = 1.0
 CHECK = 2.0
 """Seconds that a connection which rested in the pool may take to show that it is still one."""
 
+# Planning the shortest statements costs more than running them. Each looks its rows up in an index, whatever it is
+# given, and must still do so when a table that was empty at the time of planning has filled.
+# https://www.postgresql.org/docs/current/runtime-config-query.html
+SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
+    ('plan_cache_mode', 'force_generic_plan'), ('enable_seqscan', 'off'), ('jit', 'off')) AS wanted (name, value)"""
+
 # The server's word that it did not do the statement, but would at another time.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _AGAIN = frozenset({"40001", "40P01", "57P01", "57P02", "57P03", "57P05"})
@@ -337,11 +343,13 @@ class Database:
         return {**DEFAULTS, "application_name": "channels_pg_sa", **self._settings.connect(), "autocommit": True}
 
     async def _configure(self, connection: Connection) -> None:
-        """Do without prepared statements behind a pooler, which may give the next statement to another session."""
+        """Have statements planned once, or, behind a pooler, which shares sessions, do without prepared statements."""
         if self._own_configure is not None:
             await self._own_configure(connection)
         if await is_pooled(connection):
             connection.prepare_threshold = None
+        else:
+            await connection.execute(SETTINGS)
 
 
 async def is_pooled(connection: Connection) -> bool:

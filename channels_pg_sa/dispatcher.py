@@ -82,7 +82,8 @@ class Dispatcher(Mailboxes):
             self.counters["expired" if channels else "no_member"] += 1
             self._to_do().delete.append(parcel.id)
             return
-        entry = Entry(parcel.id, parcel.expires, encoded=parcel.content, keeps_row=kept)
+        shared = len(channels) > 1
+        entry = Entry(parcel.id, parcel.expires, encoded=parcel.content, keeps_row=kept, is_shared=shared)
         if parcel.content is None:
             self._unfetched[parcel.id] = (entry, channels)
             self._to_do().fetch.append(parcel.id)
@@ -113,7 +114,7 @@ class Dispatcher(Mailboxes):
                 self._to_do().delete.append(row)
             for channel in channels:
                 if channel in self.unread:
-                    self._wake(channel)
+                    self._wake(channel, self.unread[channel])
 
     def claimed(self, rows: Iterable[tuple[int, str, bytes, float]]) -> None:
         """Take in rows of queues that are now this node's: id, channel, payload, expiry."""
@@ -138,7 +139,7 @@ class Dispatcher(Mailboxes):
     def announce(self, payload: bytes, expires: float) -> None:
         """Put a message of the layer's own into the mailbox of each channel that is read or in a group here."""
         channels = {channel for _, channel, _ in self.members}
-        channels.update(name for name in self._readers if name[-1] != "!")
+        channels.update(name for name, box in self._boxes.items() if box.readers and name[-1] != "!")
         for channel in channels:
             self.put(channel, Entry(None, expires, payload), group="")
 
@@ -147,7 +148,7 @@ class Dispatcher(Mailboxes):
         self.members.replace(())
         self._to_do().delete.extend(self._unfetched)
         self._unfetched.clear()
-        unread = self._forget_unread(lambda _channel: True)
+        unread = self._forget_unread(lambda _channel, _box: True)
         self._to_do().delete.extend(entry.id for entry in unread if entry.id is not None and entry.keeps_row)
 
     def claimed_unread(self) -> list[int]:
@@ -155,7 +156,7 @@ class Dispatcher(Mailboxes):
 
         Their ids stay known until `returned` tells that they are in their queues again.
         """
-        unread = self._forget_unread(self._is_unclaimed)
+        unread = self._forget_unread(self._is_left_over)
         rows = [entry.id for entry in unread if entry.id is not None]
         for row in rows:
             self._unfetched.pop(row, None)

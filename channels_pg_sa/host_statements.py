@@ -18,7 +18,6 @@ from sqlalchemy import (
     func,
     insert,
     literal,
-    literal_column,
     null,
     or_,
     select,
@@ -28,7 +27,7 @@ from sqlalchemy.sql import ColumnElement, Select
 
 from .names import node_of, recipient_of
 from .schema import membership, message, node
-from .statements import CLOCK, MESSAGE, next_node_of, queue_of
+from .statements import CLOCK, MESSAGE, NO_NODE, next_node_of, queue_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +70,12 @@ def insert_group_message(there: Tables, *, prefix: str, group: str, payload: byt
     """Insert one message to a group, as `publish` does: one row for each node and one for each plain member."""
     members = there.membership
     whose, addressed = literal(prefix, Text), literal(group, Text)
-    nodes = select(next_node_of(members, whose, addressed, literal_column("''")).label("node")).cte(
-        "nodes", recursive=True
-    )
+    nodes = select(NO_NODE.label("node")).cte("nodes", recursive=True)
     nodes = nodes.union_all(
         select(next_node_of(members, whose, addressed, nodes.c.node)).where(nodes.c.node.is_not(None))
     )
     to_nodes = select(nodes.c.node.label("recipient"), null().label("channel"), addressed.label("group_name")).where(
-        nodes.c.node.is_not(None)
+        nodes.c.node != ""
     )
     to_queues = select(queue_of(members.c.channel), members.c.channel, null()).where(
         members.c.prefix == whose, members.c.group_name == addressed, members.c.node == "", members.c.expires_at > CLOCK

@@ -12,7 +12,7 @@ from .clock import Clock
 from .dispatcher import Dispatcher
 from .drops import DropLog
 from .lane import resolve
-from .mailboxes import Effects, Reader
+from .mailboxes import Effects, Entry, Reader
 
 
 class Inbox:
@@ -37,19 +37,20 @@ class Inbox:
         self._want = want
         self._lock = threading.Lock()
 
-    def take(self, channel: object) -> bytes | None:
-        """Return the payload of the next message of a channel, None if there is none or it takes more to tell."""
+    def take(self, channel: object) -> Entry | None:
+        """Return the next message of a channel, None if there is none or it takes more to tell."""
         if not isinstance(channel, str) or channel not in self._unread:  # who misses one by a hair will be woken
             return None
+        dispatcher = self._dispatcher
         with self._lock:
-            entry = None if self.failure is not None else self._dispatcher.take(channel, self._clock.now())
-            effects = self._dispatcher.collect()
+            entry = dispatcher.take(channel, self._clock.now()) if self.failure is None else None
+            effects = None if dispatcher.effects is None else dispatcher.collect()
         if effects is not None:
             self._act(effects)
-        return None if entry is None else entry.content or entry.payload
+        return entry
 
-    async def receive(self, channel: str, *, shared: bool) -> bytes:
-        """Wait for the payload of the next message of a channel.
+    async def receive(self, channel: str, *, shared: bool) -> Entry:
+        """Wait for the next message of a channel.
 
         A message stays in its place until the reader, awake and not cancelled, takes it: nothing is ever put back.
 
@@ -59,16 +60,23 @@ class Inbox:
         """
         reader: Reader | None = None
         try:
-            while not isinstance(found := self._take_or_wait(channel, reader), bytes):
+            while not isinstance(found := self._take_or_wait(channel, reader), Entry):
                 reader = found
                 if shared:
                     self._want(channel)
                 await reader
-            return found
-        finally:
+        except BaseException:
             # Who was removed may be freed in any thread, at any moment: then no lock may be taken.
-            if reader is not None and self._dispatcher.is_waiting(reader):
-                self._leave(reader)
+            if reader is not None and self._dispatcher.is_waiting(channel, reader):
+                with self.decisions() as dispatcher:
+                    dispatcher.leave(channel, reader)
+            raise
+        return found
+
+    def check(self) -> None:
+        """Raise the reason why nobody can be served, if there is one."""
+        if self.failure is not None:
+            raise self.failure
 
     @contextlib.contextmanager
     def decisions(self) -> Iterator[Dispatcher]:
@@ -88,14 +96,18 @@ class Inbox:
             readers = self._dispatcher.every_reader()
         self._wake(readers)
 
-    def keep_house(self, drops: DropLog) -> None:
+    def keep_house(self, drops: DropLog, *, thoroughly: bool) -> None:
         """Free what was not read in time; tell what was dropped; see to it that no reader holds the next one up."""
         with self.decisions() as dispatcher:
             dispatcher.expire(self._clock.now())
             overfull, dispatcher.overfull = dispatcher.overfull, Counter()
             # Woken a round ago, and not come: the loop is blocked, or stopped just then.
-            late, self._woken = self._woken & dispatcher.woken, set(dispatcher.woken)
-        self._leave(*late)
+            gone, woken = self._woken & dispatcher.woken, set(dispatcher.woken)
+            if thoroughly:
+                gone.update(reader for reader in dispatcher.every_reader() if reader.get_loop().is_closed())
+                dispatcher.tidy()
+        self._woken = woken
+        self._leave(gone)
         for (channel, group), count in overfull.items():
             drops.over_capacity(channel, group, count)
 
@@ -111,31 +123,28 @@ class Inbox:
         with self._lock:
             return f"{self._dispatcher.reader_count} waiting, {self._dispatcher.unread_count} unread"
 
-    def _take_or_wait(self, channel: str, reader: Reader | None) -> bytes | Reader:
-        """Return the next payload, or, in place of a reader that was woken, one that will be when there is one."""
+    def _take_or_wait(self, channel: str, reader: Reader | None) -> Entry | Reader:
+        """Return the next message, or, in place of a reader that was woken, one that will be when there is one."""
         dispatcher = self._dispatcher
+        found: Entry | Reader | None = None
         with self._lock:
-            if self.failure is not None:  # under the lock: who sets it wakes all readers afterwards
-                raise self.failure
-            entry = dispatcher.take(channel, self._clock.now())
-            if entry is None:
-                anew: Reader = asyncio.get_running_loop().create_future()
-                dispatcher.wait(channel, anew, instead_of=reader)
-                found: bytes | Reader = anew
-            else:
-                found = entry.content or entry.payload
-                if reader is not None:
-                    dispatcher.leave(reader)
-            effects = dispatcher.collect()
+            self.check()  # under the lock: who sets the reason wakes all readers afterwards
+            if channel in self._unread or channel[-1] == "!":
+                found = dispatcher.take(channel, self._clock.now())
+            if found is None:
+                found = asyncio.get_running_loop().create_future()
+                dispatcher.wait(channel, found, instead_of=reader)
+            elif reader is not None:
+                dispatcher.served(channel, reader)
+            effects = None if dispatcher.effects is None else dispatcher.collect()
         if effects is not None:
             self._act(effects)
         return found
 
-    def _leave(self, *readers: Reader) -> None:
+    def _leave(self, readers: Iterable[Reader]) -> None:
         """Remove readers, so that the next in line have their turn; none that is kept here is freed under the lock."""
         with self.decisions() as dispatcher:
-            for reader in readers:
-                dispatcher.leave(reader)
+            dispatcher.leave_all(readers)
 
     def _act(self, effects: Effects) -> None:
         if effects.wake:
@@ -151,7 +160,7 @@ class Inbox:
             try:
                 loop.call_soon_threadsafe(resolve, woken)
             except RuntimeError:  # the loop was closed with these readers pending
-                self._leave(*woken)
+                self._leave(woken)
             else:
                 if not loop.is_running():  # if it ever does again, they look for themselves
-                    self._leave(*woken)
+                    self._leave(woken)

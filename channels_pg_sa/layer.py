@@ -16,6 +16,7 @@ from .codec import Message, MessageCodec
 from .config import Settings, settings_from_mapping
 from .directory import Directory, Rows
 from .errors import ChannelFull, DecodeError, MessageTooLarge
+from .mailboxes import Entry
 from .names import check_channel, check_group, check_prefix, new_channel, new_node
 from .node import Node
 from .queries import compiled_statement
@@ -106,11 +107,9 @@ class Layer(TransactionalSends, Directory):
             self._takes += 1
             if self._takes % TAKES == 0:
                 await asyncio.sleep(0)
-            payload = node.take(channel)
-            if payload is None:
-                payload = await node.receive(check_channel(channel))
+            entry = node.take(channel) or await node.receive(check_channel(channel))
             try:
-                return self._codec.decode(payload)
+                return entry.copy() if entry.copy is not None else self._decode(entry)
             except DecodeError as error:
                 node.drop("undecodable", f"from {channel}, which could not be decoded: {error}")
 
@@ -230,6 +229,12 @@ class Layer(TransactionalSends, Directory):
     def _rows_sync(self, statement: Executable) -> Rows:
         rows: Rows = self._open().read(compiled_statement(statement), None).wait()
         return rows
+
+    def _decode(self, entry: Entry) -> Message:
+        if not entry.is_shared:
+            return self._codec.decode(entry.payload)
+        entry.copy = self._codec.copier(entry.payload)
+        return entry.copy()
 
     def _announcements(self) -> tuple[bytes | None, bytes | None]:
         """Encode what local channels get when the connection is lost, and when it is back."""

@@ -7,8 +7,9 @@ import binascii
 import itertools
 from asyncio import Future
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from .names import node_of, queue_of
 from .parcels import Acknowledged, Beat, Flushed, Ring
@@ -27,6 +28,8 @@ class Entry:
         content: the payload.
         encoded: the payload in base64, until somebody wants it. With neither, it has yet to be fetched.
         keeps_row: whether the row is deleted when the message is taken, rather than on arrival.
+        is_shared: whether it is in several mailboxes.
+        copy: gives each of its readers a message of its own, once the first has decoded it.
     """
 
     id: int | None
@@ -34,6 +37,8 @@ class Entry:
     content: bytes | None = None
     encoded: bytes | None = None
     keeps_row: bool = False
+    is_shared: bool = False
+    copy: Callable[[], dict[str, Any]] | None = None
 
     # Members of a group in several threads share an entry and decode it without a lock. So `encoded` is read once and
     # first, and goes last: whoever finds it gone finds the content.
@@ -67,8 +72,20 @@ class Effects:
     controls: list[Beat | Flushed | Acknowledged] = field(default_factory=list)
 
 
+_NO_ENTRIES: deque[Entry] = deque()
+"""Shared by all mailboxes that are empty for long: a deque of its own costs 624 bytes, and most channels only wait."""
+
+
+@dataclass(slots=True, eq=False)
+class Mailbox:
+    """The unread messages of a channel, oldest first, and its readers, longest waiting first."""
+
+    entries: deque[Entry] = field(default_factory=lambda: _NO_ENTRIES)
+    readers: list[Reader] = field(default_factory=list)
+
+
 class Mailboxes:
-    """Keep what is unread, oldest first, and who waits for it, longest waiting first.
+    """Keep what is unread, and who waits for it.
 
     Args:
         capacity_of: gives the most unread messages of a channel, None for no limit.
@@ -78,14 +95,13 @@ class Mailboxes:
     def __init__(self, capacity_of: Callable[[str], int | None], *, bounded: bool) -> None:
         self.counters: Counter[str] = Counter()
         self.overfull: Counter[tuple[str, str]] = Counter()  # by channel and group
+        self.unread: dict[str, Mailbox] = {}  # by channel; those that have entries
+        self.woken: set[Reader] = set()  # and not come yet
+        self.effects: Effects | None = None  # None: nothing is to be done
+        self._boxes: dict[str, Mailbox] = {}  # by channel; those of channels that are not in use stay for a while
+        self._prefixes: Counter[str] = Counter()  # readers of channels that end with "!"
         self._capacity_of = capacity_of
         self._bounded = bounded
-        self.unread: dict[str, deque[Entry]] = {}  # by channel; never empty
-        self.woken: set[Reader] = set()  # and not come yet
-        self._readers: dict[str, list[Reader]] = {}  # by channel; never empty
-        self._channels: dict[Reader, str] = {}
-        self._prefixes: set[str] = set()  # channels with readers that end with "!"
-        self._effects: Effects | None = None
 
     # Who reads -----------------------------------------------------------------------------------
 
@@ -93,9 +109,10 @@ class Mailboxes:
         """Return the next message of the channel, or of any channel that begins so if it ends with `!`."""
         if channel[-1] == "!":
             channel = self._oldest(channel, now) or channel
-        entries = self.unread.get(channel)
-        if entries is None:
+        box = self.unread.get(channel)
+        if box is None:
             return None
+        entries = box.entries
         entry = entries[0]
         if entry.expires <= now:
             self._expire(channel, now)
@@ -113,114 +130,133 @@ class Mailboxes:
 
     def wait(self, channel: str, reader: Reader, *, instead_of: Reader | None = None) -> None:
         """Enter a reader; in the place of another, if that still waits."""
-        if instead_of in self._channels:
-            del self._channels[instead_of]
+        box = self._boxes.get(channel)
+        if box is None:
+            box = self._boxes[channel] = Mailbox()
+        if instead_of in box.readers:
+            box.readers[box.readers.index(instead_of)] = reader
             self.woken.discard(instead_of)
-            readers = self._readers[channel]
-            readers[readers.index(instead_of)] = reader
-        elif channel in self._readers:
-            self._readers[channel].append(reader)
         else:
-            self._readers[channel] = [reader]
+            box.readers.append(reader)
             if channel[-1] == "!":
-                self._prefixes.add(channel)
-        self._channels[reader] = channel
+                self._prefixes[channel] += 1
 
-    def leave(self, reader: Reader) -> None:
-        """Remove a reader; if there is something left to read, wake the next."""
-        channel = self._channels.pop(reader, None)
-        if channel is None:
+    def served(self, channel: str, reader: Reader) -> None:
+        """Remove a reader that has taken a message; it mostly comes again, so its mailbox stays. Wake the next."""
+        box = self._boxes.get(channel)
+        if box is None or reader not in box.readers:
             return
+        box.readers.remove(reader)
         self.woken.discard(reader)
-        readers = self._readers[channel]
-        if len(readers) > 1:
-            readers.remove(reader)
-        else:
-            del self._readers[channel]
-            self._prefixes.discard(channel)
         if channel[-1] == "!":
+            self._prefixes -= Counter((channel,))
             for name in self._under(channel):
-                self._wake(name)
-        elif channel in self.unread:
-            self._wake(channel)
+                self._wake(name, self.unread[name])
+        elif box.entries:
+            self._wake(channel, box)
 
-    def is_waiting(self, reader: Reader) -> bool:
-        """Tell whether a reader has been entered, and neither left nor been removed."""
-        return reader in self._channels
+    def leave(self, channel: str, reader: Reader) -> None:
+        """Remove a reader that gave up; if there is something left to read, wake the next."""
+        self.served(channel, reader)
+        box = self._boxes.get(channel)
+        if box is not None and not box.readers and not box.entries:
+            del self._boxes[channel]
+
+    def leave_all(self, readers: Iterable[Reader]) -> None:
+        """Remove readers, whatever they read."""
+        gone = set(readers)
+        for channel, box in list(self._boxes.items()) if gone else ():
+            for reader in gone.intersection(box.readers):
+                self.leave(channel, reader)
+
+    def is_waiting(self, channel: str, reader: Reader) -> bool:
+        """Tell whether a reader has been entered, and neither left nor been removed; may be asked without a lock."""
+        box = self._boxes.get(channel)
+        return box is not None and reader in box.readers
 
     def waiting(self, channel: str) -> int:
         """Return how many readers have neither a message nor the promise of one."""
-        readers = len(self._readers.get(channel, ()))
-        if not readers:
+        box = self._boxes.get(channel)
+        if box is None or not box.readers:
             return 0
-        promised = len(self.unread.get(channel, ()))
+        promised = len(box.entries)
         if channel[-1] == "!":
-            others = (name for name in self._under(channel) if name != channel)
-            promised += sum(max(0, len(self.unread[name]) - len(self._readers.get(name, ()))) for name in others)
-        return max(0, readers - promised)
+            others = (self.unread[name] for name in self._under(channel) if name != channel)
+            promised += sum(max(0, len(other.entries) - len(other.readers)) for other in others)
+        return max(0, len(box.readers) - promised)
 
     def is_read(self, channel: str) -> bool:
         """Tell whether a reader waits for the channel."""
-        return channel in self._readers
+        box = self._boxes.get(channel)
+        return box is not None and bool(box.readers)
 
     def every_reader(self) -> list[Reader]:
         """Return all readers, to be woken because the layer failed or closes."""
-        return list(self._channels)
+        return [reader for box in self._boxes.values() for reader in box.readers]
 
     @property
     def reader_count(self) -> int:
         """How many receive() calls are pending."""
-        return len(self._channels)
+        return sum(len(box.readers) for box in self._boxes.values())
 
     @property
     def unread_count(self) -> int:
         """How many messages wait to be read; one to a group counts once for each member."""
-        return sum(map(len, self.unread.values()))
+        return sum(len(box.entries) for box in self.unread.values())
 
     # What is unread ------------------------------------------------------------------------------
 
     def put(self, channel: str, entry: Entry, group: str | None = None) -> None:
         """Append a message; one that came through a group only if the channel has room."""
-        entries = self.unread.get(channel)
-        if entries is None:
-            self.unread[channel] = deque((entry,))
-            readers = self._readers.get(channel)
-            if readers is not None and entry.encoded is not None:  # as it mostly is; the rest is for _wake
-                self._call(readers[0])
-                return
-        elif group is not None and self._bounded and self._is_full(channel, len(entries)):
+        box = self._boxes.get(channel)
+        if box is None:
+            box = self._boxes[channel] = Mailbox()
+        if not box.entries:
+            if box.entries is _NO_ENTRIES:
+                box.entries = deque()
+            self.unread[channel] = box
+        elif group is not None and self._bounded and self._is_full(channel, len(box.entries)):
             self.overfull[channel, group] += 1
             return
-        else:
-            entries.append(entry)
-        if channel in self._readers or self._prefixes:
-            self._wake(channel)
+        box.entries.append(entry)
+        if len(box.readers) == 1 == len(box.entries) and entry.encoded is not None:  # as mostly; the rest is for _wake
+            self._call(box.readers[0])
+        elif box.readers or self._prefixes:
+            self._wake(channel, box)
 
     def expire(self, now: float) -> None:
         """Free what was not read in time."""
         for channel in list(self.unread):
             self._expire(channel, now)
 
+    def tidy(self) -> None:
+        """Free the mailboxes of channels that are not in use, and the room in those that are empty."""
+        for channel, box in list(self._boxes.items()):
+            if not box.entries:
+                box.entries = _NO_ENTRIES
+                if not box.readers:
+                    del self._boxes[channel]
+
     def collect(self) -> Effects | None:
         """Return what is to be done, if anything, and begin a new list."""
-        effects, self._effects = self._effects, None
+        effects, self.effects = self.effects, None
         return effects
 
     # Parts ---------------------------------------------------------------------------------------
 
     def _to_do(self) -> Effects:
-        if self._effects is None:
-            self._effects = Effects()
-        return self._effects
+        if self.effects is None:
+            self.effects = Effects()
+        return self.effects
 
     def _is_full(self, channel: str, unread: int) -> bool:
         capacity = self._capacity_of(channel)
         return capacity is not None and unread >= capacity
 
-    def _wake(self, channel: str) -> None:
+    def _wake(self, channel: str, box: Mailbox) -> None:
         """Wake as many readers as there are messages to take, those included that were woken and have not come yet."""
-        for reader, entry in zip(self._readers_of(channel), self.unread[channel], strict=False):
-            if entry.encoded is None and entry.content is None and entry.expires:
+        for reader, entry in zip(self._readers(channel, box), box.entries, strict=False):
+            if not entry.is_here and entry.expires:
                 break
             self._call(reader)
 
@@ -229,16 +265,15 @@ class Mailboxes:
             self.woken.add(reader)
             self._to_do().wake.append(reader)
 
-    def _readers_of(self, channel: str) -> Iterable[Reader]:
+    def _readers(self, channel: str, box: Mailbox) -> Iterable[Reader]:
         """Return the readers of the channel, and then those of all channels that begin as it does up to its `!`."""
-        readers: Sequence[Reader] = self._readers.get(channel, ())
-        if self._prefixes and "!" in channel and channel[-1] != "!":
-            return itertools.chain(readers, self._readers.get(queue_of(channel), ()))
-        return readers
+        if self._prefixes and "!" in channel and channel[-1] != "!" and (shared := self._boxes.get(queue_of(channel))):
+            return itertools.chain(box.readers, shared.readers)
+        return box.readers
 
     def _expire(self, channel: str, now: float) -> None:
-        entries = self.unread[channel]
-        before = len(entries)
+        box = self.unread[channel]
+        entries, before = box.entries, len(box.entries)
         while entries and entries[0].expires <= now:
             entry = entries.popleft()
             if entry.expires:
@@ -248,7 +283,7 @@ class Mailboxes:
         if not entries:
             del self.unread[channel]
         elif len(entries) < before:
-            self._wake(channel)  # what is next may have been here for a while
+            self._wake(channel, box)  # what is next may have been here for a while
 
     def _under(self, start: str) -> Iterator[str]:
         return (name for name in list(self.unread) if name.startswith(start))
@@ -257,15 +292,21 @@ class Mailboxes:
         ready: list[tuple[int, str]] = []
         for name in self._under(start):
             self._expire(name, now)
-            entries = self.unread.get(name)
-            if entries and entries[0].is_here:
-                ready.append((entries[0].id or 0, name))
+            box = self.unread.get(name)
+            if box is not None and box.entries[0].is_here:
+                ready.append((box.entries[0].id or 0, name))
         return min(ready)[1] if ready else None
 
-    def _forget_unread(self, is_theirs: Callable[[str], bool]) -> list[Entry]:
+    def _forget_unread(self, is_theirs: Callable[[str, Mailbox], bool]) -> list[Entry]:
         """Drop the messages of some channels, and return them."""
-        names = [channel for channel in self.unread if is_theirs(channel)]
-        return [entry for channel in names for entry in self.unread.pop(channel)]
+        entries: list[Entry] = []
+        for channel, box in list(self.unread.items()):
+            if is_theirs(channel, box):
+                entries.extend(box.entries)
+                box.entries.clear()
+                del self.unread[channel]
+        return entries
 
-    def _is_unclaimed(self, channel: str) -> bool:
-        return node_of(channel) is None and not any(self._readers_of(channel))
+    def _is_left_over(self, channel: str, box: Mailbox) -> bool:
+        """Whether others may read the channel, and nobody here does."""
+        return node_of(channel) is None and not any(self._readers(channel, box))

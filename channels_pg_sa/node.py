@@ -18,6 +18,7 @@ from .drops import DropLog
 from .errors import LayerClosed
 from .iothread import IOThread
 from .lane import Call
+from .mailboxes import Entry
 from .names import node_of, recipient_of
 from .outbox import Outbox
 from .queries import Compiled, GroupSend, Join, Leave, Queries, Send
@@ -86,7 +87,7 @@ class Node:
             announcements=announcements,
         )
         self.take = self._reception.inbox.take
-        """Returns the payload of a message that is here already, without a detour; None if `receive` must be asked."""
+        """Returns a message that is here already, without a detour; None if `receive` must be asked."""
         self._outbox = Outbox(
             self._thread.loop,
             self._database,
@@ -133,8 +134,8 @@ class Node:
 
     # Receiving -----------------------------------------------------------------------------------
 
-    def receive(self, channel: str) -> Awaitable[bytes]:
-        """Wait for the payload of the next message of a channel.
+    def receive(self, channel: str) -> Awaitable[Entry]:
+        """Wait for the next message of a channel.
 
         Raises:
             ValueError: the channel belongs to another node.

@@ -27,7 +27,7 @@ from .heartbeat import Heartbeat
 from .inbox import Inbox
 from .iothread import IOThread
 from .listener import ConnectionLost, Listener
-from .mailboxes import Effects
+from .mailboxes import Effects, Entry
 from .names import node_of, topic
 from .parcels import Acknowledged, Flushed, parse
 from .queries import Queries
@@ -124,8 +124,8 @@ class Reception:
             if start:
                 self._soon(self._start)
 
-    def receive(self, channel: str, *, shared: bool) -> Awaitable[bytes]:
-        """Wait for the payload of the next message of a channel.
+    def receive(self, channel: str, *, shared: bool) -> Awaitable[Entry]:
+        """Wait for the next message of a channel.
 
         Args:
             channel: a name, or what names begin with up to their `!`.
@@ -152,7 +152,7 @@ class Reception:
 
     async def keep_house(self, drops: DropLog, *, thoroughly: bool) -> None:
         """Free what nobody reads; thoroughly: stop listening for queues that nobody reads, too."""
-        self.inbox.keep_house(drops)
+        self.inbox.keep_house(drops, thoroughly=thoroughly)
         self._courier.give_back()
         if thoroughly:
             await self._courier.rest()

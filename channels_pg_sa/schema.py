@@ -67,7 +67,7 @@ membership = Table(
     Column("channel", Name, nullable=False),
     Column("expires_at", Timestamp, nullable=False, server_default=text("'infinity'")),
     PrimaryKeyConstraint("prefix", "group_name", "node", "channel"),
-    Index(None, "prefix", "node"),
+    Index(None, "prefix", "node", postgresql_where=text("node <> ''")),
     Index(None, "expires_at", postgresql_where=text("expires_at < 'infinity'")),
 )
 

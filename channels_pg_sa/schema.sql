@@ -199,10 +199,7 @@ DECLARE
 BEGIN
     INSERT INTO @.channels_pg_sa_message (prefix, recipient, channel, group_name, payload, expires_at)
     WITH RECURSIVE nodes (node) AS (
-        SELECT (
-            SELECT m.node FROM @.channels_pg_sa_membership m
-            WHERE m.prefix = whose AND m.group_name = addressed AND m.node > '' AND m.expires_at > clock_timestamp()
-            ORDER BY m.node LIMIT 1)
+        SELECT '' COLLATE "C"
         UNION ALL
         SELECT (
             SELECT m.node FROM @.channels_pg_sa_membership m
@@ -210,7 +207,7 @@ BEGIN
                 AND m.expires_at > clock_timestamp()
             ORDER BY m.node LIMIT 1)
         FROM nodes n WHERE n.node IS NOT NULL)
-    SELECT whose, n.node, NULL, addressed, content, until FROM nodes n WHERE n.node IS NOT NULL
+    SELECT whose, n.node, NULL, addressed, content, until FROM nodes n WHERE n.node <> ''
     UNION ALL
     SELECT whose, CASE strpos(m.channel, '!') WHEN 0 THEN m.channel ELSE split_part(m.channel, '!', 1) || '!' END,
         m.channel, NULL, content, until

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -64,13 +64,20 @@ INFINITY: ColumnElement[Any] = literal_column("'infinity'::timestamptz")
 # for the one transaction only, because behind a pooler the session is not ours.
 ASYNCHRONOUS = select(func.set_config("synchronous_commit", "off", literal_column("true"))).subquery("asynchronous")
 
+# Where a loose index scan through nodes begins. Not in a condition: one that says that a node is not this one makes the
+# index on prefix and node fit for it, which for the planner is as good as any other while it takes the table for empty.
+NO_NODE: ColumnElement[str] = literal_column("'' COLLATE \"C\"", Text)
+# The memberships of this node's channels.
+_MEMBERS = and_(membership.c.prefix == PREFIX, membership.c.node == NODE, membership.c.node != "")
+_PLACE: ColumnElement[Any] = literal_column("ctid")
+
 MESSAGE = ["prefix", "recipient", "channel", "group_name", "payload", "expires_at"]
 
 
 def next_node_of(
     members: Table, prefix: ColumnElement[str], group: ColumnElement[str], after: ColumnElement[str]
 ) -> ColumnElement[str]:
-    """The first node after another that has members of the group: one descent of the index."""
+    """The first node after another that has members of the group: one descent of the primary key."""
     return (
         select(members.c.node)
         .where(
@@ -129,32 +136,27 @@ def publish() -> Executable:
     """
     given = _given(recipient=Text(), channel=Text(), group_name=Text(), payload=LargeBinary()).alias("given")
     batch = select(given).cte("batch")
-    groups = select(batch.c.group_name).where(batch.c.group_name.is_not(None)).distinct().cte("groups")
-    next_node = functools.partial(next_node_of, membership, PREFIX)
-    first = select(groups.c.group_name, next_node(groups.c.group_name, literal_column("''")).label("node"))
-    nodes = first.cte("nodes", recursive=True)
-    nodes = nodes.union_all(
-        select(nodes.c.group_name, next_node(nodes.c.group_name, nodes.c.node)).where(nodes.c.node.is_not(None))
+    nodes = (
+        select(batch.c.group_name, NO_NODE.label("node"))
+        .where(batch.c.group_name.is_not(None))
+        .distinct()
+        .cte("nodes", recursive=True)
     )
-    channel = membership.c.channel
-    queue = queue_of(channel)
+    following = next_node_of(membership, PREFIX, nodes.c.group_name, nodes.c.node)
+    nodes = nodes.union_all(select(nodes.c.group_name, following).where(nodes.c.node.is_not(None)))
+    plain = _plain_members_of(batch.c.group_name)
     to_channels = select(batch.c.place, batch.c.recipient, batch.c.channel, batch.c.group_name, batch.c.payload).where(
         batch.c.group_name.is_(None)
     )
     to_nodes = (
         select(batch.c.place, nodes.c.node, null(), batch.c.group_name, batch.c.payload)
         .join_from(batch, nodes, batch.c.group_name == nodes.c.group_name)
-        .where(nodes.c.node.is_not(None))
+        .where(nodes.c.node != "")
     )
     to_queues = (
-        select(batch.c.place, queue, channel, null(), batch.c.payload)
-        .join_from(batch, membership, batch.c.group_name == membership.c.group_name)
-        .where(
-            bindparam("queues", type_=Boolean),
-            membership.c.prefix == PREFIX,
-            membership.c.node == "",
-            membership.c.expires_at > CLOCK,
-        )
+        select(batch.c.place, queue_of(plain.c.channel), plain.c.channel, null(), batch.c.payload)
+        .join_from(batch, plain, literal_column("true"))
+        .where(bindparam("queues", type_=Boolean), batch.c.group_name.is_not(None))
     )
     rows = union_all(to_channels, to_nodes, to_queues).subquery("rows")
     return insert(message).from_select(
@@ -184,13 +186,11 @@ def join() -> Executable:
 def leave() -> Executable:
     """Delete a batch of memberships."""
     given = _given(group_name=Text(), node=Text(), channel=Text())
-    return delete(membership).where(
+    key = [
         membership.c.prefix == PREFIX,
-        membership.c.group_name == given.c.group_name,
-        membership.c.node == given.c.node,
-        membership.c.channel == given.c.channel,
-        select(ASYNCHRONOUS).exists(),
-    )
+        *(membership.c[name] == given.c[name] for name in ("group_name", "node", "channel")),
+    ]
+    return delete(membership).where(_each(membership, key, given), select(ASYNCHRONOUS).exists())
 
 
 def claim() -> Executable:
@@ -201,7 +201,7 @@ def claim() -> Executable:
     """
     given = _given(queue=Text(), only_channel=Text(), floor=BigInteger(), count=Integer())
     waiting = (
-        select(message.c.recipient, message.c.id)
+        select(message.c.id, _PLACE.label("tid"))
         .where(
             message.c.prefix == PREFIX,
             message.c.recipient == given.c.queue,
@@ -216,34 +216,38 @@ def claim() -> Executable:
         .lateral("waiting")
     )
     picked = (
-        select(given.c.place, waiting.c.recipient, waiting.c.id)
+        select(given.c.place, waiting.c.id, waiting.c.tid)
         .select_from(given.join(waiting, literal_column("true")))
         .cte("picked")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
+    claimant = select(picked.c.place).where(picked.c.id == message.c.id).limit(1).scalar_subquery()
     return (
         update(message)
         .values(recipient=NODE)
-        .where(message.c.prefix == PREFIX, message.c.recipient == picked.c.recipient, message.c.id == picked.c.id)
-        .returning(picked.c.place, message.c.id, message.c.channel, message.c.payload, _epoch(message.c.expires_at))
+        .where(_is_any(select(picked.c.tid)))
+        .returning(claimant, message.c.id, message.c.channel, message.c.payload, _epoch(message.c.expires_at))
     )
+
+
+def _each(table: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -> ColumnElement[bool]:
+    """Rows of a table by their keys, each looked up in the index by itself.
+
+    With a join the planner, who knows nothing of a table that was empty a moment ago, would walk through it all.
+    """
+    place = select(_PLACE).select_from(table).where(*key).correlate(given).scalar_subquery()
+    return _is_any(select(place).select_from(given))
+
+
+def _is_any(places: Select[Any]) -> ColumnElement[bool]:
+    return _PLACE == any_(func.array(places.scalar_subquery()))  # noqa: SIM300 - it is a column
 
 
 def _mine(rows: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Rows of the node's mailbox by their ids, each looked up in the index by itself.
-
-    With `id = ANY (rows)` the planner, who knows nothing of a table that was empty a moment ago, would walk through the
-    whole mailbox for it.
-    """
+    """Rows of the node's mailbox by their ids."""
     wanted = func.unnest(rows).table_valued(column("id", BigInteger), name="wanted").render_derived()
-    place = (
-        select(literal_column("ctid"))
-        .select_from(message)
-        .where(message.c.prefix == PREFIX, message.c.recipient == NODE, message.c.id == wanted.c.id)
-        .correlate(wanted)
-        .scalar_subquery()
-    )
-    return literal_column("ctid") == any_(func.array(select(place).select_from(wanted).scalar_subquery()))
+    key = [message.c.prefix == PREFIX, message.c.recipient == NODE, message.c.id == wanted.c.id]
+    return _each(message, key, wanted)
 
 
 def fetch() -> Executable:
@@ -303,9 +307,7 @@ def register() -> Executable:
 
 def members() -> Executable:
     """Select the memberships of the node's channels."""
-    return select(membership.c.group_name, membership.c.channel, _epoch(membership.c.expires_at)).where(
-        membership.c.prefix == PREFIX, membership.c.node == NODE
-    )
+    return select(membership.c.group_name, membership.c.channel, _epoch(membership.c.expires_at)).where(_MEMBERS)
 
 
 def restore() -> Executable:
@@ -350,7 +352,7 @@ def beat() -> Executable:
 def leave_all() -> Executable:
     """Delete the node, its memberships and its mailbox: it closes."""
     gone = delete(node).where(node.c.id == NODE).cte("gone")
-    parted = delete(membership).where(membership.c.prefix == PREFIX, membership.c.node == NODE).cte("parted")
+    parted = delete(membership).where(_MEMBERS).cte("parted")
     return (
         delete(message)
         .where(message.c.prefix == PREFIX, message.c.recipient == NODE, select(ASYNCHRONOUS).exists())
@@ -379,12 +381,24 @@ def tell() -> Executable:
 def plain_members() -> Executable:
     """Select the members of groups that no single node reads."""
     given = _given(group_name=Text())
-    return select(given.c.place, membership.c.channel).where(
-        membership.c.prefix == PREFIX,
-        membership.c.group_name == given.c.group_name,
-        membership.c.node == "",
-        membership.c.expires_at > CLOCK,
+    plain = _plain_members_of(given.c.group_name)
+    return select(given.c.place, plain.c.channel).select_from(given.join(plain, literal_column("true")))
+
+
+def _plain_members_of(group: ColumnElement[str]) -> FromClause:
+    """The members of a group that no single node reads: one walk through a part of the primary key, in its order."""
+    found = (
+        select(membership.c.channel)
+        .where(
+            membership.c.prefix == PREFIX,
+            membership.c.group_name == group,
+            membership.c.node == "",
+            membership.c.expires_at > CLOCK,
+        )
+        .order_by(membership.c.channel)
     )
+    channels = func.unnest(func.array(found.scalar_subquery()))
+    return channels.table_valued(column("channel", Text), name="plain").render_derived().lateral()
 
 
 BATCH = bindparam("batch", type_=Integer)
@@ -410,7 +424,7 @@ def sweep_memberships() -> Executable:
     dead = (
         select(*key)
         .join_from(node, membership, and_(membership.c.prefix == node.c.prefix, membership.c.node == node.c.id))
-        .where(node.c.pid.is_(None), node.c.lease_until <= NOW)
+        .where(membership.c.node != "", node.c.pid.is_(None), node.c.lease_until <= NOW)
         .limit(BATCH)
     )
     old = union_all(ended, dead).cte("old")
@@ -427,19 +441,21 @@ def sweep_nodes() -> Executable:
     return delete(node).where(
         node.c.pid.is_(None),
         node.c.lease_until <= NOW,
-        ~exists().where(membership.c.prefix == node.c.prefix, membership.c.node == node.c.id),
+        ~exists().where(membership.c.prefix == node.c.prefix, membership.c.node == node.c.id, membership.c.node != ""),
     )
 
 
 def adopt_orphans() -> Executable:
     """Give nodes that have members but no row (after a crash of the server) a lease, to come back in or be swept."""
-
-    def following(after: ColumnElement[str]) -> ColumnElement[str]:
-        found = select(membership.c.node).where(membership.c.prefix == PREFIX, membership.c.node > after)
-        return found.order_by(membership.c.node).limit(1).scalar_subquery()
-
-    nodes = select(following(literal_column("''")).label("node")).cte("nodes", recursive=True)
-    nodes = nodes.union_all(select(following(nodes.c.node)).where(nodes.c.node.is_not(None)))
-    rows = select(nodes.c.node, PREFIX, CLOCK + bindparam("lease", type_=Interval)).where(nodes.c.node.is_not(None))
+    nodes = select(NO_NODE.label("node")).cte("nodes", recursive=True)
+    following = (
+        select(membership.c.node)
+        .where(membership.c.prefix == PREFIX, membership.c.node > nodes.c.node, membership.c.node != "")
+        .order_by(membership.c.node)
+        .limit(1)
+        .scalar_subquery()
+    )
+    nodes = nodes.union_all(select(following).where(nodes.c.node.is_not(None)))
+    rows = select(nodes.c.node, PREFIX, CLOCK + bindparam("lease", type_=Interval)).where(nodes.c.node != "")
     fresh = upsert(node).from_select(["id", "prefix", "lease_until"], rows, include_defaults=False)
     return fresh.on_conflict_do_nothing()

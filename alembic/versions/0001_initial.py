@@ -29,7 +29,8 @@ CREATE TABLE channels_pg_sa_membership (
 );
 CREATE INDEX ix_channels_pg_sa_membership_expires_at
     ON channels_pg_sa_membership (expires_at) WHERE expires_at < 'infinity';
-CREATE INDEX ix_channels_pg_sa_membership_prefix_node ON channels_pg_sa_membership (prefix, node);
+CREATE INDEX ix_channels_pg_sa_membership_prefix_node ON channels_pg_sa_membership (prefix, node)
+    WHERE node <> '';
 COMMENT ON COLUMN channels_pg_sa_membership.node IS 'The node that reads the channel; empty if any process may';
 CREATE UNLOGGED TABLE channels_pg_sa_message (
     prefix text COLLATE "C" DEFAULT 'asgi' NOT NULL,
@@ -268,10 +269,7 @@ DECLARE
 BEGIN
     INSERT INTO @.channels_pg_sa_message (prefix, recipient, channel, group_name, payload, expires_at)
     WITH RECURSIVE nodes (node) AS (
-        SELECT (
-            SELECT m.node FROM @.channels_pg_sa_membership m
-            WHERE m.prefix = whose AND m.group_name = addressed AND m.node > '' AND m.expires_at > clock_timestamp()
-            ORDER BY m.node LIMIT 1)
+        SELECT '' COLLATE "C"
         UNION ALL
         SELECT (
             SELECT m.node FROM @.channels_pg_sa_membership m
@@ -279,7 +277,7 @@ BEGIN
                 AND m.expires_at > clock_timestamp()
             ORDER BY m.node LIMIT 1)
         FROM nodes n WHERE n.node IS NOT NULL)
-    SELECT whose, n.node, NULL, addressed, content, until FROM nodes n WHERE n.node IS NOT NULL
+    SELECT whose, n.node, NULL, addressed, content, until FROM nodes n WHERE n.node <> ''
     UNION ALL
     SELECT whose, CASE strpos(m.channel, '!') WHEN 0 THEN m.channel ELSE split_part(m.channel, '!', 1) || '!' END,
         m.channel, NULL, content, until

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.support.layers import Layer
+import pytest
+
+from tests.support.layers import Layer, Message
 
 from .backends import Conversation, Maker, not_in_memory, numbers, text
 
@@ -96,6 +98,23 @@ async def test_a_normal_channel_is_a_member(layer: Layer, talk: Conversation) ->
     for channel in ("jobs", own, "hub!local"):
         assert await talk.next(layer, channel) == text(1)
         assert await talk.is_empty(layer, channel)
+
+
+@pytest.mark.parametrize("message", [{"number": 1, "text": "x"}, {"number": 1, "items": [{"number": 1}]}])
+async def test_what_one_member_does_to_its_message_no_other_sees(
+    layer: Layer, talk: Conversation, message: Message
+) -> None:
+    """Members in one process get messages of their own."""
+    members = [await layer.new_channel() for _ in range(3)]
+    for channel in members:
+        await layer.group_add("group", channel)
+    await layer.group_send("group", message)
+    for channel in members:
+        got = await talk.next(layer, channel)
+        assert got == message
+        got["number"] = 2
+        for item in got.get("items", ()):
+            item.clear()
 
 
 async def test_a_large_message_reaches_a_group(layer: Layer, talk: Conversation) -> None:

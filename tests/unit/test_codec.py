@@ -405,3 +405,36 @@ def test_payloads_of_any_bytes_like_type_are_read() -> None:
     payload = msgpack.packb({"a": 1})
     for kind in (bytes, bytearray, memoryview):
         assert MessageCodec().decode(kind(payload)) == {"a": 1}
+
+
+# Copies for many readers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", [{"type": "a", "n": 1, "raw": b"x"}, {"type": "a", "rows": [{"n": 1}]}])
+@pytest.mark.parametrize("keys", [(), ("secret",)], ids=["plain", "encrypted"])
+def test_a_copier_gives_each_reader_a_message_of_its_own(message: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Whatever one reader does to its message, nobody else sees it."""
+    codec = MessageCodec("msgpack", keys)
+    copy = codec.copier(codec.encode(message))
+    spoilt = copy()
+    spoilt["new"] = True
+    for value in spoilt.values():
+        if isinstance(value, list):
+            value[0]["n"] = 2
+    assert copy() == message
+    assert copy() is not copy()
+
+
+def test_a_copier_shares_nothing_that_an_own_serializer_made(own: Callable[..., str]) -> None:
+    """It may make things of any type, and only those that cannot be changed may be shared."""
+    codec = MessageCodec(own(dumps=lambda message: b"", loads=lambda data: {"seen": set()}))
+    copy = codec.copier(codec.encode({}))
+    copy()["seen"].add(1)
+    assert copy() == {"seen": set()}
+
+
+def test_a_copier_refuses_what_decode_refuses() -> None:
+    """With the same error."""
+    for payload in (b"", b"\xc1", b"\x01"):
+        with pytest.raises(DecodeError):
+            MessageCodec().copier(payload)

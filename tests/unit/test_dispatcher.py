@@ -218,9 +218,9 @@ def test_a_woken_reader_that_leaves_passes_its_turn_on() -> None:
     first, second = waiting(it), waiting(it)
     it.hear([parcel(1)], NOW)
     assert effects(it).wake == [first]
-    it.leave(first)
+    it.leave(OWN, first)
     assert effects(it).wake == [second]
-    it.leave(first)  # twice is as good as once
+    it.leave(OWN, first)  # twice is as good as once
     assert taken(it) == [1]
 
 
@@ -238,12 +238,12 @@ def test_a_reader_of_a_prefix_passes_its_turn_on_in_whatever_channel_something_i
     first, second = waiting(it, ALL), waiting(it, ALL)
     it.hear([parcel(1)], NOW)
     assert effects(it).wake == [first]
-    it.leave(first)
+    it.leave(ALL, first)
     assert effects(it).wake == [second]
     single = waiting(it, OTHER)
     it.hear([parcel(2, OTHER)], NOW)
     assert effects(it).wake == [single]
-    it.leave(single)
+    it.leave(OTHER, single)
     assert taken(it, ALL) == [1, 2]
 
 

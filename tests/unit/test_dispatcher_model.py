@@ -309,6 +309,9 @@ class World:
         self._dispatcher.expire(self._now)
         self._collect()
 
+    def tidy(self, _pick: int) -> None:
+        self._dispatcher.tidy()
+
     def time_passes_unnoticed(self, _pick: int) -> None:
         self._now += 3.0
 
@@ -336,12 +339,12 @@ class World:
 
     def _leave(self, reader: Reader) -> None:
         self._readers.remove(reader)
-        self._dispatcher.leave(reader.future)
+        self._dispatcher.leave(reader.channel, reader.future)
         self._collect()
 
     def _attempt(self, reader: Reader) -> bool:
         """Take what there is, or wait, as Inbox does; return whether there was something."""
-        before = {name: list(entries) for name, entries in self._dispatcher.unread.items()}
+        before = {name: list(box.entries) for name, box in self._dispatcher.unread.items()}
         entry = self._dispatcher.take(reader.channel, self._now)
         if entry is None:
             if reader.future is None:
@@ -352,16 +355,15 @@ class World:
         else:
             channel = self._channel_of(entry, before)
             if reader.future is not None:
-                self._leave(reader)
+                self._readers.remove(reader)
+                self._dispatcher.served(reader.channel, reader.future)
             self._note(reader, channel, entry)
         self._collect()
         return entry is not None
 
     def _channel_of(self, entry: Entry, before: dict[str, list[Entry]]) -> str:
-        unread = self._dispatcher.unread
-        (channel,) = (
-            name for name, entries in before.items() if entry in entries and entry not in unread.get(name, ())
-        )
+        boxes = self._dispatcher._boxes
+        (channel,) = (name for name, found in before.items() if entry in found and entry not in boxes[name].entries)
         return channel
 
     def _note(self, reader: Reader, channel: str, entry: Entry) -> None:
@@ -384,10 +386,10 @@ class World:
         """See that whoever could take something is woken, and that nobody waits whom the dispatcher forgot."""
         assert self._dispatcher.woken == {reader.future for reader in self._signalled()}
         assert set(self._dispatcher.every_reader()) == {reader.future for reader in self._readers}
-        assert all(self._dispatcher._readers.values()), "a channel that nobody reads"
-        for channel, entries in self._dispatcher.unread.items():
-            assert entries, "an idle mailbox"
-            ready = next((place for place, entry in enumerate(entries) if not entry.is_here), len(entries))
+        boxes = self._dispatcher._boxes
+        assert self._dispatcher.unread == {name: box for name, box in boxes.items() if box.entries}
+        for channel, box in self._dispatcher.unread.items():
+            ready = next((place for place, entry in enumerate(box.entries) if not entry.is_here), len(box.entries))
             own = [reader for reader in self._readers if reader.channel == channel]
             shared = [
                 reader for reader in self._readers if reader.channel in PREFIXES and channel.startswith(reader.channel)
@@ -456,7 +458,9 @@ class World:
 
     def _see_that_nothing_is_left(self) -> None:
         dispatcher = self._dispatcher
-        assert dispatcher.unread == dispatcher._readers == dispatcher._channels == {}
+        dispatcher.tidy()
+        assert dispatcher._boxes == dispatcher.unread == dispatcher._prefixes == {}
+        assert dispatcher.woken == set()
         assert dispatcher._unfetched == {}
         assert dispatcher._gone == set()
         assert dispatcher._known == set()
@@ -504,6 +508,7 @@ SELDOM = [
     World.put_back,
     World.time_passes,
     World.time_passes_unnoticed,
+    World.tidy,
     World.sweep,
 ]
 ACTIONS = st.sampled_from([nothing, *OFTEN, *OFTEN, *SELDOM])

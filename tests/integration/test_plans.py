@@ -1,0 +1,67 @@
+"""How the server runs the statements that run often: from an index, planned once, even while the tables were empty."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from channels_pg_sa.database import SETTINGS
+from channels_pg_sa.queries import compiled
+from tests.support.databases import TestServer
+from tests.support.layers import LayerFactory
+
+HOT = [
+    "send", "send_within_capacity", "publish", "plain_members", "join", "leave", "claim", "fetch", "forget", "waiting",
+    "members", "beat", "put_back",
+]  # fmt: skip
+KEYS = {
+    "channels_pg_sa_message": ["recipient = ", "expires_at <= statement_timestamp()", "ctid = ANY"],
+    "channels_pg_sa_membership": ["group_name = ", "node = ($2)", "expires_at <= statement_timestamp()", "ctid = ANY"],
+}
+
+
+@pytest.fixture(scope="module")
+def session(server: TestServer, template: str) -> Iterator[psycopg.Connection]:
+    """A connection to empty tables of which the server has statistics, set as the layer sets its own."""
+    url = server.create(template)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ANALYZE channels_pg_sa_message, channels_pg_sa_membership, channels_pg_sa_node")
+        connection.execute(SETTINGS)
+        yield connection
+    server.drop(url)
+
+
+def generic_plan(session: psycopg.Connection, name: str) -> str:
+    """The plan of a statement for whatever parameters."""
+    statement = compiled(None)[name]
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement.sql)))
+    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement.sql).replace("%%", "%")
+    session.execute(f"PREPARE hot_{name} AS {numbered}".encode())
+    nulls = ", ".join(["NULL"] * len(names))
+    return "\n".join(line for (line,) in session.execute(f"EXPLAIN EXECUTE hot_{name}({nulls})".encode()))
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_every_row_is_looked_up_by_the_key_that_finds_it_alone(session: psycopg.Connection, name: str) -> None:
+    """A plan that was made for an empty table stays when there are a million rows in it."""
+    plan = generic_plan(session, name)
+    scans = re.findall(r"(\w+ Scan)\b.* on (channels_pg_sa_me\w+).*\n(?: *(?:Index|TID) Cond: (.*)\n?)?", plan)
+    assert {table for _, table, _ in scans} <= KEYS.keys()
+    for kind, table, condition in scans:
+        assert kind != "Seq Scan", plan
+        assert any(key in condition for key in KEYS[table]), plan
+    assert scans or name in {"send", "join"}
+
+
+async def test_statements_are_planned_once(make_own_layer: LayerFactory) -> None:
+    """By the settings of the layer's own sessions; nobody else's are touched."""
+    layer = make_own_layer()
+    for _ in range(10):
+        await layer.send("jobs", {"type": "job"})
+    asked = text("SELECT name, setting FROM pg_settings WHERE name IN ('plan_cache_mode', 'jit')")
+    rows = await layer._rows(asked)  # in a session of the layer's
+    assert dict(rows) == {"plan_cache_mode": "force_generic_plan", "jit": "off"}
