@@ -178,7 +178,7 @@ async def test_a_membership_never_ends_without_group_expiry(make_own_layer: Laye
     await layer.group_add("group", "jobs")
     ends = "SELECT DISTINCT expires_at = 'infinity' FROM channels_pg_sa_membership"
     assert query(layer_url, ends) == [(True,)]
-    members = inside(layer)._inbox._dispatcher.members
+    members = inside(layer).inbox._dispatcher.members
     assert [expires for _, _, expires in members] == [float("inf")]
 
 
