@@ -11,15 +11,14 @@ from typing import Any, TextIO, TypeAlias
 import psycopg
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import NullPool, create_engine
+from sqlalchemy import NullPool, create_engine, inspect, select
 from sqlalchemy.engine import Engine
 
 from .address import Connector, Url, connector
 from .config import checked_schema
 from .errors import ConfigurationError, SchemaError
-from .schema import REVISION
+from .schema import REVISION, installation
 
 TABLE_PREFIX = "channels_pg_sa_"
 VERSION_TABLE = "channels_pg_sa_version"
@@ -79,16 +78,18 @@ def write_sql(output: TextIO = sys.stdout, *, schema: str | None = None, revisio
 
 
 def current(database: Database, *, schema: str | None = None) -> str | None:
-    """Return the revision that a database is at, None if it has none of our tables.
+    """Return the revision of the tables in a database, whosever history made them; None if there are none.
 
     Raises:
         ConfigurationError: the address or the schema's name is wrong.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
-    engine = engine_for(database)
-    with engine.connect() as connection:
-        options = {"version_table": VERSION_TABLE, "version_table_schema": checked_schema(schema)}
-        return MigrationContext.configure(connection, opts=options).get_current_revision()
+    there = None if (name := checked_schema(schema)) is None else {None: name}
+    with engine_for(database).connect() as connection:
+        if not inspect(connection).has_table(installation.name, schema=name):
+            return None
+        translated = connection.execution_options(schema_translate_map=there)
+        return translated.scalar(select(installation.c.revision))
 
 
 def check(database: Database, *, schema: str | None = None) -> None:

@@ -175,7 +175,7 @@ def test_the_revision_is_that_of_the_schema_asked_for(database_url: str) -> None
 def test_another_revision_is_told_with_both(database_url: str) -> None:
     """During a rolling deploy the database may be ahead, or behind."""
     migrate.upgrade(database_url)
-    query(database_url, "UPDATE channels_pg_sa_version SET version_num = 'other'")
+    query(database_url, "UPDATE channels_pg_sa_installation SET revision = 'other'")
     with pytest.raises(SchemaError) as caught:
         migrate.check(database_url)
     assert (caught.value.found, caught.value.needed) == ("other", REVISION)

@@ -16,6 +16,7 @@ from psycopg import sql
 from sqlalchemy import MetaData
 
 from channels_pg_sa import Layer, Publisher, migrate, schema
+from channels_pg_sa.errors import SchemaError
 from tests.conformance.backends import Conversation, text
 from tests.migrations.catalog import objects, without_versions
 from tests.support.databases import TestServer, database_name, query
@@ -153,11 +154,14 @@ def test_our_tables_in_their_history(host: Callable[[str], Host], database_url: 
 
 
 async def test_a_layer_works_in_their_history(host: Callable[[str], Host], database_url: str) -> None:
-    """As it does in ours."""
+    """As it does in ours; and `check`, which Django's system check asks, says so."""
     configure, up, down = blocks(PAGE, INSIDE)
     project = host(configure)
     complete(project.autogenerate(), up, down)
+    with pytest.raises(SchemaError):
+        migrate.check(database_url)
     project.upgrade()
+    migrate.check(database_url)
     layer: Any = Layer(url=database_url)
     channel = await layer.new_channel()
     await layer.group_add("group", channel)
