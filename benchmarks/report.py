@@ -40,6 +40,7 @@ class Bar:
 BARS = (
     Bar("send_64", "channels_redis pub/sub", 3.0),
     Bar("group_4x250", "channels_redis pub/sub", 1.0),
+    Bar("group_4x250_by_8", "channels_redis pub/sub", 1.0),
 )
 
 

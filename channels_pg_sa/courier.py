@@ -30,6 +30,7 @@ class Courier:
         queries: the layer's statements.
         decisions: opens the dispatcher for a block, and afterwards does what it has decided.
         listen: LISTENs to the doorbells of queues, or stops; tells whether it could.
+        deleted: is told how many rows were deleted.
         reread: reads the node's mailbox again, because something may be in it that nobody knows of.
         spawn: starts a task and holds it.
         patience: seconds a statement may take.
@@ -43,6 +44,7 @@ class Courier:
         *,
         decisions: Callable[[], contextlib.AbstractContextManager[Dispatcher]],
         listen: Callable[[list[str], bool], Coroutine[Any, Any, bool]],
+        deleted: Callable[[int], None],
         reread: Callable[[], Awaitable[None]],
         spawn: Spawn,
         patience: float,
@@ -53,6 +55,7 @@ class Courier:
         self._queries = queries
         self._decisions = decisions
         self._listen = listen
+        self._deleted = deleted
         self._reread = reread
         self._patience = patience
         self._expiry = expiry
@@ -150,6 +153,7 @@ class Courier:
     async def _delete(self, rows: list[int]) -> None:
         async with self._database.connection(self._patience) as connection:
             await self._queries.forget(connection, rows)
+        self._deleted(len(rows))
         with self._decisions() as dispatcher:
             dispatcher.deleted(rows)
 

@@ -35,6 +35,7 @@ class Heartbeat:
         topic: gives the node's topic.
         queues: gives the queues to ask about.
         filled: called with those of them in which rows wait.
+        deleted: is told how many rows were swept.
         spawn: starts a task and holds it.
     """
 
@@ -49,6 +50,7 @@ class Heartbeat:
         topic: Callable[[], str],
         queues: Callable[[], list[str]],
         filled: Callable[[list[str]], None],
+        deleted: Callable[[int], None],
         spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
     ) -> None:
         self._interval = interval
@@ -59,6 +61,7 @@ class Heartbeat:
         self._topic = topic
         self._queues = queues
         self._filled = filled
+        self._deleted = deleted
         self._spawn = spawn
         self._number = 0
         self._now = asyncio.Event()
@@ -137,3 +140,4 @@ class Heartbeat:
         while deleted == SWEEP:
             async with self._database.connection(self._interval) as connection:
                 deleted = await self._queries.sweep(connection, SWEEP)
+            self._deleted(deleted or 0)

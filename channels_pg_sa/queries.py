@@ -226,6 +226,18 @@ class Queries:
         """Notify one topic."""
         await self._run(connection, "tell", topic=topic, sign=sign)
 
+    async def vacuum(self, connection: Connection) -> int:
+        """Vacuum the table of messages, if this role may; return how many dead rows are left, or were found.
+
+        https://www.postgresql.org/docs/current/sql-vacuum.html
+        """
+        ((name, is_owner),) = await self._run(connection, "message_table")
+        if is_owner:
+            # SKIP_LOCKED: another vacuum is at it. No TRUNCATE: it would lock everybody out for a moment.
+            await connection.execute(f"VACUUM (SKIP_LOCKED, TRUNCATE false) {name}".encode())
+        ((dead,),) = await self._run(connection, "dead_messages")
+        return int(dead)
+
     async def sweep(self, connection: Connection, batch: int) -> int | None:
         """Delete up to `batch` rows of each kind that nobody needs; return how many at most, None if another sweeps.
 
@@ -286,6 +298,8 @@ def _build(schema: str | None) -> dict[str, Executable]:
     return {
         **{name: getattr(statements, name)() for name in plain.split()},
         "put_back": statements.put_back(topic),
+        "message_table": statements.message_table(schema),
+        "dead_messages": statements.dead_messages(schema),
         "flush": statements.flush(topic),
         "sweeping": statements.sweep_lock(exclusive=True),
         "registering": statements.sweep_lock(exclusive=False),

@@ -32,6 +32,7 @@ from .names import node_of, topic
 from .parcels import Acknowledged, Flushed, parse
 from .queries import Queries
 from .schema import REVISION
+from .vacuum import Vacuum
 from .version import __version__
 
 logger = logging.getLogger(__name__)
@@ -91,11 +92,13 @@ class Reception:
             settings.listen, recover=self._recover, hear=self._hear, up=self._came_up, down=self._went_down
         )
         spawn = thread.spawn
+        vacuum = Vacuum(database, queries, spawn)
         self._courier = Courier(
             database,
             queries,
             decisions=self.inbox.decisions,
             listen=self._listen_to_queues,
+            deleted=vacuum.note,
             reread=self._reread,
             spawn=spawn,
             patience=settings.send_timeout,
@@ -110,6 +113,7 @@ class Reception:
             topic=self._topic,
             queues=lambda: sorted(self._courier.book.queues),
             filled=self._courier.overlooked,
+            deleted=vacuum.note,
             spawn=spawn,
         )
         self._flushes = Flushes(node_id, database, queries, self._listener, self._topic)

@@ -31,6 +31,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    table,
     union_all,
     update,
 )
@@ -230,12 +231,12 @@ def claim() -> Executable:
     )
 
 
-def _each(table: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -> ColumnElement[bool]:
+def _each(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -> ColumnElement[bool]:
     """Rows of a table by their keys, each looked up in the index by itself.
 
     With a join the planner, who knows nothing of a table that was empty a moment ago, would walk through it all.
     """
-    place = select(_PLACE).select_from(table).where(*key).correlate(given).scalar_subquery()
+    place = select(_PLACE).select_from(whole).where(*key).correlate(given).scalar_subquery()
     return _is_any(select(place).select_from(given))
 
 
@@ -459,3 +460,21 @@ def adopt_orphans() -> Executable:
     rows = select(nodes.c.node, PREFIX, CLOCK + bindparam("lease", type_=Interval)).where(nodes.c.node != "")
     fresh = upsert(node).from_select(["id", "prefix", "lease_until"], rows, include_defaults=False)
     return fresh.on_conflict_do_nothing()
+
+
+def _message_table(schema: str | None) -> ColumnElement[Any]:
+    """The table of messages as an object of its own; its name is no parameter: it is found when the plan is made."""
+    name = message.name if schema is None else f'"{schema}".{message.name}'
+    return literal_column(f"'{name}'::regclass")
+
+
+def message_table(schema: str | None) -> Executable:
+    """Select the full name of the table of messages, and whether this role may vacuum it."""
+    catalog = table("pg_class", column("oid"), column("relowner"), schema="pg_catalog")
+    may = func.pg_has_role(catalog.c.relowner, literal_column("'USAGE'"))
+    return select(cast(_message_table(schema), Text).label("name"), may).where(catalog.c.oid == _message_table(schema))
+
+
+def dead_messages(schema: str | None) -> Executable:
+    """Select how many dead rows the table of messages has, as far as the statistics know."""
+    return select(func.pg_stat_get_dead_tuples(_message_table(schema)))
