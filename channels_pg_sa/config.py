@@ -52,6 +52,7 @@ class Settings:
         schema: the PostgreSQL schema of the tables; None leaves it to the connection's search_path.
         pool: options of psycopg_pool.AsyncConnectionPool.
         send_timeout: seconds until a send gives up.
+        confirm_sends: whether a send waits until its message is committed.
         heartbeat: seconds between a node's signs of life.
         lease: seconds of silence after which a node's members are swept.
         on_disconnect: type of the message that local channels get when the server is lost; None for none.
@@ -70,6 +71,7 @@ class Settings:
     schema: str | None = None
     pool: Mapping[str, Any] = field(default_factory=dict)
     send_timeout: float = 10
+    confirm_sends: bool = True
     heartbeat: float = 5
     lease: float = 60
     on_disconnect: str | None = None

@@ -26,16 +26,27 @@ class Call(Generic[J]):
         job: what to do.
         timeout: seconds after which the caller is told that it did not happen in time.
         loop: the caller's, None if the caller is a plain thread.
+        report: called with the outcome, on the I/O loop, in place of a caller who waits for it.
     """
 
-    __slots__ = ("deadline", "error", "future", "job", "loop", "result", "settled", "since", "started")
+    __slots__ = ("deadline", "error", "future", "job", "loop", "report", "result", "settled", "since", "started")
 
-    def __init__(self, job: J, timeout: float, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(
+        self,
+        job: J,
+        timeout: float,
+        loop: asyncio.AbstractEventLoop | None,
+        *,
+        report: Callable[[Call[J]], None] | None = None,
+    ) -> None:
         self.job = job
         self.since = time.monotonic()
         self.deadline = self.since + timeout
         self.loop = loop
-        self.future: asyncio.Future[None] | threading.Event = loop.create_future() if loop else threading.Event()
+        self.report = report
+        self.future: asyncio.Future[None] | threading.Event | None = None
+        if report is None:
+            self.future = loop.create_future() if loop else threading.Event()
         self.started = False
         self.settled = False
         self.result: Any = None
@@ -80,8 +91,10 @@ def settle(calls: Iterable[Call[Any]]) -> None:
         call.settled = True
         if isinstance(call.future, threading.Event):
             call.future.set()
-        elif call.loop is not None:
+        elif call.future is not None and call.loop is not None:
             loops[call.loop].append(call.future)
+        elif call.report is not None:
+            call.report(call)
     for loop, futures in loops.items():
         try:
             loop.call_soon_threadsafe(resolve, futures)

@@ -62,7 +62,7 @@ class Layer(TransactionalSends, Directory):
     # Messages ------------------------------------------------------------------------------------
 
     async def send(self, channel: str, message: Message) -> None:
-        """Send a message to a channel; when this returns it is committed.
+        """Send a message to a channel; when this returns it is committed, unless `confirm_sends` is off.
 
         Args:
             channel: its name.
@@ -77,15 +77,21 @@ class Layer(TransactionalSends, Directory):
 
         https://channels.readthedocs.io/en/stable/channel_layer_spec.html
         """
-        call = self._open().send(check_channel(channel), self._codec.encode(message), asyncio.get_running_loop())
-        await call
-        self._check_taken(channel, call.result)
+        node, loop = self._open(), asyncio.get_running_loop()
+        trusted = node.may_trust
+        call = node.send(check_channel(channel), self._codec.encode(message), loop, trusted=trusted)
+        if not trusted:
+            await call
+            self._check_taken(channel, call.result)
 
     def send_sync(self, channel: str, message: Message) -> None:
         """Send a message from code without an event loop; blocks the thread, otherwise as `send`."""
-        call = self._open().send(check_channel(channel), self._codec.encode(message), None)
-        call.wait()
-        self._check_taken(channel, call.result)
+        node = self._open()
+        trusted = node.may_trust
+        call = node.send(check_channel(channel), self._codec.encode(message), None, trusted=trusted)
+        if not trusted:
+            call.wait()
+            self._check_taken(channel, call.result)
 
     async def receive(self, channel: str) -> Message:
         """Wait for the next message of a channel; may be cancelled at any moment without losing one.
@@ -158,11 +164,19 @@ class Layer(TransactionalSends, Directory):
         Raises:
             TypeError, MessageTooLarge, SendError, SchemaError: as `send`.
         """
-        await self._open().group_send(check_group(group), self._codec.encode(message), asyncio.get_running_loop())
+        node, loop = self._open(), asyncio.get_running_loop()
+        trusted = node.may_trust
+        call = node.group_send(check_group(group), self._codec.encode(message), loop, trusted=trusted)
+        if not trusted:
+            await call
 
     def group_send_sync(self, group: str, message: Message) -> None:
         """Send to a group from code without an event loop; otherwise as `group_send`."""
-        self._open().group_send(check_group(group), self._codec.encode(message), None).wait()
+        node = self._open()
+        trusted = node.may_trust
+        call = node.group_send(check_group(group), self._codec.encode(message), None, trusted=trusted)
+        if not trusted:
+            call.wait()
 
     # The whole -----------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from .iothread import IOThread
 from .lane import Call
 from .mailboxes import Entry
 from .names import node_of, recipient_of
-from .outbox import Outbox
+from .outbox import Outbox, Sending
 from .queries import Compiled, GroupSend, Join, Leave, Queries, Send
 from .reception import Reception
 
@@ -30,6 +30,8 @@ Loop = asyncio.AbstractEventLoop
 
 TICK = 1.0
 """Seconds between two rounds of housekeeping in memory."""
+TRUSTED = 1000
+"""Sends that may wait in the lane before one that need not be confirmed waits for its commit after all."""
 CLOSING = 5.0
 """Seconds that closing may take for what is still to be done."""
 CLOSING_ALONE = 0.5
@@ -103,14 +105,28 @@ class Node:
 
     # Sending -------------------------------------------------------------------------------------
 
-    def send(self, channel: str, payload: bytes, loop: Loop | None) -> Call[Any]:
-        """Send to a channel; the result is False if it is full."""
-        job = Send(recipient_of(channel), channel, payload, self.capacity_of(channel))
-        return self._outbox.submit(self._outbox.sends, job, loop)
+    @property
+    def may_trust(self) -> bool:
+        """Whether a send may go unconfirmed: the layer is set so, and the lane has room."""
+        return not self._settings.confirm_sends and len(self._outbox.sends) < TRUSTED
 
-    def group_send(self, group: str, payload: bytes, loop: Loop | None) -> Call[Any]:
-        """Send to the members of a group."""
-        return self._outbox.submit(self._outbox.sends, GroupSend(group, payload), loop)
+    def send(self, channel: str, payload: bytes, loop: Loop | None, *, trusted: bool = False) -> Call[Any]:
+        """Send to a channel; the result is False if it is full. Nobody awaits a trusted call: its failure is logged."""
+        job = Send(recipient_of(channel), channel, payload, self.capacity_of(channel))
+        return self._outbox.submit(self._outbox.sends, job, loop, report=self._note_outcome if trusted else None)
+
+    def group_send(self, group: str, payload: bytes, loop: Loop | None, *, trusted: bool = False) -> Call[Any]:
+        """Send to the members of a group; trusted: as `send`."""
+        job = GroupSend(group, payload)
+        return self._outbox.submit(self._outbox.sends, job, loop, report=self._note_outcome if trusted else None)
+
+    def _note_outcome(self, call: Call[Sending]) -> None:
+        job = call.job
+        whom = job.channel if isinstance(job, Send) else f"group {job.group!r}"
+        if call.error is not None:
+            self.drop("unsent", f"to {whom}, which could not be sent: {call.error}")
+        elif call.result is False:
+            self.drop("over_capacity", f"to {whom}, which is over its capacity")
 
     def join(self, group: str, channel: str, loop: Loop | None) -> Call[Any]:
         """Make a channel a member of a group, or renew its membership."""

@@ -72,13 +72,26 @@ class Outbox:
         self.reads: Lane[Compiled] = Lane("channels_pg_sa reads", loop, self._run_reads, late=self._late)
         self.flushes: Lane[None] = Lane("channels_pg_sa flushes", loop, self._run_flushes, late=self._late)
 
-    def submit(self, lane: Lane[J], job: J, loop: asyncio.AbstractEventLoop | None) -> Call[J]:
-        """Queue a job for the caller, who awaits the call on its loop, or waits for it without one.
+    def submit(
+        self,
+        lane: Lane[J],
+        job: J,
+        loop: asyncio.AbstractEventLoop | None,
+        *,
+        report: Callable[[Call[J]], None] | None = None,
+    ) -> Call[J]:
+        """Queue a job for the caller, who awaits the call on its loop, or waits for it without one, or not at all.
+
+        Args:
+            lane: where to.
+            job: what to do.
+            loop: the caller's, None for a plain thread.
+            report: called with the outcome if the caller does not wait for it.
 
         Raises:
             SendError: too many calls wait already.
         """
-        call = Call(job, self._timeout, loop)
+        call = Call(job, self._timeout, loop, report=report)
         try:
             return lane.submit(call)
         except LaneFull as error:

@@ -160,6 +160,7 @@ RULES: dict[str, Rule] = {
         "a mapping of psycopg_pool's options", lambda value: isinstance(value, Mapping), _checked_pool, if_none={}
     ),
     "send_timeout": _SECONDS,
+    "confirm_sends": Rule("True or False", lambda value: isinstance(value, bool)),
     "heartbeat": _SECONDS,
     "lease": _SECONDS,
     "on_disconnect": _MESSAGE_TYPE,

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from channels_pg_sa import SendError
+from channels_pg_sa import SendError, node
 from channels_pg_sa.database import Fate, fate
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -323,3 +323,79 @@ async def test_a_role_that_may_not_is_told_so(
     with pytest.raises(SendError, match="permission denied") as caught:
         await layer.send("jobs", text(1))
     assert not caught.value.maybe_sent
+
+
+# Sends that nobody confirms -----------------------------------------------------------------------
+
+TRUSTING: dict[str, Verb] = {
+    "send": lambda layer: layer.send("jobs", text(1)),
+    "group_send": lambda layer: layer.group_send("group", text(1)),
+    "send_sync": lambda layer: asyncio.to_thread(layer.send_sync, "jobs", text(1)),
+    "group_send_sync": lambda layer: asyncio.to_thread(layer.group_send_sync, "group", text(1)),
+}
+
+
+@pytest.mark.parametrize("verb", TRUSTING.values(), ids=TRUSTING)
+async def test_an_unconfirmed_send_returns_before_its_commit(
+    make_own_layer: LayerFactory, layer_url: str, verb: Verb
+) -> None:
+    """And its message comes all the same."""
+    layer = make_own_layer(confirm_sends=False)
+    await layer.group_add("group", "jobs")
+    with locked_messages(layer_url) as locker:
+        await verb(layer)
+        await until_blocked(layer_url)
+        locker.commit()
+    assert await take(layer, "jobs", 1) == [text(1)]
+
+
+@pytest.mark.parametrize("verb", TRUSTING.values(), ids=TRUSTING)
+async def test_an_unconfirmed_send_that_fails_is_counted_and_logged(
+    make_own_layer: LayerFactory, layer_url: str, caplog: pytest.LogCaptureFixture, verb: Verb
+) -> None:
+    """Nobody else would hear of it."""
+    layer = make_own_layer(confirm_sends=False, send_timeout=0.3)
+    with locked_messages(layer_url):
+        await verb(layer)
+        await asyncio.to_thread(eventually, lambda: layer.counters["unsent"] == 1)
+    assert re.search(r"Messages dropped: 1 to (jobs|group 'group'), which could not be sent: ", caplog.text)
+
+
+async def test_an_unconfirmed_send_to_a_full_channel_is_counted(make_own_layer: LayerFactory) -> None:
+    """It cannot raise ChannelFull any more."""
+    layer = make_own_layer(confirm_sends=False, capacity=2)
+    for number in range(3):
+        await layer.send("jobs", text(number))
+    await asyncio.to_thread(eventually, lambda: layer.counters["over_capacity"] == 1)
+    assert await take(layer, "jobs", 2) == [text(0), text(1)]
+
+
+async def test_unconfirmed_sends_wait_when_too_many_do(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So memory is bounded, and who sends faster than the database can take is slowed down."""
+    monkeypatch.setattr(node, "TRUSTED", 10)
+    layer = make_own_layer(confirm_sends=False)
+
+    async def flood() -> None:
+        for number in range(100):
+            await layer.send("jobs", text(number))
+
+    with locked_messages(layer_url) as locker:
+        flooding = asyncio.create_task(flood())
+        await until_blocked(layer_url)
+        waiting = len(layer._node._outbox.sends)  # type: ignore[attr-defined]
+        assert waiting <= 11
+        assert not flooding.done()
+        locker.commit()
+    await flooding
+    assert await take(layer, "jobs", 100) == [text(number) for number in range(100)]
+
+
+async def test_unconfirmed_sends_are_done_before_the_layer_closes(make_own_layer: LayerFactory) -> None:
+    """close() finishes what was begun."""
+    layer, reader = make_own_layer(confirm_sends=False), make_own_layer()
+    for number in range(500):
+        await layer.send("jobs", text(number))
+    await layer.close()
+    assert await take(reader, "jobs", 500) == [text(number) for number in range(500)]

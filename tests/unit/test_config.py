@@ -163,7 +163,7 @@ def test_the_defaults() -> None:
     assert (made.prefix, made.expiry, made.group_expiry, made.capacity) == ("asgi", 60, 0, None)
     assert (made.channel_capacity, made.symmetric_encryption_keys, made.serializer) == ((), (), "msgpack")
     assert (made.schema, made.pool, made.send_timeout, made.heartbeat, made.lease) == (None, {}, 10, 5, 60)
-    assert (made.on_disconnect, made.on_reconnect) == (None, None)
+    assert (made.on_disconnect, made.on_reconnect, made.confirm_sends) == (None, None, True)
 
 
 def test_every_key_arrives() -> None:
@@ -180,6 +180,7 @@ def test_every_key_arrives() -> None:
         send_timeout=3,
         heartbeat=1,
         lease=3,
+        confirm_sends=False,
         on_disconnect="layer.lost",
         on_reconnect="layer.back",
     )
@@ -187,7 +188,7 @@ def test_every_key_arrives() -> None:
     assert (made.symmetric_encryption_keys, made.serializer) == (("new", b"old"), "project.serializers.Cbor")
     assert (made.schema, made.send_timeout, made.heartbeat, made.lease) == ("layer_1", 3, 1, 3)
     assert made.pool == {"min_size": 1, "max_size": None, "max_lifetime": 600, "name": "chat"}
-    assert (made.on_disconnect, made.on_reconnect) == ("layer.lost", "layer.back")
+    assert (made.on_disconnect, made.on_reconnect, made.confirm_sends) == ("layer.lost", "layer.back", False)
 
 
 def test_channel_capacities_are_globs_or_patterns_in_their_order() -> None:
@@ -249,6 +250,7 @@ def test_none_stands_for_an_empty_collection(key: str) -> None:
         ("schema", "é" * 32, "at most 63 bytes"),
         ("PSYCOPG_OPTIONS", [], "a mapping of psycopg_pool's options"),
         ("send_timeout", 0, "a number of seconds above 0"),
+        ("confirm_sends", 1, "True or False"),
         ("heartbeat", 0, "a number of seconds above 0"),
         ("lease", None, "a number of seconds above 0"),
         ("on_disconnect", "", 'the type of a message, such as "layer.lost", or None'),
