@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks.peers.base import Peer, Place
 
@@ -25,6 +25,7 @@ class ChannelsPgSa(Peer):
     name = "channels_pg_sa"
     package = "channels_pg_sa.core"
     uses_postgres = True
+    config: ClassVar[dict[str, Any]] = {}
 
     def absent(self, url: str) -> str | None:
         try:
@@ -55,8 +56,22 @@ class ChannelsPgSa(Peer):
     def build(self, place: Place) -> Any:
         from channels_pg_sa.core import PostgresChannelLayer
 
-        options: dict[str, Any] = {"symmetric_encryption_keys": [place.secret]} if place.secret else {}
-        return PostgresChannelLayer(url=place.url, prefix=place.prefix, **options)
+        keys = [place.secret] if place.secret else []
+        return PostgresChannelLayer(url=place.url, prefix=place.prefix, symmetric_encryption_keys=keys, **self.config)
 
     async def close(self, layer: Any) -> None:
         await layer.close()
+
+    def send_plainly(self, layer: Any, channel: str, message: dict[str, Any]) -> None:
+        layer.send_sync(channel, message)
+
+    def close_plainly(self, layer: Any) -> None:
+        layer.close_sync()
+
+
+class Unconfirmed(ChannelsPgSa):
+    """The same with sends that do not wait for their commit, as those of NATS do not wait either."""
+
+    name = "channels_pg_sa unconfirmed"
+    only = frozenset({"send_1", "send_64", "group_1x100", "group_4x250"})
+    config: ClassVar[dict[str, Any]] = {"confirm_sends": False}
