@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from .mailboxes import Entry, Mailboxes
 from .members import MemberIndex
-from .names import MAX_LENGTH, node_of
+from .names import MAX_LENGTH, node_of, queue_of
 from .parcels import Beat, Flushed, Frame, Joined, Left, Parcel, Ring
 
 
@@ -137,9 +137,14 @@ class Dispatcher(Mailboxes):
         self._known.difference_update(rows)
 
     def announce(self, payload: bytes, expires: float) -> None:
-        """Put a message of the layer's own into the mailbox of each channel that is read or in a group here."""
+        """Put a message of the layer's own into the mailbox of each channel that is in a group here or was read lately.
+
+        Lately: its reader may be about to come again. What a reader of a prefix takes does not make it one of each.
+        """
         channels = {channel for _, channel, _ in self.members}
-        channels.update(name for name, box in self._boxes.items() if box.readers and name[-1] != "!")
+        for name, box in self._boxes.items():
+            if name[-1] != "!" and (box.readers or queue_of(name) not in self._prefixes):
+                channels.add(name)
         for channel in channels:
             self.put(channel, Entry(None, expires, payload), group="")
 

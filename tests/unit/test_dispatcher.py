@@ -478,6 +478,27 @@ def test_an_announcement_reaches_channels_that_are_read_or_in_a_group() -> None:
     assert it.take("jobs", NOW) is None
 
 
+def test_an_announcement_reaches_a_reader_that_has_just_been_served() -> None:
+    """A consumer is between two receive() calls for a moment, and would miss what is announced then."""
+    it = dispatcher()
+    reader = waiting(it)
+    it.hear([parcel(1)], NOW)
+    assert taken(it) == [1]
+    it.served(OWN, reader)
+    it.announce(b"2", LATER)
+    assert taken(it) == [2]
+
+
+def test_an_announcement_does_not_reach_the_channels_of_a_prefix() -> None:
+    """Who reads it would get one for each."""
+    it = dispatcher()
+    waiting(it, ALL)
+    it.hear([parcel(1), parcel(2, OTHER)], NOW)
+    assert taken(it, ALL) == [1, 2]
+    it.announce(b"3", LATER)
+    assert taken(it, ALL) == []
+
+
 def test_every_reader_is_found_when_the_layer_fails() -> None:
     """And whether a channel is read."""
     it = dispatcher()
