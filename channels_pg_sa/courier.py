@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -166,6 +167,7 @@ class Courier:
         claims = self._start_claims(channels)
         if not claims:
             return
+        queues = Counter(claim.queue for claim in claims)
         flushes = self._flushes
         with self._outcome_known(claims):
             async with self._database.connection(self._patience) as connection:
@@ -174,6 +176,8 @@ class Courier:
         with self._decisions() as dispatcher:
             for claim, rows in zip(claims, got, strict=True):
                 self.book.finish(claim, [row[0] for row in rows])
+                if rows and queues[claim.queue] > 1:  # another claim of this batch may have picked the same rows
+                    self.book.ring(claim.queue, claim.floor)
                 again.append(claim.channel)
                 if flushes == self._flushes:
                     dispatcher.claimed(rows)

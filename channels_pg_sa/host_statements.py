@@ -124,9 +124,12 @@ def group_count(there: Tables, prefix: str, group: str) -> Select[int]:
 def groups_of(there: Tables, prefix: str, channel: str) -> Select[str]:
     """Select the names of the groups that a channel is a member of."""
     members = there.membership
+    owner = members.c.node == (node_of(channel) or "")
+    if node_of(channel) is not None:
+        owner = and_(owner, members.c.node != "")  # as the index has it, for plans that know no parameters
     return (
         select(members.c.group_name)
-        .where(_counts(there, prefix), members.c.node == (node_of(channel) or ""), members.c.channel == channel)
+        .where(_counts(there, prefix), owner, members.c.channel == channel)
         .order_by(members.c.group_name)
     )
 

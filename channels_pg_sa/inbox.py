@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from .clock import Clock
 from .dispatcher import Dispatcher
@@ -32,6 +32,7 @@ class Inbox:
         self._dispatcher = dispatcher
         self._unread = dispatcher.unread
         self._woken: set[Reader] = set()
+        self._abandoned: deque[Reader] = deque()
         self._clock = clock
         self._work = work
         self._want = want
@@ -65,9 +66,13 @@ class Inbox:
                 if shared:
                     self._want(channel)
                 await reader
+        except GeneratorExit:
+            # A coroutine may be freed in any thread, at any moment, under the lock too: then nobody may take it.
+            if reader is not None:
+                self._abandoned.append(reader)
+            raise
         except BaseException:
-            # Who was removed may be freed in any thread, at any moment: then no lock may be taken.
-            if reader is not None and self._dispatcher.is_waiting(channel, reader):
+            if reader is not None:
                 with self.decisions() as dispatcher:
                     dispatcher.leave(channel, reader)
             raise
@@ -76,7 +81,7 @@ class Inbox:
     def check(self) -> None:
         """Raise the reason why nobody can be served, if there is one."""
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(None)  # the same for all: it must not remember each
 
     @contextlib.contextmanager
     def decisions(self) -> Iterator[Dispatcher]:
@@ -94,7 +99,7 @@ class Inbox:
         with self._lock:
             self.failure = error
             readers = self._dispatcher.every_reader()
-        self._wake(readers)
+        self._act(Effects(wake=readers))
 
     def keep_house(self, drops: DropLog, *, thoroughly: bool) -> None:
         """Free what was not read in time; tell what was dropped; see to it that no reader holds the next one up."""
@@ -103,11 +108,13 @@ class Inbox:
             overfull, dispatcher.overfull = dispatcher.overfull, Counter()
             # Woken a round ago, and not come: the loop is blocked, or stopped just then.
             gone, woken = self._woken & dispatcher.woken, set(dispatcher.woken)
+            while self._abandoned:
+                gone.add(self._abandoned.popleft())
             if thoroughly:
                 gone.update(reader for reader in dispatcher.every_reader() if reader.get_loop().is_closed())
                 dispatcher.tidy()
         self._woken = woken
-        self._leave(gone)
+        self._act(self._remove(gone))
         for (channel, group), count in overfull.items():
             drops.over_capacity(channel, group, count)
 
@@ -141,26 +148,28 @@ class Inbox:
             self._act(effects)
         return found
 
-    def _leave(self, readers: Iterable[Reader]) -> None:
+    def _remove(self, readers: Collection[Reader]) -> Effects | None:
         """Remove readers, so that the next in line have their turn; none that is kept here is freed under the lock."""
-        with self.decisions() as dispatcher:
-            dispatcher.leave_all(readers)
+        with self._lock:
+            self._dispatcher.leave_all(readers)
+            return self._dispatcher.collect()
 
-    def _act(self, effects: Effects) -> None:
-        if effects.wake:
-            self._wake(effects.wake)
-        if effects.fetch or effects.delete or effects.rings or effects.controls:
-            self._work(effects)
+    def _act(self, effects: Effects | None) -> None:
+        while effects is not None:
+            stuck = self._wake(effects.wake)
+            if effects.fetch or effects.delete or effects.rings or effects.controls:
+                self._work(effects)
+            effects = self._remove(stuck) if stuck else None
 
-    def _wake(self, readers: Iterable[Reader]) -> None:
+    def _wake(self, readers: Iterable[Reader]) -> list[Reader]:
+        """Wake readers; return those whose loop does not run, so that they hold nobody up."""
         loops: defaultdict[asyncio.AbstractEventLoop, list[Reader]] = defaultdict(list)
         for reader in readers:
             loops[reader.get_loop()].append(reader)
+        stuck: list[Reader] = []
         for loop, woken in loops.items():
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop was closed with these readers pending
                 loop.call_soon_threadsafe(resolve, woken)
-            except RuntimeError:  # the loop was closed with these readers pending
-                self._leave(woken)
-            else:
-                if not loop.is_running():  # if it ever does again, they look for themselves
-                    self._leave(woken)
+            if not loop.is_running():  # if it ever does again, they look for themselves
+                stuck += woken
+        return stuck

@@ -77,18 +77,18 @@ class Layer(TransactionalSends, Directory):
 
         https://channels.readthedocs.io/en/stable/channel_layer_spec.html
         """
-        node, loop = self._open(), asyncio.get_running_loop()
-        trusted = node.may_trust
-        call = node.send(check_channel(channel), self._codec.encode(message), loop, trusted=trusted)
+        node, loop, payload = self._open(), asyncio.get_running_loop(), self._codec.encode(message)
+        trusted = node.trusts(payload)
+        call = node.send(check_channel(channel), payload, loop, trusted=trusted)
         if not trusted:
             await call
             self._check_taken(channel, call.result)
 
     def send_sync(self, channel: str, message: Message) -> None:
         """Send a message from code without an event loop; blocks the thread, otherwise as `send`."""
-        node = self._open()
-        trusted = node.may_trust
-        call = node.send(check_channel(channel), self._codec.encode(message), None, trusted=trusted)
+        node, payload = self._open(), self._codec.encode(message)
+        trusted = node.trusts(payload)
+        call = node.send(check_channel(channel), payload, None, trusted=trusted)
         if not trusted:
             call.wait()
             self._check_taken(channel, call.result)
@@ -164,17 +164,17 @@ class Layer(TransactionalSends, Directory):
         Raises:
             TypeError, MessageTooLarge, SendError, SchemaError: as `send`.
         """
-        node, loop = self._open(), asyncio.get_running_loop()
-        trusted = node.may_trust
-        call = node.group_send(check_group(group), self._codec.encode(message), loop, trusted=trusted)
+        node, loop, payload = self._open(), asyncio.get_running_loop(), self._codec.encode(message)
+        trusted = node.trusts(payload)
+        call = node.group_send(check_group(group), payload, loop, trusted=trusted)
         if not trusted:
             await call
 
     def group_send_sync(self, group: str, message: Message) -> None:
         """Send to a group from code without an event loop; otherwise as `group_send`."""
-        node = self._open()
-        trusted = node.may_trust
-        call = node.group_send(check_group(group), self._codec.encode(message), None, trusted=trusted)
+        node, payload = self._open(), self._codec.encode(message)
+        trusted = node.trusts(payload)
+        call = node.group_send(check_group(group), payload, None, trusted=trusted)
         if not trusted:
             call.wait()
 

@@ -169,11 +169,6 @@ class Mailboxes:
             for reader in gone.intersection(box.readers):
                 self.leave(channel, reader)
 
-    def is_waiting(self, channel: str, reader: Reader) -> bool:
-        """Tell whether a reader has been entered, and neither left nor been removed; may be asked without a lock."""
-        box = self._boxes.get(channel)
-        return box is not None and reader in box.readers
-
     def waiting(self, channel: str) -> int:
         """Return how many readers have neither a message nor the promise of one."""
         box = self._boxes.get(channel)

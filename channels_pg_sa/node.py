@@ -32,6 +32,8 @@ TICK = 1.0
 """Seconds between two rounds of housekeeping in memory."""
 TRUSTED = 1000
 """Sends that may wait in the lane before one that need not be confirmed waits for its commit after all."""
+SMALL = 65_536
+"""Bytes of a message that need not be confirmed; more of so many would fill the memory."""
 CLOSING = 5.0
 """Seconds that closing may take for what is still to be done."""
 CLOSING_ALONE = 0.5
@@ -105,10 +107,9 @@ class Node:
 
     # Sending -------------------------------------------------------------------------------------
 
-    @property
-    def may_trust(self) -> bool:
-        """Whether a send may go unconfirmed: the layer is set so, and the lane has room."""
-        return not self._settings.confirm_sends and len(self._outbox.sends) < TRUSTED
+    def trusts(self, payload: bytes) -> bool:
+        """Tell whether a send may go unconfirmed: the layer is set so, it is small, and the lane has room."""
+        return not self._settings.confirm_sends and len(payload) <= SMALL and len(self._outbox.sends) < TRUSTED
 
     def send(self, channel: str, payload: bytes, loop: Loop | None, *, trusted: bool = False) -> Call[Any]:
         """Send to a channel; the result is False if it is full. Nobody awaits a trusted call: its failure is logged."""

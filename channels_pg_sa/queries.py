@@ -145,8 +145,10 @@ class Queries:
         await self._run(connection, "join", expiry=self._group_expiry, **_memberships(joins))
 
     async def leave(self, connection: Connection, leaves: Sequence[Leave]) -> None:
-        """Delete memberships."""
-        await self._run(connection, "leave", **_memberships(leaves))
+        """Delete memberships, those that are renewed meanwhile as well."""
+        missed = True
+        while missed:
+            ((missed,),) = await self._run(connection, "leave", **_memberships(leaves))
 
     async def claim(self, connection: Connection, claims: Sequence[Claim]) -> list[list[tuple[int, str, bytes, float]]]:
         """Claim rows of queues; return for each claim the id, channel, payload and expiry of what it got."""

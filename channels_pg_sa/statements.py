@@ -185,13 +185,25 @@ def join() -> Executable:
 
 
 def leave() -> Executable:
-    """Delete a batch of memberships."""
+    """Delete a batch of memberships; select how many more were found: others renewed or ended those meanwhile.
+
+    A row that has been renewed since it was found is at another place now, and stays.
+    """
     given = _given(group_name=Text(), node=Text(), channel=Text())
-    key = [
-        membership.c.prefix == PREFIX,
-        *(membership.c[name] == given.c[name] for name in ("group_name", "node", "channel")),
-    ]
-    return delete(membership).where(_each(membership, key, given), select(ASYNCHRONOUS).exists())
+    same = [membership.c[name] == given.c[name] for name in ("group_name", "node", "channel")]
+    found = (
+        select(_lookup(membership, [membership.c.prefix == PREFIX, *same], given).label("tid"))
+        .select_from(given)
+        .cte("found")
+    )
+    gone = (
+        delete(membership)
+        .where(_is_any(select(found.c.tid)), select(ASYNCHRONOUS).exists())
+        .returning(literal_column("1"))
+        .cte("gone")
+    )
+    deleted = select(func.count()).select_from(gone).scalar_subquery()
+    return select(func.count(found.c.tid) - deleted)
 
 
 def claim() -> Executable:
@@ -236,8 +248,12 @@ def _each(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -
 
     With a join the planner, who knows nothing of a table that was empty a moment ago, would walk through it all.
     """
-    place = select(_PLACE).select_from(whole).where(*key).correlate(given).scalar_subquery()
-    return _is_any(select(place).select_from(given))
+    return _is_any(select(_lookup(whole, key, given)).select_from(given))
+
+
+def _lookup(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -> ColumnElement[Any]:
+    """The place of the row with the key of a given one, NULL if there is none."""
+    return select(_PLACE).select_from(whole).where(*key).correlate(given).scalar_subquery()
 
 
 def _is_any(places: Select[Any]) -> ColumnElement[bool]:

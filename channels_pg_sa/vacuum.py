@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 
 DELETIONS = 50_000
 """Rows that this node deletes between two of its vacuums; about 20 MB of small messages."""
-PATIENCE = 60.0
-"""Seconds that a vacuum may take."""
+PATIENCE = 10.0
+"""Seconds that a vacuum may take, and keep one of few connections."""
 
 
 class Vacuum:

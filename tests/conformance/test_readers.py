@@ -239,3 +239,14 @@ async def test_reading_a_channel_named_like_a_node_takes_nothing_of_the_node_s(m
     assert numbers(await talk.take(first, channel, 5)) == list(range(5))
     thief.cancel()
     await asyncio.gather(thief, return_exceptions=True)
+
+
+@not_in_memory("it keeps each full name apart, so that nothing arrives at the prefix")
+async def test_readers_of_a_name_and_of_its_prefix_claim_at_once(make: Maker, talk: Conversation) -> None:
+    """Two claims of one statement may pick the same row; who goes empty asks again, before the next heartbeat."""
+    reader, sender = make(heartbeat=30, lease=90), make()
+    for _ in range(5):
+        readers = [asyncio.create_task(talk.next(reader, name)) for name in ("hub!a", "hub!")]
+        await asyncio.sleep(0)
+        await asyncio.gather(sender.send("hub!a", text(1)), sender.send("hub!a", text(2)))
+        assert sorted(numbers(await asyncio.gather(*readers))) == [1, 2]

@@ -1,0 +1,48 @@
+"""Joins and leaves that meet in the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest_asyncio
+
+from channels_pg_sa.queries import Join, Leave, Queries
+from tests.support.databases import query
+from tests.support.waiting import eventually_async
+
+NODE, CHANNEL = "0123456789ab", "s.0123456789ab!a"
+BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+Connection = psycopg.AsyncConnection[tuple[object, ...]]
+
+
+@pytest_asyncio.fixture
+async def connections(layer_url: str) -> AsyncIterator[tuple[Connection, Connection]]:
+    """Two sessions in the test's own database."""
+    async with (
+        await psycopg.AsyncConnection.connect(layer_url, autocommit=True) as one,
+        await psycopg.AsyncConnection.connect(layer_url, autocommit=True) as other,
+    ):
+        yield one, other
+
+
+async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(
+    connections: tuple[Connection, Connection], layer_url: str
+) -> None:
+    """It found the row at a place that it has left by the time of the delete, and looks again."""
+    one, other = connections
+    queries = Queries(prefix="asgi", node=NODE, schema=None, expiry=60, group_expiry=0, lease=60)
+    join, leave = Join("group", NODE, CHANNEL), Leave("group", NODE, CHANNEL)
+    await queries.join(one, [join])
+
+    async def is_blocked() -> bool:
+        return query(layer_url, BLOCKED) == [(1,)]
+
+    async with one.transaction():
+        await queries.join(one, [join])
+        leaving = asyncio.create_task(queries.leave(other, [leave, Leave("group", NODE, "nobody")]))
+        await eventually_async(is_blocked)
+    await leaving
+    assert await queries.members(other) == []
