@@ -28,6 +28,7 @@ _HINTS = {
     "conninfo": 'Its name here is "url".',
     "alias": 'Its name here is "database".',
     "using": 'Its name here is "database".',
+    "config": 'Options of the pool go into "PSYCOPG_OPTIONS"; everything else stands in CONFIG itself.',
     "pool": 'Its name here is "PSYCOPG_OPTIONS".',
     "serializer_format": 'Its name here is "serializer".',
     "random_prefix_length": "Leave it out: messages need no random prefix here.",

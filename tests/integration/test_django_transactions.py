@@ -12,6 +12,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.core.management import BaseCommand, CommandParser, call_command
 from django.db import ProgrammingError, connection, connections, transaction
 from django.dispatch import Signal
 from django.http import HttpRequest, HttpResponse
@@ -109,8 +110,29 @@ def test_who_wakes_sees_what_was_committed(make_own_layer: LayerFactory, layer_u
 
 
 @pytest.mark.usefixtures("default")
+def test_from_a_management_command(make_own_layer: LayerFactory) -> None:
+    """It has no event loop; what it sends goes with its transaction."""
+    layer = make_own_layer()
+    channel = member(layer)
+
+    class Command(BaseCommand):
+        def add_arguments(self, parser: CommandParser) -> None:
+            parser.add_argument("--number", type=int)
+
+        def handle(self, *args: Any, number: int, **options: Any) -> None:
+            with transaction.atomic():
+                group_send("group", text(number))
+                send(channel, text(12 // number))
+
+    call_command(Command(), number=3)
+    with pytest.raises(ZeroDivisionError):
+        call_command(Command(), number=0)
+    assert take(layer, channel, 2) == [text(3), text(4)]
+
+
+@pytest.mark.usefixtures("default")
 def test_from_a_view_and_a_signal(make_own_layer: LayerFactory) -> None:
-    """A view with ATOMIC_REQUESTS that fails tells nobody, nor does what its signals call."""
+    """A view that fails in its transaction tells nobody, nor does what its signals call."""
     layer = make_own_layer()
     channel = member(layer)
     saved = Signal()
