@@ -82,16 +82,21 @@ class MessageCodec:
             raise MessageTooLarge(len(data), MAX_BYTES)
         return data
 
-    def decode(self, payload: bytes) -> Message:
-        """Return the message, or raise DecodeError for whatever else the payload is."""
-        return self._load(self._decrypt(payload))
+    def decode(self, payload: bytes, *, may_be_plain: bool = False) -> Message:
+        """Return the message, or raise DecodeError for whatever else the payload is.
 
-    def copier(self, payload: bytes) -> Callable[[], Message]:
+        Args:
+            payload: what `encode` or a function of the database has made.
+            may_be_plain: whether it may be unencrypted although there are keys.
+        """
+        return self._load(self._decrypt(payload, may_be_plain))
+
+    def copier(self, payload: bytes, *, may_be_plain: bool = False) -> Callable[[], Message]:
         """Return a function that gives the message, a copy of its own to each caller; raises as `decode` does.
 
         A message in which nothing can be changed, as in most, is decoded only once.
         """
-        data = self._decrypt(payload)
+        data = self._decrypt(payload, may_be_plain)
         message = self._load(data)
         if type(message) is dict and _UNCHANGING.issuperset(map(type, message.values())):
             return message.copy
@@ -112,7 +117,7 @@ class MessageCodec:
             raise DecodeError(f"The payload holds a {type(message).__name__}, not a dict.")
         return message
 
-    def _decrypt(self, payload: bytes) -> bytes:
+    def _decrypt(self, payload: bytes, may_be_plain: bool) -> bytes:
         if len(payload) > MAX_BYTES:
             raise DecodeError(f"The payload has {len(payload):,} bytes; the limit is {MAX_BYTES:,}.")
         if self._fernet is None:
@@ -120,6 +125,8 @@ class MessageCodec:
         try:
             return self._fernet.decrypt(base64.urlsafe_b64encode(payload))
         except InvalidToken as error:
+            if may_be_plain:
+                return payload
             raise DecodeError("The payload was not encrypted with any of this layer's keys.") from error
 
     def _dump_own(self, message: Message) -> bytes:

@@ -49,6 +49,7 @@ class Settings:
         capacity: most unread messages of a channel; None for no limit.
         channel_capacity: patterns of channel names, each with its capacity; the first that matches counts.
         symmetric_encryption_keys: the first encrypts, all decrypt; none for plain messages.
+        allow_unencrypted: patterns of channels and groups that may send plain messages to a layer with keys.
         serializer: "msgpack", "json" or a dotted path.
         schema: the PostgreSQL schema of the tables; None leaves it to the connection's search_path.
         pool: options of psycopg_pool.AsyncConnectionPool.
@@ -68,6 +69,7 @@ class Settings:
     capacity: int | None = None
     channel_capacity: tuple[tuple[re.Pattern[str], int], ...] = ()
     symmetric_encryption_keys: tuple[str | bytes, ...] = field(default=(), repr=False)
+    allow_unencrypted: tuple[re.Pattern[str], ...] = ()
     serializer: str = "msgpack"
     schema: str | None = None
     pool: Mapping[str, Any] = field(default_factory=dict)

@@ -83,7 +83,9 @@ class Dispatcher(Mailboxes):
             self._to_do().delete.append(parcel.id)
             return
         shared = len(channels) > 1
-        entry = Entry(parcel.id, parcel.expires, encoded=parcel.content, keeps_row=kept, is_shared=shared)
+        entry = Entry(
+            parcel.id, parcel.expires, encoded=parcel.content, keeps_row=kept, name=parcel.name, is_shared=shared
+        )
         if parcel.content is None:
             self._unfetched[parcel.id] = (entry, channels)
             self._to_do().fetch.append(parcel.id)
@@ -127,7 +129,7 @@ class Dispatcher(Mailboxes):
                     self._refuse(row)
                     continue
                 self.counters["received"] += 1
-                self.put(channel, Entry(row, expires, payload, keeps_row=True))
+                self.put(channel, Entry(row, expires, payload, keeps_row=True, name=channel))
 
     def deleted(self, rows: Iterable[int]) -> None:
         """Forget ids whose rows are gone."""

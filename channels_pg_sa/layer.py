@@ -245,9 +245,10 @@ class Layer(TransactionalSends, Directory):
         return rows
 
     def _decode(self, entry: Entry) -> Message:
+        plain = any(pattern.match(entry.name) for pattern in self._settings.allow_unencrypted)
         if not entry.is_shared:
-            return self._codec.decode(entry.payload)
-        entry.copy = self._codec.copier(entry.payload)
+            return self._codec.decode(entry.payload, may_be_plain=plain)
+        entry.copy = self._codec.copier(entry.payload, may_be_plain=plain)
         return entry.copy()
 
     def _announcements(self) -> tuple[bytes | None, bytes | None]:

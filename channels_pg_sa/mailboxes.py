@@ -28,6 +28,7 @@ class Entry:
         content: the payload.
         encoded: the payload in base64, until somebody wants it. With neither, it has yet to be fetched.
         keeps_row: whether the row is deleted when the message is taken, rather than on arrival.
+        name: of the channel or group that it was sent to.
         is_shared: whether it is in several mailboxes.
         copy: gives each of its readers a message of its own, once the first has decoded it.
     """
@@ -37,6 +38,7 @@ class Entry:
     content: bytes | None = None
     encoded: bytes | None = None
     keeps_row: bool = False
+    name: str = ""
     is_shared: bool = False
     copy: Callable[[], dict[str, Any]] | None = None
 

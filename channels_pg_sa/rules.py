@@ -92,11 +92,16 @@ def _is_capacities(value: object) -> bool:
     )
 
 
+def _pattern(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(pattern)) if isinstance(pattern, str) else pattern
+
+
 def _compiled(capacities: Mapping[str | re.Pattern[str], int]) -> tuple[tuple[re.Pattern[str], int], ...]:
-    return tuple(
-        (re.compile(fnmatch.translate(pattern)) if isinstance(pattern, str) else pattern, capacity)
-        for pattern, capacity in capacities.items()
-    )
+    return tuple((_pattern(pattern), capacity) for pattern, capacity in capacities.items())
+
+
+def _is_patterns(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_pattern, value))
 
 
 def _checked_pool(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +153,12 @@ RULES: dict[str, Rule] = {
     ),
     "symmetric_encryption_keys": Rule(
         "a list of keys (texts or bytes, none empty), such as [SECRET_KEY]", _is_keys, tuple, if_none=(), secret=True
+    ),
+    "allow_unencrypted": Rule(
+        "a list of globs or compiled patterns of names of channels and groups",
+        _is_patterns,
+        lambda patterns: tuple(map(_pattern, patterns)),
+        if_none=(),
     ),
     "serializer": Rule('"msgpack", "json" or the dotted path of a serializer', _is_serializer),
     "schema": Rule(

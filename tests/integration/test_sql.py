@@ -292,6 +292,27 @@ async def test_an_encrypting_layer_refuses_what_sql_sends(
     assert "could not be decoded" in caplog.text
 
 
+async def test_an_encrypting_layer_takes_what_it_allows_by_name(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Channels and groups; from all others plain messages are refused as before, and encrypted ones come everywhere."""
+    layer = make_own_layer(symmetric_encryption_keys=["key"], allow_unencrypted=["jobs", re.compile(r"feed\.\w+$")])
+    first, second = [await layer.new_channel() for _ in range(2)]
+    for channel in (first, second):
+        await layer.group_add("feed.orders", channel)
+        await layer.group_add("news", channel)
+    query(layer_url, GROUP_SEND, ("news", Jsonb(text(1))))
+    query(layer_url, SEND, (first, Jsonb(text(2))))
+    query(layer_url, SEND, ("jobs.other", Jsonb(text(3))))
+    query(layer_url, GROUP_SEND, ("feed.orders", Jsonb(text(4))))
+    query(layer_url, SEND, ("jobs", Jsonb(text(5))))
+    await layer.group_send("feed.orders", text(6))
+    await layer.group_send("news", text(7))
+    for channel in (first, second):
+        assert await TALK.take(layer, channel, 3) == [text(4), text(6), text(7)]
+    assert await TALK.next(layer, "jobs") == text(5)
+    assert await TALK.is_empty(layer, "jobs.other")
+    assert layer.counters["undecodable"] == 4
+
+
 async def test_a_role_may_send_and_do_nothing_else(make_own_layer: LayerFactory, layer_url: str, role: str) -> None:
     """With the documented grants it reaches everybody; the tables and their secret stay shut."""
     layer = make_own_layer()

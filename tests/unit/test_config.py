@@ -239,6 +239,8 @@ def test_none_stands_for_an_empty_collection(key: str) -> None:
         ("symmetric_encryption_keys", b"tiger", "a list of keys (texts or bytes, none empty), such as [SECRET_KEY]"),
         ("symmetric_encryption_keys", ["tiger", ""], "a list of keys (texts or bytes, none empty)"),
         ("symmetric_encryption_keys", ["tiger", 5], "a list of keys (texts or bytes, none empty)"),
+        ("allow_unencrypted", "jobs", "a list of globs or compiled patterns"),
+        ("allow_unencrypted", [5], "a list of globs or compiled patterns"),
         ("serializer", "pickle", '"msgpack", "json" or the dotted path of a serializer'),
         ("serializer", None, '"msgpack", "json" or the dotted path of a serializer'),
         ("serializer", "a..b", '"msgpack", "json" or the dotted path of a serializer'),
