@@ -424,6 +424,8 @@ def exit_in_a_thread(layer: Layer) -> None:
     waiting = threading.Event()
 
     async def receive() -> None:
+        await layer.send(channel, text(1))
+        assert await take(layer, channel, 1) == [1]  # connected, and seen to be so for the next tenth of a second
         reader = asyncio.ensure_future(layer.receive(channel))
         await asyncio.wait([reader], timeout=0.1)
         waiting.set()
