@@ -235,7 +235,7 @@ class Queries:
         """
         ((name, is_owner),) = await self._run(connection, "message_table")
         if is_owner:
-            # SKIP_LOCKED: another vacuum is at it. No TRUNCATE: it would lock everybody out for a moment. Nor workers beside it.
+            # SKIP_LOCKED: another vacuum is at it. No TRUNCATE, which locks everybody out for a moment, and no workers.
             await connection.execute(f"VACUUM (SKIP_LOCKED, TRUNCATE false, PARALLEL 0) {name}".encode())
         ((dead,),) = await self._run(connection, "dead_messages")
         return int(dead)
