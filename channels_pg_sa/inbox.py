@@ -91,8 +91,7 @@ class Inbox:
                 yield self._dispatcher
             finally:
                 effects = self._dispatcher.collect()
-        if effects is not None:
-            self._act(effects)
+        self._act(effects)
 
     def fail(self, error: Exception) -> None:
         """Serve nobody any more, and wake those who wait, to see for themselves."""

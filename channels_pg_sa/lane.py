@@ -60,7 +60,7 @@ class Call(Generic[J]):
         return True
 
     def wait(self) -> Any:
-        """Block the calling thread until the outcome; return the result or raise the error.
+        """Block the calling thread until the outcome; return the result or raise the error; None if that is reported.
 
         Raises:
             RuntimeError: there is no outcome, long after the deadline: the I/O thread is dead.
@@ -77,6 +77,8 @@ class Call(Generic[J]):
         return self._outcome()
 
     def _outcome(self) -> Any:
+        if self.report is not None:  # it is told of the outcome, and the caller is not
+            return None
         if self.error is not None:
             raise self.error
         return self.result

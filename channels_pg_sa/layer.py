@@ -77,21 +77,13 @@ class Layer(TransactionalSends, Directory):
 
         https://channels.readthedocs.io/en/stable/channel_layer_spec.html
         """
-        node, loop, payload = self._open(), asyncio.get_running_loop(), self._codec.encode(message)
-        trusted = node.trusts(payload)
-        call = node.send(check_channel(channel), payload, loop, trusted=trusted)
-        if not trusted:
-            await call
-            self._check_taken(channel, call.result)
+        call = self._open().send(check_channel(channel), self._codec.encode(message), asyncio.get_running_loop())
+        self._check_taken(channel, await call)
 
     def send_sync(self, channel: str, message: Message) -> None:
         """Send a message from code without an event loop; blocks the thread, otherwise as `send`."""
-        node, payload = self._open(), self._codec.encode(message)
-        trusted = node.trusts(payload)
-        call = node.send(check_channel(channel), payload, None, trusted=trusted)
-        if not trusted:
-            call.wait()
-            self._check_taken(channel, call.result)
+        call = self._open().send(check_channel(channel), self._codec.encode(message), None)
+        self._check_taken(channel, call.wait())
 
     async def receive(self, channel: str) -> Message:
         """Wait for the next message of a channel; may be cancelled at any moment without losing one.
@@ -164,19 +156,11 @@ class Layer(TransactionalSends, Directory):
         Raises:
             TypeError, MessageTooLarge, SendError, SchemaError: as `send`.
         """
-        node, loop, payload = self._open(), asyncio.get_running_loop(), self._codec.encode(message)
-        trusted = node.trusts(payload)
-        call = node.group_send(check_group(group), payload, loop, trusted=trusted)
-        if not trusted:
-            await call
+        await self._open().group_send(check_group(group), self._codec.encode(message), asyncio.get_running_loop())
 
     def group_send_sync(self, group: str, message: Message) -> None:
         """Send to a group from code without an event loop; otherwise as `group_send`."""
-        node, payload = self._open(), self._codec.encode(message)
-        trusted = node.trusts(payload)
-        call = node.group_send(check_group(group), payload, None, trusted=trusted)
-        if not trusted:
-            call.wait()
+        self._open().group_send(check_group(group), self._codec.encode(message), None).wait()
 
     # The whole -----------------------------------------------------------------------------------
 

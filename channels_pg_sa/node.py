@@ -107,19 +107,19 @@ class Node:
 
     # Sending -------------------------------------------------------------------------------------
 
-    def trusts(self, payload: bytes) -> bool:
-        """Tell whether a send may go unconfirmed: the layer is set so, it is small, and the lane has room."""
-        return not self._settings.confirm_sends and len(payload) <= SMALL and len(self._outbox.sends) < TRUSTED
+    def send(self, channel: str, payload: bytes, loop: Loop | None) -> Call[Any]:
+        """Send to a channel; the result is False if it is full."""
+        return self._submit(Send(recipient_of(channel), channel, payload, self.capacity_of(channel)), loop)
 
-    def send(self, channel: str, payload: bytes, loop: Loop | None, *, trusted: bool = False) -> Call[Any]:
-        """Send to a channel; the result is False if it is full. Nobody awaits a trusted call: its failure is logged."""
-        job = Send(recipient_of(channel), channel, payload, self.capacity_of(channel))
-        return self._outbox.submit(self._outbox.sends, job, loop, report=self._note_outcome if trusted else None)
+    def group_send(self, group: str, payload: bytes, loop: Loop | None) -> Call[Any]:
+        """Send to the members of a group."""
+        return self._submit(GroupSend(group, payload), loop)
 
-    def group_send(self, group: str, payload: bytes, loop: Loop | None, *, trusted: bool = False) -> Call[Any]:
-        """Send to the members of a group; trusted: as `send`."""
-        job = GroupSend(group, payload)
-        return self._outbox.submit(self._outbox.sends, job, loop, report=self._note_outcome if trusted else None)
+    def _submit(self, job: Sending, loop: Loop | None) -> Call[Any]:
+        """Queue a send. It goes unconfirmed if the layer is set so, it is small, and the lane has room."""
+        sends = self._outbox.sends
+        confirmed = self._settings.confirm_sends or len(job.payload) > SMALL or len(sends) >= TRUSTED
+        return self._outbox.submit(sends, job, loop, report=None if confirmed else self._note_outcome)
 
     def _note_outcome(self, call: Call[Sending]) -> None:
         job = call.job

@@ -141,8 +141,7 @@ class Reception:
 
     def check(self) -> None:
         """Raise what keeps this node from receiving, if anything does: SchemaError, PoolerError or LayerClosed."""
-        if self.inbox.failure is not None:
-            raise self.inbox.failure
+        self.inbox.check()
 
     async def ready(self) -> None:
         """Wait until this node listens; a group it joins before that could be left before its messages are read."""
