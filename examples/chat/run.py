@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from launcher.fleet import EVERYWHERE, LOCAL, Fleet, Program, StartFailed, free_ports, server, worker
+from launcher.signals import interrupt_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,10 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> int:
     """Run until ^C, or until the check is done; return the exit status."""
     options = parse_arguments()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    # A shell that starts this in the background leaves SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt_on_signals()
     try:
         with running(options) as (fleet, where):
             if not options.check:
@@ -124,10 +122,6 @@ def _own_address() -> str:
         probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which address would be used
         return str(probe.getsockname()[0])
     return LOCAL
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

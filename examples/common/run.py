@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import psycopg
 from launcher.database import database
 from launcher.fleet import LOCAL, Fleet, Program, StartFailed, free_ports
 from launcher.member import CheckFailed
+from launcher.signals import interrupt_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -65,10 +65,7 @@ def main(example: Example, about: str | None) -> int:
     parser.add_argument("--port", type=int, help=f"of the first server (default: {FIRST_PORT}; 0: any free ones)")
     options = parser.parse_args()
     port = (0 if options.check else FIRST_PORT) if options.port is None else options.port
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    # A shell that starts this in the background leaves SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt_on_signals()
     try:
         print("Starting ...", flush=True)
         with _running(example, port) as (stage, fleet):
@@ -136,7 +133,3 @@ def _serve(example: Example, stage: Stage, fleet: Fleet) -> NoReturn:
     while (ended := fleet.ended()) is None:
         time.sleep(LOOK_AGAIN)
     raise StartFailed(f"{ended.name} has ended:\n{fleet.output(ended.name)}")
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
