@@ -110,7 +110,7 @@ def time_limit(connection: Connection, seconds: float) -> Iterator[None]:
 
 
 class CleanConnection(psycopg.AsyncConnection[Any]):
-    """A connection that leaves no open socket behind where connecting failed."""
+    """A connection that goes back to the pool it is from, and leaves no open socket where connecting failed."""
 
     @classmethod
     async def connect(cls, *arguments: Any, **parameters: Any) -> Self:
@@ -123,6 +123,15 @@ class CleanConnection(psycopg.AsyncConnection[Any]):
                 traceback.clear_frames(cause.__traceback__)
                 cause = cause.__context__
             raise
+
+    async def close(self) -> None:
+        """Return the connection to the pool that lent it, which counts one that has ended too; else close it.
+
+        https://www.psycopg.org/psycopg3/docs/advanced/pool.html#pool-sqlalchemy; the option close_returns needs
+        psycopg 3.3, and does not return one that has ended.
+        """
+        pool: AsyncConnectionPool[Any] | None = getattr(self, "_pool", None)
+        await (super().close() if pool is None else pool.putconn(self))
 
 
 @dataclass(slots=True, eq=False)
@@ -167,7 +176,6 @@ class Database:
             kwargs=self._parameters,
             configure=self._configure,
             open=False,
-            close_returns=True,
             **options,
         )
         self._engine: AsyncEngine = create_async_engine(
@@ -292,10 +300,6 @@ class Database:
             task.add_done_callback(self._resting.discard)
 
     async def _give_back(self, held: _Held) -> None:
-        if held.driver.closed:
-            # Its own close() would do nothing, and the pool go on counting it.
-            with contextlib.suppress(psycopg.Error, ValueError):
-                await self._pool.putconn(held.driver)
         with contextlib.suppress(DBAPIError, psycopg.Error):
             await held.engine_s.close()
 
