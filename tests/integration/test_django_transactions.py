@@ -14,9 +14,7 @@ from channels.layers import get_channel_layer
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.core.management import BaseCommand, CommandParser, call_command
 from django.db import ProgrammingError, connection, connections, transaction
-from django.dispatch import Signal
-from django.http import HttpRequest, HttpResponse
-from django.test import RequestFactory, TestCase, override_settings
+from django.test import TestCase, override_settings
 
 from channels_pg_sa import MessageTooLarge
 from channels_pg_sa.django import group_send, send
@@ -128,29 +126,6 @@ def test_from_a_management_command(make_own_layer: LayerFactory) -> None:
     with pytest.raises(ZeroDivisionError):
         call_command(Command(), number=0)
     assert take(layer, channel, 2) == [text(3), text(4)]
-
-
-@pytest.mark.usefixtures("default")
-def test_from_a_view_and_a_signal(make_own_layer: LayerFactory) -> None:
-    """A view that fails in its transaction tells nobody, nor does what its signals call."""
-    layer = make_own_layer()
-    channel = member(layer)
-    saved = Signal()
-
-    def tell(number: int, **_: Any) -> None:
-        group_send("group", text(number))
-
-    saved.connect(tell)
-
-    @transaction.atomic
-    def view(request: HttpRequest) -> HttpResponse:
-        saved.send(sender=None, number=int(request.GET["number"]))
-        return HttpResponse(str(12 // int(request.GET["number"])))
-
-    assert view(RequestFactory().get("/", {"number": "3"})).content == b"4"
-    with pytest.raises(ZeroDivisionError):
-        view(RequestFactory().get("/", {"number": "0"}))
-    assert take(layer, channel, 1) == [text(3)]
 
 
 @pytest.mark.usefixtures("default")
