@@ -12,11 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 import pytest_asyncio
-from sqlalchemy import select
 
-from channels_pg_sa import Layer, LayerClosed, LiveNode, Publisher, SendError, __version__, schema
+from channels_pg_sa import Layer, LayerClosed, LiveNode, Publisher, SendError, __version__
 from tests.support.databases import TestServer, query
-from tests.support.engines import ASYNC_DRIVERS, DRIVERS, async_engine_on, engine_on
+from tests.support.engines import async_engine_on, engine_on
 from tests.support.layers import LayerFactory
 from tests.support.proxy import Proxy
 from tests.support.schema import SCHEMA
@@ -121,7 +120,8 @@ async def test_what_has_ended_does_not_count(make_own_layer: LayerFactory, layer
 
 async def test_prefixes_and_schemas_stay_apart(make_own_layer: LayerFactory, layer_url: str) -> None:
     """Each layer sees its own."""
-    configs = ({}, {"prefix": "other"}, {"schema": SCHEMA}, {"schema": SCHEMA, "prefix": "other"})
+    configs: list[dict[str, Any]] = [{}, {"prefix": "other"}, {"schema": SCHEMA}]
+    configs.append({"schema": SCHEMA, "prefix": "other"})
     layers: list[Any] = [make_own_layer(**config) for config in configs]
     channels = [await layer.new_channel() for layer in layers]
     for layer, channel in zip(layers, channels, strict=True):
@@ -132,34 +132,6 @@ async def test_prefixes_and_schemas_stay_apart(make_own_layer: LayerFactory, lay
         assert await layer.groups_of(channel) == ["group"]
         assert [node.id for node in await layer.nodes()] == [layer.node]
         assert [await layer.groups_of(other) for other in channels if other != channel] == [[], [], []]
-
-
-async def test_the_statements_and_tables_are_the_host_s_to_use(make_own_layer: LayerFactory, layer_url: str) -> None:
-    """In queries of its own, on any driver, in its transaction."""
-    layer: Any = make_own_layer()
-    channel = await layer.new_channel()
-    await layer.group_add("group", channel)
-    await layer.group_add("group", "jobs")
-    hosts = layer.nodes_statement().subquery()
-    own = (
-        select(schema.membership.c.channel, hosts.c.host)
-        .join(hosts, hosts.c.id == schema.membership.c.node)
-        .where(schema.membership.c.group_name == "group")
-    )
-    expected = [channel, "jobs"] if channel < "jobs" else ["jobs", channel]
-    for driver in DRIVERS:
-        with engine_on(layer_url, driver) as engine, engine.connect() as connected:
-            assert connected.scalars(layer.group_channels_statement("group")).all() == expected
-            assert connected.scalar(layer.group_count_statement("group")) == 2
-            assert connected.scalars(layer.group_channels_statement("group").limit(1)).all() == expected[:1]
-            assert connected.scalars(layer.groups_of_statement(channel)).all() == ["group"]
-            assert connected.execute(own).all() == [(channel, socket.gethostname())]
-            assert LiveNode(*connected.execute(layer.nodes_statement()).one()).id == layer.node
-    for driver in ASYNC_DRIVERS:
-        async with async_engine_on(layer_url, driver) as async_engine, async_engine.connect() as connection:
-            assert (await connection.scalars(layer.group_channels_statement("group"))).all() == expected
-            assert (await connection.execute(own)).all() == [(channel, socket.gethostname())]
-            assert LiveNode(*(await connection.execute(layer.nodes_statement())).one()).id == layer.node
 
 
 async def test_names_are_checked(reader: Any) -> None:

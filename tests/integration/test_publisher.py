@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
-import psycopg2
+import psycopg2  # type: ignore[import-untyped] # It ships no types.
 import pytest
 from sqlalchemy import Column, Insert, Integer, MetaData, Select, Table, create_engine, insert, select, text
 from sqlalchemy.exc import ProgrammingError
@@ -21,10 +19,10 @@ from channels_pg_sa import ConfigurationError, Layer, MessageTooLarge, Publisher
 from tests.conformance.backends import KEY, Conversation
 from tests.conformance.backends import text as words
 from tests.support.databases import TestServer, query
-from tests.support.engines import ASYNC_DRIVERS, DRIVERS, async_engine_on, engine_on, sqlalchemy_url
+from tests.support.engines import ASYNC_DRIVERS, DRIVERS, async_engine_on, engine_on
 from tests.support.layers import LISTENER, LayerFactory, PostgresLayer
-from tests.support.processes import ROOT, environment
 from tests.support.schema import SCHEMA
+from tests.support.serializers import BACKWARDS_PATH, COMPRESSED_PATH
 from tests.support.waiting import eventually, let_pass
 
 TALK = Conversation(patience=10)
@@ -152,7 +150,7 @@ async def orders_seen_by_who_wakes(
 async def test_who_wakes_sees_what_was_committed(make_own_layer: LayerFactory, layer_url: str) -> None:
     """The row that the message is about is there; after a send past the transaction it is not."""
     query(layer_url, "CREATE TABLE orders (id int PRIMARY KEY)")
-    layer = make_own_layer()
+    layer: Any = make_own_layer()
     saved = {"type": "order.saved"}
 
     async def within(writer: AsyncConnection, channel: str) -> None:
@@ -168,7 +166,7 @@ async def test_who_wakes_sees_what_was_committed(make_own_layer: LayerFactory, l
 async def test_a_session_s_objects_and_messages_go_together(make_own_layer: LayerFactory, layer_url: str) -> None:
     """An object that was added is flushed before the commit, and so is there when the message is read."""
     query(layer_url, "CREATE TABLE orders (id serial PRIMARY KEY)")
-    layer = make_own_layer()
+    layer: Any = make_own_layer()
     channel = await member(layer)
     with engine_on(layer_url) as engine, Session(engine) as opened:
         order = Order()
@@ -280,8 +278,13 @@ async def test_an_engine_is_the_service_s_own(make_layer: LayerFactory, shared_u
 
 @pytest.mark.parametrize(
     "config",
-    [{"serializer": "json"}, {"symmetric_encryption_keys": [KEY]}, {"schema": SCHEMA}],
-    ids=["json", "encrypted", "schema"],
+    [
+        {"serializer": "json"},
+        {"serializer": COMPRESSED_PATH},
+        {"symmetric_encryption_keys": [KEY]},
+        {"schema": SCHEMA},
+    ],
+    ids=["json", "own", "encrypted", "schema"],
 )
 @pytest.mark.parametrize("carried", ["url", "engine"])
 async def test_a_publisher_is_configured_as_the_layer(
@@ -303,6 +306,28 @@ async def test_a_publisher_is_configured_as_the_layer(
     assert await TALK.take(layer, channel, 4) == [BIG] * 4
     assert await TALK.is_empty(other, "jobs")
     assert await TALK.next(layer, "jobs") == BIG
+
+
+@pytest.mark.parametrize("serializer", ["msgpack", "json", BACKWARDS_PATH])
+@pytest.mark.parametrize("carried", ["url", "engine"])
+async def test_only_a_layer_with_the_same_serializer_reads_one_s_own(
+    make_layer: LayerFactory, shared_url: str, prefix: str, carried: str, serializer: str
+) -> None:
+    """Any other drops what it cannot read, counts it, and gives what comes after."""
+    same, other = make_layer(serializer=COMPRESSED_PATH), make_layer(serializer=serializer)
+    channels = [await member(layer) for layer in (same, other)]
+    async with async_engine_on(shared_url) as engine:
+        where: dict[str, Any] = {"url": shared_url} if carried == "url" else {"engine": engine}
+        publisher = Publisher(**where, prefix=prefix, serializer=COMPRESSED_PATH)
+        await publisher.group_send("group", BIG)
+        for channel in channels:
+            await publisher.send(channel, BIG)
+        await publisher.close()
+    for channel in channels:
+        await make_layer().send(channel, words(1))
+    assert await TALK.take(same, channels[0], 3) == [BIG, BIG, words(1)]
+    assert await TALK.next(other, channels[1]) == words(1)
+    assert (same.counters["undecodable"], other.counters["undecodable"]) == (0, 2)
 
 
 async def test_how_long_a_message_may_wait(make_own_layer: LayerFactory, layer_url: str) -> None:
@@ -449,62 +474,6 @@ async def test_missing_tables(database_url: str) -> None:
     async with async_engine_on(database_url) as engine:
         with pytest.raises(ProgrammingError, match="channels_pg_sa_message"):
             await Publisher(engine=engine).send("jobs", {})
-
-
-PROGRAM = """
-import asyncio, sys
-
-BLOCKED = {"django", "channels", "asgiref", "daphne"}
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"{name} is not here", name=name)
-
-sys.meta_path.insert(0, Block())
-
-import channels_pg_sa
-from channels_pg_sa import Layer, Publisher, cli, migrate, schema
-from sqlalchemy import create_engine
-
-url, engine_url = sys.argv[1:]
-
-async def main():
-    layer = Layer(url=url)
-    channel = await layer.new_channel()
-    await layer.group_add("group", channel)
-    publisher = Publisher(url=url)
-    await publisher.send(channel, {"number": 1})
-    await publisher.group_send("group", {"number": 2})
-    engine = create_engine(engine_url)
-    other = Publisher(engine=engine)
-    await other.send(channel, {"number": 3})
-    with engine.begin() as connection:
-        connection.execute(other.group_send_statement("group", {"number": 4}))
-    engine.dispose()
-    print([(await layer.receive(channel))["number"] for _ in range(4)], await publisher.group_count("group"))
-    await publisher.close()
-    await layer.close()
-
-migrate.check(url)
-asyncio.run(main())
-assert not BLOCKED & {name.partition(".")[0] for name in sys.modules}
-"""
-
-
-@pytest.mark.processes
-def test_without_django_and_channels(layer_url: str) -> None:
-    """Where neither can be imported, all of this works."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM, layer_url, sqlalchemy_url(layer_url).render_as_string(False)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.stdout, done.stderr) == ("[1, 2, 3, 4] 1\n", "")
 
 
 def test_the_layer_makes_the_same_statements(shared_url: str) -> None:

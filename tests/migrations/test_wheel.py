@@ -5,27 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from channels_pg_sa import migrate
 from channels_pg_sa.schema import REVISION
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.processes import ROOT
+from tests.support.wheel import unpack_wheel
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the unpacked wheel, built from this repository."""
-    built = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=50)
-    (wheel,) = built.glob("*.whl")
     site = tmp_path_factory.mktemp("site")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    unpack_wheel(tmp_path_factory.mktemp("wheel"), site)
     return site
 
 
