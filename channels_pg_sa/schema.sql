@@ -130,6 +130,7 @@ DECLARE
     missing constant text := CASE WHEN name IS NULL THEN kind WHEN message IS NULL THEN 'message'
         WHEN prefix IS NULL THEN 'prefix' WHEN expiry IS NULL THEN 'expiry' END;
     content text;
+    unreadable text;
     payload bytea;
 BEGIN
     IF missing IS NOT NULL THEN
@@ -152,6 +153,25 @@ BEGIN
             HINT = 'A consumer needs an object with a "type": {"type": "chat.message", ...}.';
     END IF;
     content := message;
+    -- What cannot be at fault is not walked through: 101 arrays or objects have as many pairs of brackets.
+    IF length(content) > 200 AND jsonb_path_exists(
+        message, 'strict $.**{101} ? (@.type() == "object" || @.type() == "array")')
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'message is nested more than 100 deep',
+            HINT = 'Store what is so deep, and send where it is.';
+    END IF;
+    IF content ~ '[0-9]{19}' THEN
+        SELECT found.number INTO unreadable
+        FROM jsonb_path_query(message,
+            'strict $.** ? (@ > 9223372036854775807 || @ < -9223372036854775808)') found (number)
+        WHERE strpos(found.number::text, '.') = 0 OR abs(found.number::numeric) >= 1.8e308;
+        IF FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = 'message has an integer of more than 64 bits or a number over 1.8e308: '
+                    || left(unreadable, 40),
+                HINT = 'Send it as a string.';
+        END IF;
+    END IF;
     payload := convert_to(content, 'UTF8');
     IF position(mark IN payload) > 0 AND octet_length(payload) <= 16777216 THEN
         payload := convert_to(regexp_replace(
@@ -245,7 +265,7 @@ $routine$,
 'ALTER TABLE @.channels_pg_sa_message ALTER COLUMN payload SET STORAGE EXTERNAL'
 
     ] LOOP
-        EXECUTE replace(routine, '@', quote_ident(current_schema()));
+        EXECUTE replace(routine, '@.channels', quote_ident(current_schema()) || '.channels');
     END LOOP;
 END
 $install$;

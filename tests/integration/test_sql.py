@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from channels_pg_sa.codec import MAX_BYTES
+from channels_pg_sa.codec import MAX_BYTES, MessageCodec
 from channels_pg_sa.config import Settings
 from channels_pg_sa.names import check_channel, check_group, recipient_of
 from tests.conformance.backends import Conversation, text
@@ -260,6 +260,83 @@ def test_a_wrong_argument_is_told_with_a_hint(
     with pytest.raises(error, match=said) as caught:
         connection.execute(f"SELECT {function}({arguments})".encode())
     assert caught.value.diag.message_hint
+
+
+def nested(depth: int, kind: type) -> Any:
+    """An array or object within another, so many times over."""
+    value: Any = kind()
+    for _ in range(depth - 1):
+        value = [value] if kind is list else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (nested(100, list), None),
+        (nested(101, list), "nested more than 100 deep"),
+        (nested(100, dict), None),
+        (nested(101, dict), "nested more than 100 deep"),
+        ([[]] * 1000, None),
+        ("[{" * 1000, None),
+        (2**63 - 1, None),
+        (2**63, "integer of more than 64 bits .*: 9223372036854775808\n"),
+        (-(2**63), None),
+        (-(2**63) - 1, "integer of more than 64 bits .*: -9223372036854775809\n"),
+        ([{"a": 10**4000}], "integer of more than 64 bits .*: 10{39}\n"),
+        ("9" * 30, None),
+        ({"9" * 30: "9" * 30}, None),
+        (-0.1, None),
+        (1e-300, None),
+    ],
+    ids=[
+        "arrays 100",
+        "arrays 101",
+        "objects 100",
+        "objects 101",
+        "many arrays",
+        "brackets in a text",
+        "largest",
+        "too large",
+        "smallest",
+        "too small",
+        "huge",
+        "digits in a text",
+        "digits in a key",
+        "fraction",
+        "tiny",
+    ],
+)
+@pytest.mark.parametrize("function", [SEND, GROUP_SEND])
+async def test_what_a_message_may_hold_is_as_for_the_layer(
+    make_own_layer: LayerFactory, layer_url: str, function: str, value: Any, said: str | None
+) -> None:
+    """What the layer's own send refuses is refused here, to the sender; everything else arrives as it was."""
+    layer = make_own_layer()
+    ((_, channel),) = await members(layer)
+    sent = function, ("group" if function == GROUP_SEND else channel, Jsonb({"value": value}))
+    if said is not None:
+        with pytest.raises(TypeError, match=r"deep|64 bits"):
+            MessageCodec().encode({"value": value})
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=said) as caught:
+            query(layer_url, *sent)
+        assert caught.value.diag.message_hint
+    else:
+        MessageCodec().encode({"value": value})
+        query(layer_url, *sent)
+        assert await TALK.next(layer, channel) == {"value": value}
+
+
+@pytest.mark.parametrize(("number", "passes"), [("1.7e308", True), ("-1.9e308", False), ("1.5", True)])
+def test_a_number_no_float_can_hold_is_refused(connection: psycopg.Connection[Any], number: str, passes: bool) -> None:
+    """The database has numbers without end; a consumer would read infinity."""
+    statement = f"SELECT channels_pg_sa_send('a', jsonb_build_object('a', {number} + 0.5))".encode()
+    if passes:
+        connection.execute(statement)
+    else:
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"a number over 1\.8e308: -1") as caught:
+            connection.execute(statement)
+        assert caught.value.diag.message_hint
 
 
 @pytest.mark.parametrize("function", ["channels_pg_sa_send", "channels_pg_sa_group_send"])
