@@ -11,8 +11,8 @@ from sqlalchemy.sql import Executable, Select
 
 from . import host_statements as statements
 from .config import Settings
-from .host_statements import tables
 from .names import check_channel, check_group
+from .schema import tables
 
 Rows = Sequence[Sequence[Any]]
 

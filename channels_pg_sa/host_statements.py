@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import functools
-from dataclasses import dataclass
 
 from sqlalchemy import (
     Insert,
     Interval,
     LargeBinary,
-    MetaData,
     Table,
     Text,
     and_,
@@ -26,29 +23,8 @@ from sqlalchemy import (
 from sqlalchemy.sql import ColumnElement, Select
 
 from .names import node_of, recipient_of
-from .schema import membership, message, node
+from .schema import Tables
 from .statements import CLOCK, MESSAGE, NO_NODE, next_node_of, queue_of
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """The tables that programs write to and read on connections of their own."""
-
-    message: Table
-    membership: Table
-    node: Table
-
-
-@functools.cache
-def tables(schema: str | None) -> Tables:
-    """Return the tables in a PostgreSQL schema; None leaves it to the connection's search_path.
-
-    The name is in the tables, because a connection's own schema_translate_map would overrule a statement's.
-    """
-    if schema is None:
-        return Tables(message, membership, node)
-    metadata = MetaData()
-    return Tables(*(table.to_metadata(metadata, schema=schema) for table in (message, membership, node)))
 
 
 def insert_message(there: Tables, *, prefix: str, channel: str, payload: bytes, expiry: dt.timedelta) -> Insert:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import (
@@ -97,6 +99,34 @@ installation = Table(
     PrimaryKeyConstraint("single"),
     CheckConstraint("single", name="one_row"),
 )
+
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables in one schema, for queries."""
+
+    message: Table
+    membership: Table
+    node: Table
+    installation: Table
+
+
+@functools.cache
+def tables(schema: str | None) -> Tables:
+    """Return the tables in a PostgreSQL schema, to be read in queries of the host's own; not to be created from.
+
+    The name is in the tables, because a connection's own schema_translate_map would overrule a statement's.
+
+    Args:
+        schema: as in CONFIG; None leaves it to the connection's search_path, as the tables of this module do.
+    """
+    originals = message, membership, node, installation
+    if schema is None:
+        return Tables(*originals)
+    elsewhere = MetaData(naming_convention=NAMING)
+    return Tables(*(table.to_metadata(elsewhere, schema=schema) for table in originals))
+
 
 _SQL = Path(__file__).with_name("schema.sql")
 

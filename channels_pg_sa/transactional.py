@@ -10,9 +10,10 @@ from sqlalchemy import Insert
 
 from .codec import Message, MessageCodec
 from .config import Settings
-from .host_statements import insert_group_message, insert_message, tables
+from .host_statements import insert_group_message, insert_message
 from .names import check_channel, check_group, recipient_of
 from .queries import compiled
+from .schema import tables
 
 
 class TransactionalSends:

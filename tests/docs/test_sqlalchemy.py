@@ -7,15 +7,16 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import ProgrammingError, UnboundExecutionError
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from channels_pg_sa import LiveNode, Publisher
+from channels_pg_sa import LiveNode, Publisher, schema
 from tests.conformance.backends import Conversation, text
 from tests.support.databases import query
 from tests.support.engines import engine_on, sqlalchemy_url
 from tests.support.layers import LayerFactory
-from tests.support.markdown import blocks, run_async
+from tests.support.markdown import blocks, run, run_async
 
 PAGE = "sqlalchemy.md"
 TALK = Conversation(patience=10)
@@ -49,6 +50,29 @@ async def test_the_code_runs(make_own_layer: LayerFactory, layer_url: str) -> No
     await run_async(own, names)
     assert names["rows"].all() == [(1, 2)]
     await names["engine"].dispose()
+
+
+def test_the_tables_of_a_schema(layer_url: str) -> None:
+    """They show what is there and nothing of the tables outside."""
+    names: dict[str, Any] = {"select": select}
+    (code,) = blocks(PAGE, "The tables")
+    run(code, names)
+    publishers = Publisher(url=layer_url), Publisher(url=layer_url, schema="tenant")
+    for channel, publisher in zip(("outside", "inside"), publishers, strict=True):
+        publisher.send_sync(channel, text(1))
+        publisher.close_sync()
+    with engine_on(layer_url) as engine, engine.connect() as connection:
+        assert connection.execute(names["unread"]).all() == [("inside", 1)]
+        outside = select(schema.tables(None).message.c.channel)
+        assert connection.scalars(outside).all() == ["outside"]
+        for name in ("message", "membership", "node", "installation"):
+            table, original = getattr(schema.tables("tenant"), name), getattr(schema, name)
+            assert (table.schema, table.name, table.columns.keys()) == (
+                "tenant",
+                original.name,
+                original.columns.keys(),
+            )
+        assert connection.scalar(select(schema.tables("tenant").installation.c.revision)) == schema.REVISION
 
 
 async def value(expression: str, names: dict[str, Any]) -> Any:
