@@ -88,15 +88,28 @@ def demo(session: nox.Session) -> None:
     session.run("python", "examples/chat/run.py", *session.posargs)
 
 
-@nox.session
-def examples(session: nox.Session) -> None:
-    """Run an example, `nox -s examples -- orders`, feed or celery; with --check drive it and report instead."""
-    names = sorted(path.parent.name for path in Path("examples").glob("*/__main__.py"))
-    if not session.posargs or session.posargs[0] not in names:
-        session.error(f"Say which one: nox -s examples -- {'|'.join(names)}")
+def example(session: nox.Session) -> None:
+    """Run the example that is called as its session is."""
     install(session, "examples")
-    name, *options = session.posargs
-    session.run("python", "-m", f"examples.{name}", *options)
+    session.run("python", "-m", f"examples.{session.name}", *session.posargs)
+
+
+@nox.session
+def orders(session: nox.Session) -> None:
+    """Run FastAPI and Django side by side, with sends in the transactions of both; `-- --check` drives it."""
+    example(session)
+
+
+@nox.session
+def feed(session: nox.Session) -> None:
+    """Run a page that a trigger of a plain table feeds; `-- --check` drives it."""
+    example(session)
+
+
+@nox.session
+def celery(session: nox.Session) -> None:
+    """Run a Celery task whose progress a page shows; `-- --check` drives it."""
+    example(session)
 
 
 @nox.session
