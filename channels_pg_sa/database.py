@@ -11,7 +11,7 @@ import select
 import socket
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +169,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        options = {**POOL_DEFAULTS, **settings.pool}
+        options = _sized(settings.pool)
         self._own_configure = options.pop("configure", None)
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             connection_class=CleanConnection,
@@ -354,6 +354,14 @@ class Database:
             connection.prepare_threshold = None
         else:
             await connection.execute(SETTINGS)
+
+
+def _sized(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a pool's options by ours: the largest size never stays below a smallest one that stands alone."""
+    options = {**POOL_DEFAULTS, **given}
+    if "max_size" not in given or (options["max_size"] is None and options["min_size"] == 0):
+        options["max_size"] = max(options["min_size"], POOL_DEFAULTS["max_size"])
+    return options
 
 
 async def is_pooled(connection: Connection) -> bool:
