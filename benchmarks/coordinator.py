@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.peers import Peer, Place
 from benchmarks.peers.base import port_of
 from benchmarks.results import Result, conclude
-from benchmarks.scenarios import BlockingSender, Joiner, Pinger, QueueWorker, Receiver, Role, Scenario, Sender
+from benchmarks.scenarios import BlockingSender, Joiner, Pinger, QueueWorker, Role, Scenario, Sender
 from benchmarks.system import family_cpu_seconds, listening_process, machine_cpu_seconds
 from benchmarks.worker import Account, Part, work
 
@@ -79,7 +79,7 @@ class Case:
         self._peer = peer
         secret = uuid.uuid4().hex if scenario.encrypted else None
         self._place = Place(url, f"bench{uuid.uuid4().hex[:12]}", secret)
-        self._seconds = seconds
+        self._seconds = seconds * scenario.stretch
         self._workers: list[Worker] = []
 
     def run(self) -> Result:
@@ -131,8 +131,7 @@ class Case:
     def _channels_to_warm(self) -> int:
         # One of several competing workers is enough: a layer may well favour one of them.
         workers = any(isinstance(role, QueueWorker) for role in self._scenario.roles)
-        channels = sum(role.channels for role in self._scenario.roles if isinstance(role, Receiver))
-        return channels + workers
+        return self._scenario.channels + workers
 
     def _warmed(self) -> int:
         return sum(worker.part.warmed.value for worker in self._workers)

@@ -65,6 +65,7 @@ _COLUMNS = (
     _Column("p50 ms", lambda result: _fine(result.p50_ms)),
     _Column("p99 ms", lambda result: _fine(result.p99_ms)),
     _Column("last member p50 ms", lambda result: _fine(result.last_p50_ms)),
+    _Column("last member p99 ms", lambda result: _fine(result.last_p99_ms)),
     _Column("call p50 ms", lambda result: _fine(result.call_p50_ms)),
     _Column("bytes each", lambda result: _whole(result.bytes_each)),
     _Column("of empty calls", lambda result: _fine(result.of_empty_calls)),
@@ -168,6 +169,8 @@ def _versions(outcome: Outcome) -> dict[str, str]:
         "channels_rabbitmq",
         "psycopg",
         "redis",
+        "uvicorn",
+        "websockets",
     )
     found = {"PostgreSQL": outcome.postgres} if outcome.postgres else {}
     for name in names:

@@ -16,7 +16,8 @@ from benchmarks.worker import Account
 class Result:
     """One peer in one scenario, once or as the median of its repetitions.
 
-    `last_p50_ms` is from a group send to its last member's receive; `call_p50_ms` is how long the sending call took.
+    `last_p50_ms` and `last_p99_ms` are from a group send to its last member's receive; `call_p50_ms` is how long the
+    sending call took.
     `of_empty_calls` is the rate divided by that of async_to_sync calls that do nothing. CPU is in seconds for each
     1,000 messages delivered. `other_cores` is how many cores other programs kept busy. `error` says why there are no
     numbers.
@@ -28,6 +29,7 @@ class Result:
     p50_ms: float | None = None
     p99_ms: float | None = None
     last_p50_ms: float | None = None
+    last_p99_ms: float | None = None
     call_p50_ms: float | None = None
     bytes_each: float | None = None
     of_empty_calls: float | None = None
@@ -64,6 +66,7 @@ def conclude(
     missing = 0 if scenario.metric == "bytes_each" else lost(sent, scenario.fan_out, unique)
     seconds = max(report.finished for report in reports if report.received) - started if unique else 0.0
     rate = unique / seconds if seconds else None
+    lasts = _last_after_first(reports)
     latencies = [latency for report in reports for latency in report.latencies]
     calls = [call for report in reports for call in report.calls]
     cpu = sum(account.cpu_seconds for account in accounts)
@@ -73,7 +76,8 @@ def conclude(
         rate=rate,
         p50_ms=milliseconds(latencies, 0.50),
         p99_ms=milliseconds(latencies, 0.99),
-        last_p50_ms=milliseconds(_last_after_first(reports), 0.50),
+        last_p50_ms=milliseconds(lasts, 0.50),
+        last_p99_ms=milliseconds(lasts, 0.99),
         call_p50_ms=milliseconds(calls, 0.50),
         bytes_each=next((report.bytes_each for report in reports if report.bytes_each is not None), None),
         of_empty_calls=next((rate / report.empty_calls for report in reports if report.empty_calls and rate), None),

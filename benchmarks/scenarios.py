@@ -83,12 +83,30 @@ class Idler:
     channels: int
 
 
-Role = Receiver | QueueWorker | Sender | BlockingSender | Pinger | Echo | Joiner | Idler
+@dataclass(frozen=True, slots=True)
+class WebServer:
+    """Serve `clients` WebSockets with Uvicorn; the consumer of each is in `group` and forwards what it gets."""
+
+    clients: int
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class WebClients:
+    """Open `clients` WebSockets to the server and read them: a process that has no layer."""
+
+    clients: int
+
+
+Role = Receiver | QueueWorker | Sender | BlockingSender | Pinger | Echo | Joiner | Idler | WebServer | WebClients
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One line of the table: roles (a process each), the needs of the scenario and the number it is about."""
+    """One line of the table: roles (a process each), the needs of the scenario and the number it is about.
+
+    It sends `stretch` times as long as the others.
+    """
 
     name: str
     title: str
@@ -99,11 +117,13 @@ class Scenario:
     encrypted: bool = False
     memberships: int = 0
     quick: bool = True
+    stretch: float = 1.0
 
     @property
     def channels(self) -> int:
-        """Return how many channels the receivers of this scenario open together."""
-        return sum(role.channels for role in self.roles if isinstance(role, Receiver))
+        """Return how many channels the receivers of this scenario open together; a WebSocket's consumer has one."""
+        direct = sum(role.channels for role in self.roles if isinstance(role, Receiver))
+        return direct + sum(role.clients for role in self.roles if isinstance(role, WebClients))
 
 
 def _needs(*needs: Need) -> frozenset[Need]:
@@ -136,6 +156,19 @@ def _paced(scenario: Scenario, per_second: int) -> Scenario:
         title=f"{scenario.title}, {per_second} a second",
         roles=(*receivers, replace(sender, every=1 / per_second)),
         metric="last_p50_ms",
+    )
+
+
+def behind_uvicorn(clients: int, *, every: float = 1.0) -> Scenario:
+    """Return the scenario of one Uvicorn and `clients` WebSockets that all get a broadcast, one in `every` seconds."""
+    return Scenario(
+        f"uvicorn_{clients}",
+        f"Uvicorn with {clients:,} WebSocket clients, a broadcast every {every:g} s",
+        (WebServer(clients, group="room"), WebClients(clients), Sender(group="room", every=every)),
+        _needs("direct", "group"),
+        metric="last_p50_ms",
+        fan_out=clients,
+        stretch=5.0,
     )
 
 
@@ -179,6 +212,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     _paced(_GROUP_4X250, 10),
     _group(1, 5_000, 100),
     _group(8, 1_250, 60),
+    behind_uvicorn(500),
     Scenario(
         "queue_4",
         "4 workers on one normal channel",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,15 @@ def resident_bytes() -> int:
     """Return the resident memory of this process."""
     pages = int((_PROC / "self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def allow_open_files(wanted: int) -> None:
+    """Let this process have `wanted` open files; raise RuntimeError where the system's limit forbids it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != hard < wanted:
+        raise RuntimeError(f"it needs {wanted} open files in a process and may have {hard}; raise that: ulimit -Hn")
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def machine_cpu_seconds() -> float:

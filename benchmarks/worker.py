@@ -18,7 +18,7 @@ from asgiref.sync import async_to_sync
 from benchmarks.actors import WARM, Actor, Counter, Report, Stage, act
 from benchmarks.peers import PEERS, Place
 from benchmarks.peers.base import port_of
-from benchmarks.scenarios import BlockingSender, Role
+from benchmarks.scenarios import BlockingSender, Role, WebClients
 from benchmarks.system import connections_to, sleep_until
 
 _CLOSE_SECONDS = 10.0
@@ -34,6 +34,11 @@ class Part:
     seconds: float
     warmed: Counter
     received: Counter
+
+    @property
+    def needs_layer(self) -> bool:
+        """Return False for a process of mere clients: a layer there would cost what no client of a server pays."""
+        return not all(isinstance(role, WebClients) for role in self.roles)
 
 
 @dataclass
@@ -105,15 +110,22 @@ class _Looped:
         self._actors: list[Actor] = []
 
     async def serve(self) -> None:
-        layer = self._peer.build(self._part.place)
-        await self._peer.open(layer)
+        layer = await self._open() if self._part.needs_layer else None
         for role in self._part.roles:
             stage = Stage(layer, self._part.seconds, self._part.warmed, self._part.received)
             self._actors.append(act(role, stage))
         while (order := await self._order())[0] != "close":
             self._link.send(("done", await self._obey(*order)))
-        await asyncio.wait_for(self._peer.close(layer), _CLOSE_SECONDS)
+        for actor in self._actors:
+            await actor.close()
+        if layer is not None:
+            await asyncio.wait_for(self._peer.close(layer), _CLOSE_SECONDS)
         self._link.send(("done", None))
+
+    async def _open(self) -> Any:
+        layer = self._peer.build(self._part.place)
+        await self._peer.open(layer)
+        return layer
 
     async def _order(self) -> Any:
         loop = asyncio.get_running_loop()
@@ -128,7 +140,7 @@ class _Looped:
             return [name for actor in self._actors for name in await actor.prepare()]
         if order == "targets":
             for actor in self._actors:
-                actor.stage.targets = value
+                await actor.meet(value)
         elif order == "warm":
             await asyncio.gather(*(actor.warm() for actor in self._actors))
         elif order == "run":

@@ -7,7 +7,19 @@ from benchmarks.actors.members import Idling, Joining
 from benchmarks.actors.rally import Echoing, Pinging
 from benchmarks.actors.readers import Reading
 from benchmarks.actors.senders import Sending
-from benchmarks.scenarios import Echo, Idler, Joiner, Pinger, QueueWorker, Receiver, Role, Sender
+from benchmarks.actors.web import Serving, Visiting
+from benchmarks.scenarios import (
+    Echo,
+    Idler,
+    Joiner,
+    Pinger,
+    QueueWorker,
+    Receiver,
+    Role,
+    Sender,
+    WebClients,
+    WebServer,
+)
 
 __all__ = ["WARM", "Actor", "Counter", "Report", "Stage", "act"]
 
@@ -27,4 +39,8 @@ def act(role: Role, stage: Stage) -> Actor:
             return Joining(stage, role)
         case Idler():
             return Idling(stage, role)
+        case WebServer():
+            return Serving(stage, role)
+        case WebClients():
+            return Visiting(stage, role)
     raise TypeError(f"{role} does not run in an event loop")

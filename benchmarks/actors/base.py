@@ -72,6 +72,10 @@ class Actor:
         """Open channels and start reading; return the names others may send to."""
         return []
 
+    async def meet(self, targets: list[str]) -> None:
+        """Learn the names that all actors have returned from `prepare`."""
+        self.stage.targets = targets
+
     async def warm(self) -> None:
         """Send something through each way that will be used."""
 
@@ -85,6 +89,9 @@ class Actor:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=HANG_SECONDS)
         return self.report
+
+    async def close(self) -> None:
+        """End what others may have used until they stopped; the layer is still open."""
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.add(asyncio.ensure_future(work))
