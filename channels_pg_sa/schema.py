@@ -101,7 +101,6 @@ installation = Table(
 )
 
 
-
 @dataclass(frozen=True, slots=True)
 class Tables:
     """The tables in one schema, for queries."""
