@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from tests.support.databases import TestServer
 from tests.support.layers import Message, PostgresLayer
 from tests.support.proxy import Proxy
 from tests.support.temp_postgres import TempPostgres
+from tests.support.waiting import eventually_async
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
@@ -93,6 +96,7 @@ class Tally:
         self.sent: list[tuple[str, int]] = []
         self.perhaps: set[tuple[str, int]] = set()
         self.received: defaultdict[str, list[int]] = defaultdict(list)
+        self._came: set[tuple[str, int]] = set()
 
     async def send(self, sender: str, number: int, send: Callable[[Message], Any]) -> None:
         """Send one message; again, if it certainly was not sent."""
@@ -113,6 +117,7 @@ class Tally:
     def receive(self, message: Message) -> None:
         """Note a message."""
         self.received[message["sender"]].append(message["number"])
+        self._came.add((message["sender"], message["number"]))
 
     async def read(self, layer: PostgresLayer, channel: str) -> None:
         """Note what a channel gets, until cancelled."""
@@ -122,8 +127,16 @@ class Tally:
     @property
     def lost(self) -> list[tuple[str, int]]:
         """What was sent and has not come."""
-        came = {(sender, number) for sender, numbers in self.received.items() for number in numbers}
-        return sorted(set(self.sent) - came)
+        return sorted(set(self.sent) - self._came)
+
+    async def settle(self) -> None:
+        """Wait until nothing is lost, or nothing has come for a while: a busy machine needs its time for thousands."""
+        with contextlib.suppress(AssertionError):
+            while not self._came.issuperset(self.sent):
+                await eventually_async(functools.partial(self._has_more_than, len(self._came)), within=PATIENCE)
+
+    async def _has_more_than(self, count: int) -> bool:
+        return len(self._came) > count
 
     @property
     def twice(self) -> list[tuple[str, int]]:
