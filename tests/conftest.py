@@ -25,7 +25,7 @@ _numbers = itertools.count(1)
 
 
 MARKERS = (
-    "in_memory_breaks(reason): InMemoryChannelLayer breaks the rule of this test, and must fail it",
+    "in_memory_breaks(reason, broken): InMemoryChannelLayer breaks the rule of this test, and if so must fail it",
     "not_in_memory(reason): the rule of this test means nothing in InMemoryChannelLayer",
     "processes: starts processes, and so gets more time",
 )

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import channels
 import pytest
 from channels.layers import InMemoryChannelLayer
+from packaging.version import Version
 
 from tests.support.layers import Layer, LayerFactory, Message
 from tests.support.schema import SCHEMA
@@ -45,9 +47,15 @@ OURS = (
 )
 
 
-def in_memory_breaks(reason: str) -> pytest.MarkDecorator:
-    """Declare that InMemoryChannelLayer breaks the rule of this test: there the test must fail, and here is why."""
-    return pytest.mark.in_memory_breaks(reason)
+def in_memory_breaks(reason: str, before: str | None = None) -> pytest.MarkDecorator:
+    """Declare that InMemoryChannelLayer breaks the rule of this test: there the test must fail, and here is why.
+
+    Args:
+        reason: what it does instead.
+        before: the version of Channels that keeps the rule, if one does.
+    """
+    broken = before is None or Version(channels.__version__) < Version(before)
+    return pytest.mark.in_memory_breaks(reason, broken)
 
 
 def not_in_memory(reason: str) -> pytest.MarkDecorator:

@@ -16,8 +16,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     definition = metafunc.definition
     parameters = [pytest.param(backend, id=backend.name) for backend in OURS]
     if not definition.get_closest_marker("not_in_memory"):
-        broken = definition.get_closest_marker("in_memory_breaks")
-        marks = [pytest.mark.xfail(reason=broken.args[0], strict=True)] if broken else []
+        breaks = definition.get_closest_marker("in_memory_breaks")
+        reason, broken = breaks.args if breaks else ("", False)
+        marks = [pytest.mark.xfail(reason=reason, strict=True)] if broken else []
         parameters.insert(0, pytest.param(IN_MEMORY, id=IN_MEMORY.name, marks=marks))
     metafunc.parametrize("backend", parameters)
 

@@ -74,6 +74,7 @@ async def test_no_capacity_for_one_channel_leaves_others_open(make: Maker, talk:
     assert await talk.next(layer, "empty") == text(7)
 
 
+@in_memory_breaks("it looks at `capacity` alone", before="4.2")
 async def test_capacity_by_glob(make: Maker) -> None:
     """`channel_capacity` sets it by name, and the first match counts."""
     layer = make_with_patterns(make, {"http.*": 1, "http.request": 3, "big-?": 2})
@@ -83,6 +84,7 @@ async def test_capacity_by_glob(make: Maker) -> None:
             await layer.send(channel, text(9))
 
 
+@in_memory_breaks("it looks at `capacity` alone", before="4.2")
 async def test_capacity_by_regex(make: Maker) -> None:
     """A compiled expression stands for itself."""
     layer = make_with_patterns(make, {re.compile(r"^jobs-\d+$"): 1, re.compile(r"^specific\.[^!]*!"): 2})

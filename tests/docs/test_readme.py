@@ -47,7 +47,7 @@ def project(tmp_path: Path, database_url: str) -> Path:
         "HOST": facts.get("host", ""),
         "PORT": facts.get("port", ""),
     }
-    more = f'DATABASES = {{"default": {entry!r}}}\nSECRET_KEY = "readme"\n'
+    more = f'DATABASES = {{"default": {entry!r}}}\nSECRET_KEY = "readme"\nUSE_TZ = True\n'
     (tmp_path / "settings.py").write_text(SETTINGS + more, encoding="utf-8")
     return tmp_path
 
