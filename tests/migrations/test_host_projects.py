@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,18 @@ with engine.connect() as connection:
 {configure}
     with context.begin_transaction():
         context.run_migrations()
+"""
+INVOICES = """
+Table("invoices", Base.metadata, Column("id", Integer, primary_key=True), Column("number", Integer, index=True),
+    Column("total", Integer), schema="tenant")
+"""
+EXTRA = """
+Table("channels_pg_sa_extra", Base.metadata, Column("id", Integer, primary_key=True), Column("note", Text),
+    schema={place!r})
+"""
+COPY = """
+from channels_pg_sa import schema
+schema.node.to_metadata(Base.metadata, schema={place!r})
 """
 TEMPLATE = """
 from alembic import op
@@ -131,6 +144,90 @@ def test_without_the_filter_ours_would_be_dropped(host: Callable[[str], Host], d
     project = host("context.configure(connection=connection, target_metadata=Base.metadata)")
     migrate.upgrade(database_url)
     assert "op.drop_table('channels_pg_sa_message')" in project.autogenerate().read_text(encoding="utf-8")
+
+
+def with_schemas(models: str) -> str:
+    """The documented env.py of a project that also has tables elsewhere than in public."""
+    (configure,) = blocks(PAGE, BESIDE)
+    documented = "include_object=include_object"
+    assert documented in configure
+    return models + configure.replace(documented, f"{documented}, include_schemas=True")
+
+
+@pytest.mark.parametrize("places", [(None,), ("tenant",), (None, "tenant")], ids=["public", "tenant", "both"])
+def test_a_project_that_compares_all_schemas(
+    host: Callable[[str], Host], database_url: str, places: tuple[str | None, ...]
+) -> None:
+    """Wherever ours are, none of them is proposed, and all that is the project's own still is."""
+    query(database_url, "CREATE SCHEMA tenant")
+    for place in places:
+        migrate.upgrade(database_url, schema=place)
+    project = host(with_schemas(INVOICES))
+    written = project.autogenerate().read_text(encoding="utf-8")
+    assert "op.create_table('orders'" in written
+    assert "op.create_table('invoices'" in written
+    assert "channels_pg_sa_" not in written
+    project.upgrade()
+    project.check()
+    query(database_url, "ALTER TABLE tenant.invoices DROP COLUMN total")
+    query(database_url, "DROP INDEX tenant.ix_tenant_invoices_number")
+    query(database_url, "CREATE TABLE tenant.receipts (id int PRIMARY KEY)")
+    written = project.autogenerate().read_text(encoding="utf-8")
+    assert "op.add_column('invoices', sa.Column('total'" in written
+    assert "op.create_index(op.f('ix_tenant_invoices_number'), 'invoices'" in written
+    assert "op.drop_table('receipts', schema='tenant')" in written
+    assert "channels_pg_sa_" not in written
+    project.upgrade()
+    project.check()
+    for place in places:
+        migrate.check(database_url, schema=place)
+
+
+@pytest.mark.parametrize("place", [None, "tenant"], ids=["public", "tenant"])
+def test_a_table_of_theirs_that_is_called_nearly_as_ours(
+    host: Callable[[str], Host], database_url: str, place: str | None
+) -> None:
+    """It is theirs as long as their models have it: made, compared to its last column and index, and ours are not."""
+    query(database_url, "CREATE SCHEMA tenant")
+    migrate.upgrade(database_url, schema=place)
+    project = host(with_schemas(EXTRA.format(place=place)))
+    written = project.autogenerate().read_text(encoding="utf-8")
+    assert "op.create_table('channels_pg_sa_extra'" in written
+    assert not [table for table in (*schema.metadata.tables, migrate.VERSION_TABLE) if table in written]
+    project.upgrade()
+    project.check()
+    of_theirs = f"{place or 'public'}.channels_pg_sa_extra"
+    query(database_url, f"ALTER TABLE {of_theirs} DROP COLUMN note, ADD COLUMN old int")
+    query(database_url, f"CREATE INDEX channels_pg_sa_extra_old ON {of_theirs} (id)")
+    written = project.autogenerate().read_text(encoding="utf-8")
+    assert "op.add_column('channels_pg_sa_extra', sa.Column('note'" in written
+    assert "op.drop_column('channels_pg_sa_extra', 'old'" in written
+    assert re.search(r"op\.drop_index\(.*'channels_pg_sa_extra_old'", written)
+    assert not [table for table in (*schema.metadata.tables, migrate.VERSION_TABLE) if table in written]
+    project.upgrade()
+    project.check()
+    migrate.check(database_url, schema=place)
+
+
+@pytest.mark.parametrize("place", [None, "tenant"], ids=["public", "tenant"])
+def test_a_copy_of_ours_in_their_models(host: Callable[[str], Host], database_url: str, place: str | None) -> None:
+    """It is there for queries, and nothing about it is proposed: neither to make the table nor to alter it."""
+    query(database_url, "CREATE SCHEMA tenant")
+    project = host(with_schemas(COPY.format(place=place)))
+    assert "channels_pg_sa_" not in project.autogenerate().read_text(encoding="utf-8")
+    project.upgrade()
+    migrate.upgrade(database_url, schema=place)
+    query(database_url, f"ALTER TABLE {place or 'public'}.channels_pg_sa_node DROP COLUMN host, ADD COLUMN newer int")
+    project.check()
+
+
+def test_a_table_of_another_version_of_ours_is_not_dropped(host: Callable[[str], Host], database_url: str) -> None:
+    """What no model has and is called as ours may be of a newer version of the package than the one that compares."""
+    (configure,) = blocks(PAGE, BESIDE)
+    project = host(configure)
+    migrate.upgrade(database_url)
+    query(database_url, "CREATE TABLE channels_pg_sa_newer (id int PRIMARY KEY, value int UNIQUE)")
+    assert "channels_pg_sa_" not in project.autogenerate().read_text(encoding="utf-8")
 
 
 def test_our_tables_in_their_history(host: Callable[[str], Host], database_url: str, server: TestServer) -> None:
