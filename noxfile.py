@@ -14,9 +14,9 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 CODE = [name for name in ("channels_pg_sa", "alembic", "tests", "examples", "benchmarks") if Path(name).is_dir()]
 LAYERS = {
     # The oldest of everything that pyproject.toml allows; their wheels end at Python 3.11.
-    # Daphne's service-identity, which asks for any cryptography, wants a newer one after 24.
+    # Daphne's service-identity and pyOpenSSL, installed before it, would want a newer cryptography.
     "oldest": [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
-    + ["service-identity<25"],
+    + ["service-identity<25", "pyopenssl<24"],
     "sqlalchemy20": ["sqlalchemy>=2.0,<2.1"],
     "django42": ["django>=4.2,<5"],
     "newest": ["--upgrade", "--pre", "django", "channels", "sqlalchemy", "psycopg", "psycopg-pool", "alembic"],
