@@ -116,7 +116,7 @@ def celery(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure this layer against others; those of channels_redis need a Redis."""
+    """Measure this layer against others, as far as their servers are there."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
