@@ -64,6 +64,7 @@ class Heartbeat:
         self._deleted = deleted
         self._spawn = spawn
         self._number = 0
+        self._due = 0.0
         self._now = asyncio.Event()
         self._beating: asyncio.Task[None] | None = None
         self._pinging: asyncio.Task[None] | None = None
@@ -82,19 +83,21 @@ class Heartbeat:
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._now.wait(), self._pause())
-            self._now.clear()
             self._check_listener()
-            if self._listener.is_listening and (self._beating is None or self._beating.done()):
-                self._beating = self._spawn(self._beat(), "channels_pg_sa beat")
+            if self._now.is_set() or time.monotonic() >= self._due:
+                self._now.clear()
+                # Not all nodes at the same moment: they may have been started together.
+                self._due = time.monotonic() + self._interval * random.uniform(0.9, 1.0)  # noqa: S311
+                if self._listener.is_listening and (self._beating is None or self._beating.done()):
+                    self._beating = self._spawn(self._beat(), "channels_pg_sa beat")
 
     def _pause(self) -> float:
         """Return the seconds until the next beat, or until the listener's silence calls for something."""
-        # Not all nodes at the same moment: they may have been started together.
-        pause = self._interval * random.uniform(0.9, 1.0)  # noqa: S311
+        next_look = self._due
         if self._listener.is_listening:
             patience = self._interval * (SILENCE if self._is_pinging else 1)
-            pause = min(pause, self._listener.alive_at + patience - time.monotonic())
-        return max(0.0, pause)
+            next_look = min(next_look, self._listener.alive_at + patience)
+        return max(0.0, next_look - time.monotonic())
 
     def _check_listener(self) -> None:
         """Doubt a listener that does not hear even one's own beats: ask it, because they may not have been sent."""

@@ -53,6 +53,17 @@ async def until_beats(layer: PostgresLayer, count: int) -> None:
     await eventually_async(look)
 
 
+async def test_a_beat_comes_once_in_an_interval(make_own_layer: LayerFactory) -> None:
+    """However long it takes until the listener hears it: beats are what an idle process costs."""
+    layer = make_own_layer(heartbeat=0.2, lease=10)
+    await warm(layer)
+    await until_beats(layer, 1)
+    first, since = inside(layer)._heartbeat.next_number, time.monotonic()
+    await until_beats(layer, 10)
+    shortest = 0.9 * 0.2  # so that nodes which start together do not beat together
+    assert inside(layer)._heartbeat.next_number - first <= (time.monotonic() - since) / shortest + 1
+
+
 @pytest.mark.processes
 async def test_a_killed_process_vanishes_within_its_lease(
     processes: AsyncExitStack, make_own_layer: LayerFactory, layer_url: str
