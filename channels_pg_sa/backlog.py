@@ -23,7 +23,7 @@ class Backlog(Generic[T]):
         run: does a batch. What it raises is logged, and the batch is done again: so it must bear repetition.
         batch: the most things that go together.
         outage: exceptions that are nobody's fault; any other is logged as an error.
-        pause: seconds to wait before each batch, so that more comes together.
+        pause: seconds to wait before each batch that is not full, so that more comes together.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Backlog(Generic[T]):
     async def _work(self) -> None:
         backoff = Backoff()
         while self._todo:
-            if self._pause:
+            if self._pause and len(self._todo) < self._batch:
                 await asyncio.sleep(self._pause)
             things = [thing for thing, _ in zip(self._todo, range(self._batch), strict=False)]
             for thing in things:

@@ -80,6 +80,11 @@ class Settings:
     on_disconnect: str | None = None
     on_reconnect: str | None = None
 
+    @property
+    def bounded(self) -> bool:
+        """Whether any channel has a capacity, so that senders count rows."""
+        return self.capacity is not None or bool(self.channel_capacity)
+
 
 def settings_from_mapping(config: Mapping[str, Any], connect: Connector | None = None) -> Settings:
     """Check every key of a CONFIG and make Settings of it.

@@ -36,6 +36,7 @@ class Courier:
         spawn: starts a task and holds it.
         patience: seconds a statement may take.
         expiry: seconds a message may wait.
+        bounded: whether senders count the rows of unread messages.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Courier:
         spawn: Spawn,
         patience: float,
         expiry: float,
+        bounded: bool,
     ) -> None:
         self.book = ClaimBook()
         self._database = database
@@ -66,8 +68,9 @@ class Courier:
         self._idle: set[str] = set()
         self._returning: list[int] = []
         make = functools.partial(Backlog, spawn=spawn, outage=OUTAGE)
-        # Deleting can wait a moment, so that more rows go together; nobody waits for it.
-        self.deletions: Backlog[int] = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=0.02)
+        # Deleting can wait, so that more rows go together: nobody waits for it but senders who count what is unread.
+        pause = 0.02 if bounded else 0.1
+        self.deletions: Backlog[int] = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=pause)
         self.fetches: Backlog[int] = make("channels_pg_sa fetches", run=self._fetch, batch=32)
         self.claims: Backlog[str] = make("channels_pg_sa claims", run=self._claim, batch=100)
         self.rereads: Backlog[None] = make("channels_pg_sa mailbox", run=lambda _: reread(), batch=1)

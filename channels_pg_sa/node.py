@@ -69,7 +69,6 @@ class Node:
 
     async def _compose(self, announcements: tuple[bytes | None, bytes | None]) -> None:
         settings = self._settings
-        bounded = settings.capacity is not None or bool(settings.channel_capacity)
         queries = Queries(
             prefix=settings.prefix,
             node=self.id,
@@ -80,7 +79,7 @@ class Node:
         )
         self._database = Database(settings)
         await self._database.open()
-        dispatcher = Dispatcher(self.capacity_of, bounded=bounded)
+        dispatcher = Dispatcher(self.capacity_of, bounded=settings.bounded)
         self._reception = Reception(
             self.id,
             settings,
@@ -97,7 +96,7 @@ class Node:
             self._database,
             queries,
             capacity_of=self.capacity_of,
-            bounded=bounded,
+            bounded=settings.bounded,
             drops=self.drops,
             ready=self._reception.ready,
             flush=self._reception.flush,

@@ -103,6 +103,7 @@ class Reception:
             spawn=spawn,
             patience=settings.send_timeout,
             expiry=settings.expiry,
+            bounded=settings.bounded,
         )
         self._heartbeat = Heartbeat(
             settings.heartbeat,

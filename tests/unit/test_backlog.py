@@ -138,6 +138,17 @@ async def test_a_pause_gathers_and_finishing_needs_none(monkeypatch: pytest.Monk
     assert pauses == [3.0]
 
 
+async def test_a_full_batch_does_not_pause() -> None:
+    """What comes faster than the pauses allow is not held up by them."""
+    work = Work(batch=2, pause=3600.0)
+    work.gate.set()
+    work.backlog.add(["a", "b"])
+    work.backlog.add(["c", "d"])
+    for _ in range(2):
+        await asyncio.wait_for(work.entered.acquire(), 5)
+    assert work.batches == [["a", "b"], ["c", "d"]]
+
+
 async def test_finishing_takes_no_longer_than_it_may(work: Work) -> None:
     """Work that hangs goes on behind it."""
     work.backlog.add("a")
