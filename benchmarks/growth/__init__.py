@@ -1,0 +1,1 @@
+"""What sending costs the PostgreSQL server, and how that grows: measured, modelled, and extrapolated."""
