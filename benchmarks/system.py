@@ -97,7 +97,8 @@ def _socket_inodes(process: Path) -> set[str]:
     return inodes
 
 
-def _stat_fields(pid: int) -> list[str]:
+def stat_fields(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on, none if the process is not to be seen."""
     try:
         # The name in parentheses may hold blanks; the numbers start after it.
         return (_PROC / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
@@ -106,14 +107,14 @@ def _stat_fields(pid: int) -> list[str]:
 
 
 def _cpu_ticks(pid: int) -> int:
-    fields = _stat_fields(pid)
+    fields = stat_fields(pid)
     return sum(int(value) for value in fields[11:15])
 
 
 def _family(pid: int) -> set[int]:
     parents = {}
     for entry in _PROC.iterdir():
-        if entry.name.isdigit() and (fields := _stat_fields(int(entry.name))):
+        if entry.name.isdigit() and (fields := stat_fields(int(entry.name))):
             parents[int(entry.name)] = int(fields[1])
     family = {pid}
     while grown := {child for child, parent in parents.items() if parent in family} - family:

@@ -13,6 +13,8 @@ from unittest import mock
 
 import psycopg
 
+from benchmarks.system import stat_fields
+
 _PROC = Path("/proc")
 
 
@@ -34,23 +36,18 @@ class Meter:
         try:
             if not (_PROC / str(backend) / "comm").read_text().startswith("postgres"):
                 raise ServerHidden("the server runs where its processes cannot be seen")
-            self._postmaster = int(_stat(backend)[1])
+            self._postmaster = int(stat_fields(backend)[1])
         except OSError as error:
             raise ServerHidden("the server runs where its processes cannot be seen") from error
 
     def seconds(self) -> float:
         """Return what the server's processes have used since it started, those that have ended included."""
-        ended = sum(int(ticks) for ticks in _stat(self._postmaster)[13:15]) / os.sysconf("SC_CLK_TCK")
+        ended = sum(int(ticks) for ticks in stat_fields(self._postmaster)[13:15]) / os.sysconf("SC_CLK_TCK")
         return ended + sum(_run_seconds(pid) for pid in (self._postmaster, *self._children()))
 
     def _children(self) -> list[int]:
         listed = (_PROC / str(self._postmaster) / "task" / str(self._postmaster) / "children").read_text()
         return [int(pid) for pid in listed.split()]
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the state on: the name before them may hold blanks."""
-    return (_PROC / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
 
 
 def _run_seconds(pid: int) -> float:

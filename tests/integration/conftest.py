@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unittest
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -34,6 +35,13 @@ async def close_built() -> None:
     """Close every layer that Channels holds."""
     for layer in channel_layers.backends.values():
         await layer.close()
+
+
+def run_case(case: type[unittest.TestCase]) -> None:
+    """Run the one test of a test case."""
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
 
 
 @pytest_asyncio.fixture

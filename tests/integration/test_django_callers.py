@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import unittest
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -35,7 +34,7 @@ from tests.support.django_databases import entry
 from tests.support.layers import LayerFactory, Message
 from tests.support.waiting import PATIENCE
 
-from .conftest import POSTGRES, close_built
+from .conftest import POSTGRES, close_built, run_case
 
 Hear = Callable[[], list[Message]]
 SESSIONS, AUTH, ADMIN = "django.contrib.sessions", "django.contrib.auth", "django.contrib.admin.apps.SimpleAdminConfig"
@@ -209,13 +208,6 @@ def test_from_a_view(hear: Hear) -> None:
     assert hear() == [text(3), text(3)]
 
 
-def run(case: type[unittest.TestCase]) -> None:
-    """Run the one test of a test case."""
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
-    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
-
-
 @pytest.mark.usefixtures("default")
 def test_in_a_transactiontestcase_commits_deliver(hear: Hear) -> None:
     """What it sends comes, in a transaction at the commit; what it rolls back does not."""
@@ -231,7 +223,7 @@ def test_in_a_transactiontestcase_commits_deliver(hear: Hear) -> None:
                 assert hear() == [text(1)]
             assert hear() == [text(3)]
 
-    run(Case)
+    run_case(Case)
 
 
 @pytest.mark.usefixtures("default")
@@ -247,4 +239,4 @@ def test_in_a_testcase_on_commit_callbacks_deliver(make_own_layer: LayerFactory,
                     assert hear() == []
                 assert hear() == ([text(number)] if execute else [])
 
-    run(Case)
+    run_case(Case)

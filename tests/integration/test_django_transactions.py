@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unittest
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -24,7 +23,7 @@ from tests.support.django_databases import entry
 from tests.support.layers import LayerFactory, Message, PostgresLayer
 from tests.support.schema import SCHEMA
 
-from .conftest import IN_MEMORY, POSTGRES
+from .conftest import IN_MEMORY, POSTGRES, run_case
 
 TALK = Conversation(patience=10)
 POOLED = [{"pool": {"min_size": 1, "max_size": 1}}] if django.VERSION >= (5, 1) else []
@@ -145,9 +144,7 @@ def test_in_a_testcase_nothing_is_delivered(make_own_layer: LayerFactory, layer_
                 cursor.execute(COUNT)
                 seen.append(cursor.fetchone())
 
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
-    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
+    run_case(Case)
     assert seen == [(2,)]
     assert query(layer_url, COUNT) == [(0,)]
     assert is_empty(layer, channel)

@@ -6,26 +6,26 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from channels_pg_sa.codec import MAX_BYTES, MessageCodec
 from channels_pg_sa.config import Settings
 from channels_pg_sa.names import check_channel, check_group, recipient_of
 from tests.conformance.backends import Conversation, text
+from tests.support import roles
 from tests.support.databases import TestServer, database_name, query
 from tests.support.layers import LayerFactory, Message, PostgresLayer
+from tests.support.markdown import blocks
 from tests.support.schema import SCHEMA
 from tests.support.urls import with_parameters
 from tests.support.waiting import let_pass
 
 TALK = Conversation(patience=10)
-DOCS = Path(__file__).parent.parent.parent / "docs" / "sql.md"
+PAGE = "sql.md"
 DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 SEND = "SELECT channels_pg_sa_send(%s, %s)"
@@ -44,18 +44,13 @@ def connection(layer_url: str) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture
 def role(server: TestServer, layer_url: str) -> Iterator[str]:
     """A role without any right of its own."""
-    name = f"sender_of_{database_name(layer_url)}"
-    server.run(sql.SQL("CREATE ROLE {}").format(sql.Identifier(name)))
-    yield name
-    with psycopg.connect(layer_url) as connected:
-        connected.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
-    server.run(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    with roles.role(server, layer_url, f"sender_of_{database_name(layer_url)}") as name:
+        yield name
 
 
 def examples(heading: str) -> str:
     """The SQL under a heading of the documentation."""
-    section = DOCS.read_text(encoding="utf-8").partition(f"# {heading}\n")[2].partition("\n## ")[0]
-    return "\n".join(re.findall(r"```sql\n(.*?)```", section, re.DOTALL))
+    return "\n".join(blocks(PAGE, heading, "sql"))
 
 
 def run(url: str, script: str) -> None:
