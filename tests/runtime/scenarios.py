@@ -286,12 +286,13 @@ def reap(child: int) -> None:
 def forks_in_traffic(layer: Layer) -> None:
     """Children send and receive on their own; their parent goes on over the same connections."""
     traffic = Traffic(layer)
-    backends = query(sys.argv[2], BACKENDS)
+    backends = set(query(sys.argv[2], BACKENDS))
     for end in (os._exit, sys.exit):
         reap(fork(lambda: use(layer), end))
         traffic.flows()
-    assert query(sys.argv[2], BACKENDS) == backends
     traffic.stop()
+    # There may be more: the pool grows on demand, and a child's backends end a moment after the child.
+    assert backends <= set(query(sys.argv[2], BACKENDS))
 
 
 def children_that_use_nothing(layer: Layer) -> None:
