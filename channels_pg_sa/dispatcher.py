@@ -92,9 +92,7 @@ class Dispatcher(Mailboxes):
         elif not kept:
             self._to_do().delete.append(parcel.id)
         self.counters["received"] += len(channels)
-        group = parcel.name if parcel.grouped else None
-        for channel in channels:
-            self.put(channel, entry, group)
+        self.put(channels, entry, parcel.name if parcel.grouped else None)
 
     def _refuse(self, row: int) -> None:
         """Drop a row that somebody wrote under a name which no reader can have; it may be too long for an index."""
@@ -129,7 +127,7 @@ class Dispatcher(Mailboxes):
                     self._refuse(row)
                     continue
                 self.counters["received"] += 1
-                self.put(channel, Entry(row, expires, payload, keeps_row=True, name=channel))
+                self.put([channel], Entry(row, expires, payload, keeps_row=True, name=channel))
 
     def deleted(self, rows: Iterable[int]) -> None:
         """Forget ids whose rows are gone."""
@@ -147,8 +145,7 @@ class Dispatcher(Mailboxes):
         for name, box in self._boxes.items():
             if name[-1] != "!" and (box.readers or queue_of(name) not in self._prefixes):
                 channels.add(name)
-        for channel in channels:
-            self.put(channel, Entry(None, expires, payload), group="")
+        self.put(channels, Entry(None, expires, payload, is_shared=True), group="")
 
     def clear(self) -> None:
         """Forget all unread messages and all memberships; readers go on waiting."""

@@ -37,15 +37,20 @@ class Inbox:
         self._work = work
         self._want = want
         self._lock = threading.Lock()
+        self._acquire = self._lock.acquire  # takes half the time of `with`, where it is done for each message
+        self._release = self._lock.release
 
     def take(self, channel: object) -> Entry | None:
         """Return the next message of a channel, None if there is none or it takes more to tell."""
         if not isinstance(channel, str) or channel not in self._unread:  # who misses one by a hair will be woken
             return None
         dispatcher = self._dispatcher
-        with self._lock:
+        self._acquire()
+        try:
             entry = dispatcher.take(channel, self._clock.now()) if self.failure is None else None
             effects = None if dispatcher.effects is None else dispatcher.collect()
+        finally:
+            self._release()
         if effects is not None:
             self._act(effects)
         return entry
@@ -133,8 +138,10 @@ class Inbox:
         """Return the next message, or, in place of a reader that was woken, one that will be when there is one."""
         dispatcher = self._dispatcher
         found: Entry | Reader | None = None
-        with self._lock:
-            self.check()  # under the lock: who sets the reason wakes all readers afterwards
+        self._acquire()
+        try:
+            if self.failure is not None:  # under the lock: who sets the reason wakes all readers afterwards
+                self.check()
             if channel in self._unread or channel[-1] == "!":
                 found = dispatcher.take(channel, self._clock.now())
             if found is None:
@@ -143,6 +150,8 @@ class Inbox:
             elif reader is not None:
                 dispatcher.served(channel, reader)
             effects = None if dispatcher.effects is None else dispatcher.collect()
+        finally:
+            self._release()
         if effects is not None:
             self._act(effects)
         return found

@@ -135,7 +135,7 @@ class Mailboxes:
         box = self._boxes.get(channel)
         if box is None:
             box = self._boxes[channel] = Mailbox()
-        if instead_of in box.readers:
+        if instead_of is not None and instead_of in box.readers:
             box.readers[box.readers.index(instead_of)] = reader
             self.woken.discard(instead_of)
         else:
@@ -203,23 +203,26 @@ class Mailboxes:
 
     # What is unread ------------------------------------------------------------------------------
 
-    def put(self, channel: str, entry: Entry, group: str | None = None) -> None:
-        """Append a message; one that came through a group only if the channel has room."""
-        box = self._boxes.get(channel)
-        if box is None:
-            box = self._boxes[channel] = Mailbox()
-        if not box.entries:
-            if box.entries is _NO_ENTRIES:
-                box.entries = deque()
-            self.unread[channel] = box
-        elif group is not None and self._bounded and self._is_full(channel, len(box.entries)):
-            self.overfull[channel, group] += 1
-            return
-        box.entries.append(entry)
-        if len(box.readers) == 1 == len(box.entries) and entry.encoded is not None:  # as mostly; the rest is for _wake
-            self._call(box.readers[0])
-        elif box.readers or self._prefixes:
-            self._wake(channel, box)
+    def put(self, channels: Iterable[str], entry: Entry, group: str | None = None) -> None:
+        """Append a message to each channel's mailbox; one that came through a group only where there is room."""
+        boxes, unread, woken = self._boxes, self.unread, self.woken
+        for channel in channels:
+            box = boxes.get(channel)
+            if box is None:
+                box = boxes[channel] = Mailbox()
+            entries, readers = box.entries, box.readers
+            if not entries:
+                if entries is _NO_ENTRIES:
+                    entries = box.entries = deque()
+                unread[channel] = box
+            elif group is not None and self._bounded and self._is_full(channel, len(entries)):
+                self.overfull[channel, group] += 1
+                continue
+            entries.append(entry)
+            if len(readers) == 1 == len(entries) and entry.encoded is not None:  # as mostly, and _wake is slow
+                self._call(readers[0])
+            elif self._prefixes or not woken.issuperset(readers):
+                self._wake(channel, box)
 
     def expire(self, now: float) -> None:
         """Free what was not read in time."""

@@ -49,7 +49,7 @@ def read_on_a_loop_that_dies(inbox: Inbox) -> None:
         await asyncio.sleep(0)
         loop.call_soon(loop.stop)
         with inbox.decisions() as dispatcher:
-            dispatcher.put(CHANNEL, message())
+            dispatcher.put([CHANNEL], message())
         del consumer
 
     main_task = loop.create_task(main())
@@ -85,7 +85,7 @@ def test_many_readers_on_a_loop_that_stands_still(inbox: Inbox, dispatcher: Disp
     readers = [loop.create_task(inbox.receive(CHANNEL, shared=False)) for _ in range(2_000)]
     loop.run_until_complete(asyncio.wait(readers, timeout=0.01))
     with inbox.decisions():
-        dispatcher.put(CHANNEL, message())
+        dispatcher.put([CHANNEL], message())
     assert dispatcher.reader_count == 0
     assert inbox.take(CHANNEL) is not None
     for reader in readers:
