@@ -53,8 +53,9 @@ class Dispatcher(Mailboxes):
 
         Args:
             waiting: its rows, as doorbells.
-            barrier: the number of a beat that is sent after the table was read. What it showed may still be notified
-                of before that beat, so until then even the ids of deleted rows are remembered.
+            barrier: the number of a mark that is sent after the table was read, and so after all marks before. What the
+                table showed may still be notified of before that mark, so until then even the ids of deleted rows are
+                remembered.
             now: Unix time by the database's clock.
         """
         self._barrier = barrier

@@ -1,36 +1,44 @@
-"""The sign of life that a node gives and wants to hear, and the sweeping that comes with it."""
+"""The sign of life that a node gives, and the sweeping that comes with it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from psycopg.errors import InvalidSqlStatementName
+
 from .clock import Clock
-from .database import OUTAGE, Database
-from .listener import Listener
+from .database import OUTAGE, Connection, Database
+from .listener import ConnectionLost, Listener
 from .queries import Pulse, Queries
 
 logger = logging.getLogger(__name__)
 
-SILENCE = 2
-"""Heartbeats without a notification or the answer to a ping, after which a listener is taken for dead."""
+AGAIN = 1.0
+"""Seconds after which a beat that was not answered is sent again, if the interval is no shorter."""
+SLOW = 0.25
+"""Seconds after which an answer has kept notifications waiting for too long."""
 SWEEP = 5000
 """Rows deleted in one transaction of a sweep."""
 
+Work = Callable[[], Coroutine[Any, Any, None]]
+
 
 class Heartbeat:
-    """Renew the node's lease, and see whether its listener still hears.
+    """Renew the node's lease over the listener's connection, which shows at once that this still listens.
+
+    One statement asks all. Where its answers take long, as after hours of a transaction that keeps dead rows, only the
+    lease is renewed that way, and the rest is asked elsewhere: notifications wait for what runs between them.
 
     Args:
         interval: seconds between beats.
-        database: lends connections.
+        database: lends connections for what may take long.
         queries: the layer's statements.
-        listener: which must hear the beats.
+        listener: lends the connection that listens.
         clock: is told the database's time.
         topic: gives the node's topic.
         queues: gives the queues to ask about.
@@ -63,80 +71,78 @@ class Heartbeat:
         self._filled = filled
         self._deleted = deleted
         self._spawn = spawn
-        self._number = 0
-        self._due = 0.0
-        self._now = asyncio.Event()
-        self._beating: asyncio.Task[None] | None = None
-        self._pinging: asyncio.Task[None] | None = None
-
-    @property
-    def next_number(self) -> int:
-        """The number of a beat that has not been sent yet."""
-        return self._number + 1
-
-    def hurry(self) -> None:
-        """Beat at once."""
-        self._now.set()
+        self._is_quick = True
+        self._is_answered = False
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Beat until cancelled."""
         while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._now.wait(), self._pause())
-            self._check_listener()
-            if self._now.is_set() or time.monotonic() >= self._due:
-                self._now.clear()
-                # Not all nodes at the same moment: they may have been started together.
-                self._due = time.monotonic() + self._interval * random.uniform(0.9, 1.0)  # noqa: S311
-                if self._listener.is_listening and (self._beating is None or self._beating.done()):
-                    self._beating = self._spawn(self._beat(), "channels_pg_sa beat")
+            # Not all nodes at the same moment: they may have been started together.
+            pause, began = self._interval * random.uniform(0.9, 1.0), time.monotonic()  # noqa: S311
+            self._is_answered = False
+            if self._listener.is_listening:
+                # Not cancelled with us: psycopg would then wait for a server that may be silent.
+                await asyncio.wait([self._start("heartbeat", self._beat)])
+            if not self._is_answered:
+                pause = min(pause, AGAIN)
+            await asyncio.sleep(began + pause - time.monotonic())
 
-    def _pause(self) -> float:
-        """Return the seconds until the next beat, or until the listener's silence calls for something."""
-        next_look = self._due
-        if self._listener.is_listening:
-            patience = self._interval * (SILENCE if self._is_pinging else 1)
-            next_look = min(next_look, self._listener.alive_at + patience)
-        return max(0.0, next_look - time.monotonic())
+    def _start(self, name: str, work: Work) -> asyncio.Task[None]:
+        """Do it in a task, unless that runs already."""
+        if name not in self._tasks or self._tasks[name].done():
+            self._tasks[name] = self._spawn(self._attempt(name, work), f"channels_pg_sa {name}")
+        return self._tasks[name]
 
-    def _check_listener(self) -> None:
-        """Doubt a listener that does not hear even one's own beats: ask it, because they may not have been sent."""
-        silent = time.monotonic() - self._listener.alive_at
-        if not self._listener.is_listening or silent < self._interval:
-            return
-        if silent >= SILENCE * self._interval:
-            self._database.doubt()
-            self._listener.restart(f"it has heard nothing for {silent:.1f} s, and does not answer")
-        elif not self._is_pinging:
-            self._pinging = self._spawn(self._listener.ping(), "channels_pg_sa ping")
-
-    @property
-    def _is_pinging(self) -> bool:
-        return self._pinging is not None and not self._pinging.done()
+    async def _attempt(self, name: str, work: Work) -> None:
+        try:
+            await work()
+        except (ConnectionLost, *OUTAGE) as error:
+            logger.info("A %s failed: %s", name, str(error).strip() or type(error).__name__)
+        except Exception:
+            logger.exception("A %s failed", name)
 
     async def _beat(self) -> None:
+        is_whole = self._is_quick
         try:
-            pulse = await self._ask()
-            if not pulse.alive and self._listener.is_listening:
-                self._listener.restart("its lease had run out")
-            if pulse.filled:
-                self._filled(pulse.filled)
-            if pulse.sweep_due:
-                await self._sweep()
-        except OUTAGE as error:
-            logger.info("A heartbeat failed: %s", str(error).strip() or type(error).__name__)
-        except Exception:
-            logger.exception("A heartbeat failed")
+            pulse = await self._listener.lend(self._ask if is_whole else self._renew)
+        except InvalidSqlStatementName as error:
+            self._listener.restart(f"its session was reset: {error}")
+            raise
+        self._is_answered = True
+        if not pulse.alive:
+            self._listener.restart("its lease had run out")
+        elif not pulse.hears:
+            self._listener.restart("its session was reset, and LISTENs no longer")
+        if is_whole:
+            self._heed(pulse)
+        else:
+            self._start("look around", self._look)
 
-    async def _ask(self) -> Pulse:
-        async with self._database.connection(self._interval) as connection:
-            self._number += 1
-            before = time.monotonic()
-            pulse = await self._queries.beat(
-                connection, topic=self._topic(), sign=f"B{self._number}", queues=self._queues()
-            )
-            self._clock.observe(before, time.monotonic(), pulse.now)
+    async def _ask(self, connection: Connection) -> Pulse:
+        self._is_quick = False  # until it has proved to be
+        before = time.monotonic()
+        pulse = await self._queries.beat(connection, topic=self._topic(), queues=self._queues())
+        self._is_quick = time.monotonic() - before < SLOW
+        self._clock.observe(before, time.monotonic(), pulse.now)
         return pulse
+
+    async def _renew(self, connection: Connection) -> Pulse:
+        before = time.monotonic()
+        pulse = await self._queries.renew(connection, topic=self._topic())
+        self._clock.observe(before, time.monotonic(), pulse.now)
+        return pulse
+
+    async def _look(self) -> None:
+        async with self._database.connection(self._interval) as connection:
+            pulse = await self._ask(connection)
+        self._heed(pulse)
+
+    def _heed(self, pulse: Pulse) -> None:
+        if pulse.filled:
+            self._filled(list(pulse.filled))
+        if pulse.sweep_due:
+            self._start("sweep", self._sweep)
 
     async def _sweep(self) -> None:
         deleted: int | None = SWEEP

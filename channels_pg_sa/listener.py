@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import psycopg
 from psycopg import sql
@@ -12,14 +13,20 @@ from psycopg.pq import PGnotify
 
 from .address import Connector
 from .backoff import Backoff
-from .database import DEFAULTS, CleanConnection, Connection, sever, time_limit
+from .database import DEFAULTS, SETTINGS, CleanConnection, Connection, sever, time_limit
+
+T = TypeVar("T")
 
 PATIENCE = 15.0
 """Seconds that connecting, or a statement of the listener's own, may take."""
+# Nothing is heard while a statement waits for the lock of an operator or a migration. For the session, because a lock
+# on a table is waited for before anything in the statement could set it; LISTEN needs the session to be ours anyway.
+LENT = f"{SETTINGS}; SET lock_timeout = '100ms'"
+"""Makes a connection one that may be lent while it listens."""
 
 
 class ConnectionLost(Exception):
-    """The connection ended, or shows no sign of life."""
+    """The connection ended, shows no sign of life, or hears nothing any more."""
 
 
 class Listener:
@@ -27,6 +34,7 @@ class Listener:
 
     Args:
         connect: gives the libpq parameters of a new connection.
+        patience: seconds that a statement may take while the connection listens, if that is less than it has anyway.
         recover: called with each new connection before anything that it hears is passed on; it must `listen` first,
             and then read from the tables what has happened meanwhile.
         hear: takes the payloads of notifications, in their order.
@@ -37,6 +45,7 @@ class Listener:
     def __init__(
         self,
         connect: Connector,
+        patience: float,
         *,
         recover: Callable[[Connection], Awaitable[None]],
         hear: Callable[[list[bytes]], None],
@@ -44,6 +53,7 @@ class Listener:
         down: Callable[[Exception], None],
     ) -> None:
         self._connect = connect
+        self._patience = min(patience, PATIENCE)
         self._recover = recover
         self._hear = hear
         self._up = up
@@ -55,7 +65,6 @@ class Listener:
         self._flowing = asyncio.Event()
         self._since: float | None = None
         self._watched: int | None = None
-        self.alive_at = 0.0
 
     @property
     def is_listening(self) -> bool:
@@ -95,37 +104,45 @@ class Listener:
 
     async def add(self, topics: list[str], *, stop: bool = False) -> bool:
         """LISTEN to more topics, or UNLISTEN; return False if there is no connection to do it on."""
-        return await self._between(lambda connection: self.listen(connection, topics, stop=stop))
+        try:
+            await self.lend(lambda connection: self.listen(connection, topics, stop=stop))
+        except ConnectionLost:
+            return False
+        except psycopg.Error as error:
+            self.restart(str(error))
+            return False
+        return True
 
-    async def ping(self) -> None:
-        """Ask the server for a sign of life over the connection itself; `alive_at` tells of it."""
-        if await self._between(self._ask):
-            self.alive_at = time.monotonic()
+    async def lend(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Use the connection for a statement between notifications; what comes meanwhile is heard when it is done.
+
+        Raises:
+            ConnectionLost: there is none, or there was no answer in time: then a new one is made.
+            psycopg.Error: the server refused the statement, and listening goes on.
+        """
+        async with self._lock:
+            connection = self._connection
+            if connection is None or not self.is_listening:
+                raise ConnectionLost("not listening")
+            self._pause()
+            late = f"no answer within {self._patience:g} s"
+            timer = asyncio.get_running_loop().call_later(self._patience, self.restart, late)
+            try:
+                return await work(connection)
+            except (psycopg.Error, OSError) as error:
+                if isinstance(error, psycopg.Error) and not connection.closed:
+                    raise
+                self._end(error)
+                raise ConnectionLost(str(error)) from error
+            finally:
+                timer.cancel()
+                self._resume(connection)
 
     def restart(self, reason: str) -> None:
         """Give up the connection and make a new one."""
         if self._connection is not None:
             sever(self._connection)
         self._end(ConnectionLost(reason))
-
-    async def _ask(self, connection: Connection) -> None:
-        with time_limit(connection, PATIENCE):
-            await connection.execute("SELECT 1")
-
-    async def _between(self, work: Callable[[Connection], Awaitable[None]]) -> bool:
-        """Use the connection for a statement while it listens; return False if there is none that can be used."""
-        async with self._lock:
-            connection = self._connection
-            if connection is None or not self.is_listening:
-                return False
-            self._pause()
-            try:
-                await work(connection)
-            except (psycopg.Error, OSError) as error:
-                self._end(error)
-                return False
-            self._resume(connection)
-            return True
 
     async def _session(self, backoff: Backoff) -> None:
         loop = asyncio.get_running_loop()
@@ -137,16 +154,17 @@ class Listener:
             self._connection = connection
             with time_limit(connection, PATIENCE):
                 await self._recover(connection)
+                await connection.execute(LENT)
             backoff.reset()
             self._start_flow()
             self._resume(connection)
             raise await self._lost
         finally:
+            sever(connection)  # who has it at this moment is told at once, and gives it back
             async with self._lock:
                 self._pause()
                 self._connection = None
                 self._flowing.clear()
-            sever(connection)
             await connection.close()
 
     async def _new_connection(self) -> Connection:
@@ -168,7 +186,6 @@ class Listener:
     def _start_flow(self) -> None:
         since, self._since = self._since, None
         self._flowing.set()
-        self.alive_at = time.monotonic()
         self._up(None if since is None else time.monotonic() - since)
         self._pass_on()
 
@@ -194,7 +211,6 @@ class Listener:
 
     def _pass_on(self) -> None:
         if self._heard and self.is_listening:
-            self.alive_at = time.monotonic()
             heard, self._heard = self._heard, []
             self._hear(heard)
 

@@ -52,7 +52,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """This node's own heartbeat has come round, so the stream is alive up to here."""
+    """This node's own mark has come round: what was notified before it has been heard."""
 
     number: int
 

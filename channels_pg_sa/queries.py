@@ -69,15 +69,17 @@ class Pulse:
 
     Args:
         alive: the node's row was there.
+        hears: the session LISTENs to the node's topic.
         now: Unix time by the database's clock.
         sweep_due: there is something that nobody needs any more.
         filled: those of the queues asked about in which rows wait.
     """
 
     alive: bool
+    hears: bool
     now: float
-    sweep_due: bool
-    filled: list[str]
+    sweep_due: bool = False
+    filled: Sequence[str] = ()
 
 
 class Queries:
@@ -210,11 +212,16 @@ class Queries:
         rows = await self._run(connection, "waiting")
         return [Parcel(row, channel or group, group is not None, end, None) for row, channel, group, end in rows]
 
-    async def beat(self, connection: Connection, *, topic: str, sign: str, queues: Sequence[str]) -> Pulse:
-        """Renew the lease and ring at the own listener; queues: whose rows may have been overlooked."""
-        rows = await self._run(connection, "beat", topic=topic, sign=sign, queues=TextArray(queues))
-        ((alive, now, due, filled, _),) = rows
-        return Pulse(alive, now, due, filled or [])
+    async def beat(self, connection: Connection, *, topic: str, queues: Sequence[str]) -> Pulse:
+        """Renew the lease and look around; queues: whose rows may have been overlooked."""
+        rows = await self._run(connection, "beat", topic=topic, queues=TextArray(queues))
+        ((alive, hears, now, due, filled),) = rows
+        return Pulse(alive, hears, now, due, filled or ())
+
+    async def renew(self, connection: Connection, *, topic: str) -> Pulse:
+        """Renew the lease, and look at nothing else."""
+        ((alive, hears, now),) = await self._run(connection, "renew", topic=topic)
+        return Pulse(alive, hears, now)
 
     async def leave_all(self, connection: Connection) -> None:
         """Delete the node with all that is its own."""
@@ -294,7 +301,7 @@ def _build(schema: str | None) -> dict[str, Executable]:
     topic = routines.channels_pg_sa_topic
     plain = (
         "send send_within_capacity publish plain_members join leave claim fetch forget waiting enter known_node"
-        " register members restore beat leave_all tell adopt_orphans bury_nodes"
+        " register members restore beat renew leave_all tell adopt_orphans bury_nodes"
         " sweep_messages sweep_memberships sweep_nodes"
     )
     return {

@@ -29,7 +29,7 @@ from .iothread import IOThread
 from .listener import ConnectionLost, Listener
 from .mailboxes import Effects, Entry
 from .names import node_of, topic
-from .parcels import Acknowledged, Flushed, parse
+from .parcels import Acknowledged, Flushed, Parcel, parse
 from .queries import Queries
 from .schema import REVISION
 from .vacuum import Vacuum
@@ -80,6 +80,7 @@ class Reception:
         self._starting = threading.Lock()
         self._is_away = False
         self._registered = False
+        self._mark = 0
         self._tasks: list[asyncio.Task[Any]] = []
         self._clock = Clock()
         self.inbox = Inbox(
@@ -89,7 +90,12 @@ class Reception:
             want=lambda channel: self._soon(self._courier.want, channel),
         )
         self._listener = Listener(
-            settings.listen, recover=self._recover, hear=self._hear, up=self._came_up, down=self._went_down
+            settings.listen,
+            settings.heartbeat,
+            recover=self._recover,
+            hear=self._hear,
+            up=self._came_up,
+            down=self._went_down,
         )
         spawn = thread.spawn
         vacuum = Vacuum(database, queries, spawn)
@@ -227,8 +233,22 @@ class Reception:
         members = await self._queries.members(connection)
         with self.inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
-            dispatcher.recover(waiting, self._heartbeat.next_number, self._clock.now())
+            self._take_in(dispatcher, waiting)
+        await self._send_mark(connection)
         self._courier.hears(queues)
+
+    def _take_in(self, dispatcher: Dispatcher, waiting: list[Parcel]) -> None:
+        """Take in what the mailbox holds, which until a mark comes round may be notified of once more."""
+        self._mark += 1
+        dispatcher.recover(waiting, self._mark, self._clock.now())
+
+    async def _send_mark(self, connection: Connection) -> None:
+        """Notify ourselves, to hear where the notifications end that may tell once more of what a table showed.
+
+        Only their order tells: a row can be read before those who listen are notified of it, so the answer to a
+        statement, or time, would say nothing. If this fails, the reading must be done again, with a mark of its own.
+        """
+        await self._queries.tell(connection, self._topic(), f"B{self._mark}")
 
     async def _enter(self, connection: Connection) -> None:
         before = time.monotonic()
@@ -267,11 +287,11 @@ class Reception:
         """Find rows that were claimed by a statement whose answer was lost."""
         async with self._database.connection(self._settings.send_timeout) as connection:
             waiting = await self._queries.waiting(connection)
-        # Of all the rest we hear; we may not have heard yet of the joins that a message to a group is for.
-        claimed = [parcel for parcel in waiting if not parcel.grouped and node_of(parcel.name) is None]
-        with self.inbox.decisions() as dispatcher:
-            dispatcher.recover(claimed, self._heartbeat.next_number, self._clock.now())
-        self._heartbeat.hurry()
+            # Of all the rest we hear; we may not have heard yet of the joins that a message to a group is for.
+            claimed = [parcel for parcel in waiting if not parcel.grouped and node_of(parcel.name) is None]
+            with self.inbox.decisions() as dispatcher:
+                self._take_in(dispatcher, claimed)
+            await self._send_mark(connection)
 
     async def _leave_all(self, patience: float) -> None:
         async with self._database.connection(patience) as connection:
@@ -303,7 +323,6 @@ class Reception:
     def _came_up(self, away: float | None) -> None:
         if not isinstance(self.inbox.failure, LayerClosed):
             self.inbox.failure = None
-        self._heartbeat.hurry()
         self._courier.listen_to_late()
         if away is not None:
             logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, away)
@@ -312,6 +331,7 @@ class Reception:
 
     def _went_down(self, error: Exception) -> None:
         """Say so once. If the setup is at fault, those who wait are told; it may be mended, so the listener goes on."""
+        self._database.doubt()
         if not self._is_away:
             reason = str(error).strip() or type(error).__name__
             expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))

@@ -341,11 +341,8 @@ def restore() -> Executable:
     )
 
 
-def beat() -> Executable:
-    """Renew the node's lease, send its listener a sign of life, and see what there is to sweep and to claim.
-
-    All in one statement: it is the only one an idle process sends.
-    """
+def _renewal() -> list[ColumnElement[Any]]:
+    """Whether the node's lease could be renewed, whether the session LISTENs to its topic, and the time."""
     renewed = (
         update(node)
         .where(node.c.id == NODE, node.c.pid.is_not(None))
@@ -353,6 +350,22 @@ def beat() -> Executable:
         .returning(node.c.id)
         .cte("renewed")
     )
+    heard = func.pg_listening_channels().column_valued("heard")
+    hears = exists().where(heard == bindparam("topic", type_=Text))
+    return [exists(select(renewed.c.id)), hears, _epoch(CLOCK)]
+
+
+def renew() -> Executable:
+    """Renew the node's lease, and see whether the session still LISTENs to its topic."""
+    return select(*_renewal())
+
+
+def beat() -> Executable:
+    """Renew, and see what there is to sweep and to claim.
+
+    All in one statement: it is the only one an idle process sends. It notifies nobody, because that would wake every
+    process that listens.
+    """
     due = or_(
         exists().where(message.c.expires_at <= NOW),
         exists().where(node.c.lease_until <= NOW),
@@ -362,8 +375,7 @@ def beat() -> Executable:
     filled = select(func.array_agg(queue)).where(
         exists().where(message.c.prefix == PREFIX, message.c.recipient == queue, message.c.expires_at > CLOCK)
     )
-    sign = func.pg_notify(bindparam("topic", type_=Text), bindparam("sign", type_=Text))
-    return select(exists(select(renewed.c.id)), _epoch(CLOCK), due, filled.scalar_subquery(), sign)
+    return select(*_renewal(), due, filled.scalar_subquery())
 
 
 def leave_all() -> Executable:

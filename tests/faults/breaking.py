@@ -7,13 +7,13 @@ import contextlib
 import functools
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
 
-from tests.support.databases import TestServer
+from tests.support.databases import TestServer, query
 from tests.support.layers import Message, PostgresLayer
 from tests.support.proxy import Proxy
 from tests.support.temp_postgres import TempPostgres
@@ -26,6 +26,7 @@ PATIENCE = 20.0
 """Seconds that a receive() may take while everything around it breaks."""
 
 WAITING = "SELECT count(*) FROM channels_pg_sa_message"
+SEEN = "SELECT seen_at FROM channels_pg_sa_node WHERE id = %s"
 
 
 class FragileServer(TestServer):
@@ -87,6 +88,57 @@ class _Source:
         while data and self._is_forgotten():
             data = await self._source.read(size)
         return data
+
+
+class CountingProxy(Proxy):
+    """A proxy that counts the statements which pass it unencrypted: what the server is to answer with ReadyForQuery.
+
+    https://www.postgresql.org/docs/current/protocol-message-formats.html
+    """
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self._clients: set[Any] = set()
+        self._counters: list[_Counted] = []
+
+    @property
+    def statements(self) -> list[int]:
+        """How many have passed on each connection."""
+        return [counter.statements for counter in self._counters]
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        await super()._accept(reader, writer)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        if sink in self._clients:
+            await super()._pump(source, sink)
+        else:
+            self._counters.append(_Counted(source))
+            await super()._pump(self._counters[-1], sink)  # type: ignore[arg-type]
+
+
+class _Counted:
+    """A stream of a client's messages in which the statements are counted."""
+
+    def __init__(self, source: asyncio.StreamReader) -> None:
+        self._source = source
+        self._data = bytearray()
+        self._kind = 0  # bytes; what comes before the session has started has none
+        self.statements = 0
+
+    async def read(self, size: int) -> bytes:
+        data = await self._source.read(size)
+        self._data += data
+        while len(self._data) > 8 and len(self._data) >= (end := self._kind + self._number(self._kind)):
+            self.statements += self._kind and self._data[0] in b"QS"
+            if not self._kind:
+                self._kind = self._number(4) >> 16 == 3  # the startup message gives the protocol's version
+            del self._data[:end]
+        return data
+
+    def _number(self, place: int) -> int:
+        return int.from_bytes(self._data[place : place + 4], "big")
 
 
 class Tally:
@@ -193,8 +245,28 @@ async def warm(layer: PostgresLayer) -> str:
 
 
 def inside(layer: PostgresLayer) -> Any:
-    """Return the layer's receiving half, for what no test can see from outside: its beats and its sockets."""
+    """Return the layer's receiving half, for what no test can see from outside: its sockets, and what it remembers."""
     return layer._node._reception  # type: ignore[attr-defined]
+
+
+async def within(layer: PostgresLayer, work: Coroutine[Any, Any, Any]) -> Any:
+    """Do something on the layer's I/O loop."""
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, inside(layer)._thread.loop))
+
+
+async def until_beats(layer: PostgresLayer, url: str, count: int) -> None:
+    """Wait until the layer has given so many more signs of life, as its database shows."""
+
+    async def seen() -> list[tuple[Any, ...]]:
+        return query(url, SEEN, [layer.node])
+
+    for _ in range(count):
+        last = await seen()
+
+        async def has_changed(last: list[tuple[Any, ...]] = last) -> bool:
+            return await seen() not in ([], last)
+
+        await eventually_async(has_changed)
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:

@@ -11,16 +11,31 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import sql
 
 from channels_pg_sa import SendError
+from channels_pg_sa.queries import Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LISTENER, LayerFactory, Message, PostgresLayer
 from tests.support.urls import with_parameters
 from tests.support.waiting import eventually_async
 
-from .breaking import WAITING, FragileServer, SwallowingProxy, Tally, end, inside, make_role, take, text, warm
+from .breaking import (
+    WAITING,
+    FragileServer,
+    SwallowingProxy,
+    Tally,
+    end,
+    inside,
+    make_role,
+    take,
+    text,
+    until_beats,
+    warm,
+    within,
+)
 
 Kill = Callable[[PostgresLayer], list[int]]
 
@@ -179,19 +194,60 @@ async def test_a_silent_connection_is_noticed_within_two_heartbeats(
     assert sorted(message["type"] for message in rest) == ["back", "test.message"]
 
 
-async def test_a_healthy_connection_is_left_alone(
-    make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture
+async def test_a_silent_connection_is_noticed_as_soon_by_a_reader_that_comes(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory
 ) -> None:
-    """A listener that hears nothing but its own heartbeat is not taken for dead."""
-    layer = make_own_layer(heartbeat=0.2, lease=1)
+    """A heartbeat does not wait behind a LISTEN that nobody answers."""
+    layer, sender = make_own_layer(url=proxy.url, send_timeout=2, heartbeat=1, lease=3.1), make_own_layer()
+    await warm(layer)
+    await until_listening(layer)
+    started = time.monotonic()
+    proxy.stall()
+    readers = [asyncio.create_task(take(layer, queue, 1)) for queue in ("jobs", "others")]
+
+    async def noticed() -> bool:
+        return "connecting" in repr(layer)
+
+    await eventually_async(noticed)
+    assert time.monotonic() - started < 2 * 1 + 0.5
+    proxy.heal()
+    await sender.send("jobs", text(1))
+    await sender.send("others", text(2))
+    assert await asyncio.gather(*readers) == [[text(1)], [text(2)]]
+
+
+@pytest.mark.parametrize("reset", [b"UNLISTEN *", b"DISCARD ALL"])
+async def test_a_session_that_was_reset_is_replaced(
+    make_own_layer: LayerFactory, layer_url: str, caplog: pytest.LogCaptureFixture, reset: bytes
+) -> None:
+    """As by a pooler that gives it to somebody else in between: it answers, but hears nothing more."""
+    layer, sender = make_own_layer(heartbeat=1, lease=5), make_own_layer()
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    await until_beats(layer, layer_url, 1)
+
+    async def deafen(connection: Any) -> Any:
+        return connection.pgconn.exec_(reset).status
+
+    await within(layer, inside(layer)._listener.lend(deafen))
+    for number in range(5):
+        await sender.send(channel, text(number))
+        await sender.group_send("group", text(number))
+    assert [message["number"] for message in await take(layer, channel, 10)] == sorted([*range(5)] * 2)
+    await until_listening(layer)
+    gone, back = warnings_of(caplog)
+    assert "session was reset" in gone
+    assert layer.node in back
+
+
+async def test_a_healthy_connection_is_left_alone(
+    make_own_layer: LayerFactory, layer_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A listener that hears nothing for many heartbeats is not taken for dead."""
+    layer = make_own_layer(heartbeat=0.5, lease=2)
     channel = await warm(layer)
     (pid,) = make_own_layer.listeners(layer)
-    beats = inside(layer)._heartbeat
-
-    async def ten_beats() -> bool:
-        return bool(beats.next_number > 10)
-
-    await eventually_async(ten_beats)
+    await until_beats(layer, layer_url, 6)
     assert make_own_layer.listeners(layer) == [pid]
     assert warnings_of(caplog) == []
     await layer.send(channel, text(1))
@@ -259,8 +315,6 @@ async def test_it_listens_first_and_then_reads_what_waits(
     make_own_layer: LayerFactory, kill_listener: Kill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is sent before, while and after the table is read comes once: no gap, no overlap."""
-    from channels_pg_sa.queries import Queries
-
     layer, sender = make_own_layer(), make_own_layer()
     channel = await warm(layer)
     await layer.group_add("group", channel)
@@ -288,6 +342,60 @@ async def test_it_listens_first_and_then_reads_what_waits(
     monkeypatch.undo()
     await sender.send(channel, text(next(numbers)))
     assert [message["number"] for message in await take(layer, channel, 19)] == list(range(19))
+
+
+async def until_nothing_is_remembered(layer: PostgresLayer) -> None:
+    """Wait until no id is kept of rows that are gone, as it is after a recovery until its mark comes round."""
+    dispatcher = inside(layer).inbox._dispatcher
+
+    async def look() -> bool:
+        return (dispatcher._barrier, dispatcher._known, dispatcher._gone) == (None, set(), set())
+
+    await eventually_async(look)
+
+
+async def test_what_a_recovery_remembers_is_soon_forgotten(make_own_layer: LayerFactory, kill_listener: Kill) -> None:
+    """However rare heartbeats are: they notify nobody, and end no recovery."""
+    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    channel = await warm(layer)
+    for number in range(3):
+        await replace_listener(make_own_layer, layer, kill_listener)
+        await sender.send(channel, text(number))
+        assert await take(layer, channel, 1) == [text(number)]
+        await until_nothing_is_remembered(layer)
+
+
+async def test_a_mailbox_that_was_read_without_a_mark_is_read_again(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nothing would ever tell when ids may be forgotten."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    channel = await warm(layer)
+    marks: list[str] = []
+    tell = Queries.tell
+
+    async def lost_twice(self: Queries, connection: Any, topic: str, sign: str) -> None:
+        marks.append(sign)
+        if len(marks) < 3:
+            raise psycopg.OperationalError("the connection is lost")
+        await tell(self, connection, topic, sign)
+
+    monkeypatch.setattr(Queries, "tell", lost_twice)
+
+    async def reread() -> None:
+        inside(layer)._courier.rereads.add([None])
+
+    await within(layer, reread())
+
+    async def marked() -> bool:
+        return len(marks) == 3
+
+    await eventually_async(marked)
+    await until_nothing_is_remembered(layer)
+    await layer.send(channel, text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+    await until_nothing_is_remembered(layer)
+    assert len(set(marks)) == 3
 
 
 async def test_a_restarted_server_loses_nothing(make_fragile: LayerFactory, fragile: FragileServer) -> None:
@@ -390,23 +498,17 @@ async def test_too_many_connections_are_waited_out(
     assert await take(layer, channel, 1) == [text(3)]
 
 
-async def test_a_listener_is_not_blamed_for_beats_that_were_not_sent(
+async def test_the_listener_needs_no_other_connection_to_stay_alive(
     make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At a limit that leaves none besides the listener, no heartbeat is sent: it is asked itself, and stays."""
+    """At a limit that leaves none besides the listener: it stays, and so does the node."""
     role = make_role(fragile, fragile_url, "secret", limit=1)
     url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
-    layer, sender = make_fragile(url=url, heartbeat=0.3, lease=10), make_fragile()
+    layer, sender = make_fragile(url=url, heartbeat=0.5, lease=10), make_fragile()
     channel = await layer.new_channel()
     reader = asyncio.create_task(take(layer, channel, 1))
     await until_listening(layer)
-    answers = {inside(layer)._listener.alive_at}
-
-    async def six_answers() -> bool:
-        answers.add(inside(layer)._listener.alive_at)
-        return len(answers) > 6
-
-    await eventually_async(six_answers)
+    await until_beats(layer, fragile_url, 6)
     await sender.send(channel, text(1))
     assert await reader == [text(1)]
     assert warnings_of(caplog) == []
@@ -434,13 +536,7 @@ async def test_one_connection_fewer_than_wanted_is_enough(
     for number in range(100):
         await layer.group_add(f"group-{number}", channel)
         await layer.group_discard(f"group-{number}", channel)
-    beats = inside(layer)._heartbeat
-    goal = beats.next_number + 5
-
-    async def beaten() -> bool:
-        return bool(beats.next_number >= goal)
-
-    await eventually_async(beaten)
+    await until_beats(layer, fragile_url, 5)
     busy = False
     await asyncio.gather(*streams)
     await tally.settle()

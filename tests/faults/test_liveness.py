@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import psycopg
 import pytest
 import pytest_asyncio
+from psycopg import sql
 
+from channels_pg_sa import database, heartbeat
+from channels_pg_sa.queries import Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.processes import LayerProcess
+from tests.support.urls import with_parameters
 from tests.support.waiting import eventually, eventually_async, let_pass
 
-from .breaking import WAITING, SwallowingProxy, inside, take, text, warm
+from .breaking import WAITING, CountingProxy, SwallowingProxy, inside, take, text, until_beats, warm
 
 PACE = {"heartbeat": 0.3, "lease": 1.5}
 MEMBERS = "SELECT channel FROM channels_pg_sa_membership ORDER BY channel"
@@ -27,6 +33,10 @@ OLD_MESSAGES = """INSERT INTO channels_pg_sa_message (recipient, channel, payloa
     SELECT 'old-' || n %% 100, 'old-' || n %% 100, '', now() - interval '1 s' FROM generate_series(1, %s) n"""
 OLD_MEMBERS = """INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel, expires_at)
     SELECT 'asgi', 'old', '', 'old-' || n, now() - interval '1 s' FROM generate_series(1, %s) n"""
+BEATS = "SELECT count(*) FROM beats"
+COUNT_BEATS = """CREATE TABLE beats (); CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN INSERT INTO beats DEFAULT VALUES; RETURN NULL; END';
+    CREATE TRIGGER note AFTER UPDATE ON channels_pg_sa_node FOR EACH ROW EXECUTE FUNCTION note()"""
 GROUPS_ROWS = "SELECT count(*) FROM channels_pg_sa_message WHERE group_name = 'group'"
 
 
@@ -42,26 +52,112 @@ async def start(stack: AsyncExitStack, url: str, **config: Any) -> LayerProcess:
     return await stack.enter_async_context(LayerProcess(url=url, **config))
 
 
-async def until_beats(layer: PostgresLayer, count: int) -> None:
-    """Wait until the layer has given so many more signs of life."""
-    heartbeat = inside(layer)._heartbeat
-    goal = heartbeat.next_number + count
+async def test_an_idle_process_sends_one_statement_in_a_heartbeat(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the connection that listens, without an empty one to see whether there is a connection; no more often."""
+    monkeypatch.setattr(heartbeat, "SLOW", 60)  # a busy machine is not what this is about
+    monkeypatch.setattr(database, "KEPT", 0.1)  # as in the pauses between real heartbeats
+    query(layer_url, COUNT_BEATS)
+    with CountingProxy(layer_url) as proxy:
+        url = with_parameters(proxy.url, sslmode="disable", gssencmode="disable")
+        layer = make_own_layer(url=url, heartbeat=0.5, lease=10)
+        await warm(layer)
+        eventually(lambda: query(layer_url, WAITING) == [(0,)])
+        await until_beats(layer, layer_url, 3)
+        started, before = time.monotonic(), proxy.statements
+        ((first,),) = query(layer_url, BEATS)
+        await until_beats(layer, layer_url, 5)
+        ((last,),) = query(layer_url, BEATS)
+        sent = [count - earlier for count, earlier in zip(proxy.statements, before, strict=True) if count != earlier]
+        assert sent == [last - first]
+        # Each waits for up to a tenth less, so that nodes which start together do not beat together.
+        assert last - first <= (time.monotonic() - started) / (0.9 * 0.5) + 1
+        await layer.close()
 
-    async def look() -> bool:
-        return bool(heartbeat.next_number >= goal)
 
-    await eventually_async(look)
-
-
-async def test_a_beat_comes_once_in_an_interval(make_own_layer: LayerFactory) -> None:
-    """However long it takes until the listener hears it: beats are what an idle process costs."""
-    layer = make_own_layer(heartbeat=0.2, lease=10)
+async def test_an_idle_process_wakes_no_other(
+    make_own_layer: LayerFactory, layer_url: str, kill_listener: Callable[[PostgresLayer], list[int]]
+) -> None:
+    """NOTIFY wakes all who listen, to whatever: it is sent when a listener comes, and by no heartbeat."""
+    layer = make_own_layer(heartbeat=0.5, lease=10)
     await warm(layer)
-    await until_beats(layer, 1)
-    first, since = inside(layer)._heartbeat.next_number, time.monotonic()
-    await until_beats(layer, 10)
-    shortest = 0.9 * 0.2  # so that nodes which start together do not beat together
-    assert inside(layer)._heartbeat.next_number - first <= (time.monotonic() - since) / shortest + 1
+    await until_beats(layer, layer_url, 1)
+    topic = inside(layer)._topic()
+    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as other:
+
+        def heard() -> list[str]:
+            other.execute("SELECT pg_notify(%s, 'end')", [topic])
+            return list(itertools.takewhile("end".__ne__, (notification.payload for notification in other.notifies())))
+
+        other.execute(sql.SQL("LISTEN {}").format(sql.Identifier(topic)))
+        await until_beats(layer, layer_url, 5)
+        assert heard() == []
+        kill_listener(layer)
+        await until_beats(layer, layer_url, 5)
+        (mark,) = heard()
+        assert mark.startswith("B")
+
+
+async def test_a_locked_table_of_nodes_keeps_no_message_waiting(
+    make_own_layer: LayerFactory, layer_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator's LOCK or ALTER TABLE: beats are refused and tried again, and the connection goes on listening."""
+    layer, sender = make_own_layer(heartbeat=1, lease=20), make_own_layer()
+    channel = await warm(layer)
+    await sender.send(channel, text(0))
+    assert await take(layer, channel, 1) == [text(0)]
+    (pid,) = make_own_layer.listeners(layer)[:1]
+
+    def refused() -> int:
+        return sum("lock timeout" in record.getMessage() for record in caplog.records)
+
+    numbers = itertools.count(1)
+    with caplog.at_level(logging.INFO, "channels_pg_sa"), psycopg.connect(layer_url) as operator:
+        operator.execute("LOCK TABLE channels_pg_sa_node IN ACCESS EXCLUSIVE MODE")
+
+        async def refused_thrice() -> bool:
+            number = next(numbers)
+            await sender.send(channel, text(number))
+            assert await take(layer, channel, 1) == [text(number)]
+            return refused() >= 3
+
+        await eventually_async(refused_thrice)
+    await until_beats(layer, layer_url, 2)
+    assert pid in make_own_layer.listeners(layer)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_node_outlives_a_lock_on_its_messages(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """VACUUM FULL may take longer than the lease: what needs no other table than that of nodes is done."""
+    layer = make_own_layer(heartbeat=0.5, lease=2)
+    await warm(layer)
+    with psycopg.connect(layer_url) as operator:
+        operator.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
+        await until_beats(layer, layer_url, 5)
+    await layer.send("jobs", text(1))
+    assert await take(layer, "jobs", 1) == [text(1)]
+
+
+async def test_questions_that_take_long_are_asked_elsewhere(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour's dead rows make them slow; no message waits behind them, and what is found is still swept."""
+    monkeypatch.setattr(heartbeat, "SLOW", 0)
+    layer = make_own_layer(heartbeat=0.3, lease=10)
+    await warm(layer)
+    asked: list[bool] = []
+    beat = Queries.beat
+
+    async def noted(self: Queries, connection: Any, **parameters: Any) -> Any:
+        asked.append(connection is inside(layer)._listener._connection)
+        return await beat(self, connection, **parameters)
+
+    monkeypatch.setattr(Queries, "beat", noted)
+    await until_beats(layer, layer_url, 4)
+    query(layer_url, OLD_MESSAGES, [10])
+    eventually(lambda: query(layer_url, WAITING) == [(0,)])
+    assert not any(asked[1:])
 
 
 @pytest.mark.processes
@@ -149,7 +245,7 @@ async def test_who_left_while_it_was_cut_off_is_not_brought_back(
     proxy.heal()
     await leaving
     eventually(lambda: layer.node in {node for (node,) in query(layer_url, NODES)})
-    await until_beats(layer, 2)
+    await until_beats(layer, layer_url, 2)
     assert query(layer_url, MEMBERS) == [(stays,)]
 
 
@@ -259,7 +355,7 @@ async def test_one_sweeper_at_a_time(make_own_layer: LayerFactory, layer_url: st
         sweeper.execute(SWEEP_LOCK)
         query(layer_url, OLD_MESSAGES, [10])
         for layer in layers:
-            await until_beats(layer, 3)
+            await until_beats(layer, layer_url, 3)
         assert query(layer_url, "SELECT count(*) FROM channels_pg_sa_message WHERE recipient LIKE 'old-%'") == [(10,)]
         assert query(layer_url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == [(0,)]
         await layers[0].send("jobs", text(1))

@@ -21,7 +21,7 @@ from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.urls import with_address, with_database
 from tests.support.waiting import eventually, eventually_async
 
-from .breaking import WAITING, FragileServer, Tally, end, take, text
+from .breaking import WAITING, FragileServer, Tally, end, inside, take, text, until_beats
 
 BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_message'::regclass"
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -257,9 +257,9 @@ async def test_capacity_through_a_pooler(behind: Behind, fragile_url: str) -> No
     assert await take(layer, "jobs", 1) == [text(5)]
 
 
-async def test_session_mode_needs_no_listen_url(behind: Behind) -> None:
-    """A pooler that keeps the session is none to complain of: it passes notifications on."""
-    layers = [behind("session") for _ in range(2)]
+async def test_session_mode_needs_no_listen_url(behind: Behind, fragile_url: str) -> None:
+    """A pooler that keeps the session is none to complain of: it passes notifications on, and heartbeats."""
+    layers = [behind("session", heartbeat=0.5, lease=5) for _ in range(2)]
     channels = [await layer.new_channel() for layer in layers]
     for layer, channel in zip(layers, channels, strict=True):
         await layer.group_add("group", channel)
@@ -269,3 +269,6 @@ async def test_session_mode_needs_no_listen_url(behind: Behind) -> None:
     assert await take(layers[0], channels[0], 1) == [text(1)]
     assert await take(layers[1], channels[1], 2) == [text(1), text(2)]
     assert await take(layers[0], "jobs", 1) == [text(3)]
+    listener = inside(layers[0])._listener._connection
+    await until_beats(layers[0], fragile_url, 3)
+    assert inside(layers[0])._listener._connection is listener
