@@ -387,6 +387,17 @@ def test_what_was_handed_over_before_the_table_was_read_is_not_taken_again() -> 
     assert it._known == set()
 
 
+def test_ids_of_rows_that_vanished_may_be_given_to_others() -> None:
+    """What had come before can still be read, and then does not delete a stranger's row."""
+    it = dispatcher(10)
+    it.hear([parcel(1), parcel(2)], NOW)
+    it.vanished([1])
+    assert it.known == {2}
+    it.hear([parcel(1), parcel(2)], NOW)
+    assert taken(it) == [1, 2, 1]
+    assert effects(it).delete == [2, 1]
+
+
 def test_a_later_recovery_waits_for_its_own_beat() -> None:
     """The one of the first says nothing about the second."""
     it = dispatcher()
