@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from .mailboxes import Entry, Mailboxes
 from .members import MemberIndex
 from .names import MAX_LENGTH, node_of, queue_of
-from .parcels import Beat, Flushed, Frame, Joined, Left, Parcel, Ring
+from .parcels import Mark, Flushed, Frame, Joined, Left, Parcel, Ring
 
 
 class Dispatcher(Mailboxes):
@@ -44,9 +44,24 @@ class Dispatcher(Mailboxes):
             else:
                 if isinstance(frame, Flushed):
                     self.clear()
-                elif isinstance(frame, Beat) and self._barrier is not None and frame.number >= self._barrier:
+                elif isinstance(frame, Mark) and self._barrier is not None and frame.number >= self._barrier:
                     self._end_recovery()
                 self._to_do().controls.append(frame)
+
+    @property
+    def known(self) -> frozenset[int]:
+        """The ids of rows that have come, and are there as far as this node knows."""
+        return frozenset(self._known)
+
+    def vanished(self, rows: Collection[int]) -> None:
+        """Forget ids whose rows are gone without this node's doing, and may be given to others; messages stay.
+
+        A server that crashes loses all rows, and begins to count again.
+        """
+        self._known.difference_update(rows)
+        for box in self.unread.values():
+            for entry in box.entries:
+                entry.keeps_row = entry.keeps_row and entry.id not in rows
 
     def recover(self, waiting: Iterable[Parcel], barrier: int, now: float) -> None:
         """Take in what the node's mailbox holds.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .names import node_of, queue_of
-from .parcels import Acknowledged, Beat, Flushed, Ring
+from .parcels import Acknowledged, Mark, Flushed, Ring
 
 Reader = Future[None]
 """A pending receive(), which is woken at most once. If it then finds nothing, it waits anew as another one."""
@@ -71,7 +71,7 @@ class Effects:
     fetch: list[int] = field(default_factory=list)
     delete: list[int] = field(default_factory=list)
     rings: list[Ring] = field(default_factory=list)
-    controls: list[Beat | Flushed | Acknowledged] = field(default_factory=list)
+    controls: list[Mark | Flushed | Acknowledged] = field(default_factory=list)
 
 
 _NO_ENTRIES: deque[Entry] = deque()

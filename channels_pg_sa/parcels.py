@@ -51,7 +51,7 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class Mark:
     """This node's own mark has come round: what was notified before it has been heard."""
 
     number: int
@@ -75,7 +75,7 @@ class Acknowledged:
 
 _MAX_ROW = 2**63 - 1
 
-Frame = Parcel | Ring | Joined | Left | Beat | Flushed | Acknowledged
+Frame = Parcel | Ring | Joined | Left | Mark | Flushed | Acknowledged
 
 
 def parse(payload: bytes) -> Iterator[Frame | None]:
@@ -129,9 +129,9 @@ def _left(fields: list[str]) -> Left:
     return Left(group, channel)
 
 
-def _beat(fields: list[str]) -> Beat:
+def _mark(fields: list[str]) -> Mark:
     (number,) = fields
-    return Beat(int(number))
+    return Mark(int(number))
 
 
 def _flushed(fields: list[str]) -> Flushed:
@@ -148,7 +148,7 @@ _SHORT: dict[bytes, Callable[[list[str]], Frame]] = {
     b"Q": _ring,
     b"J": _joined,
     b"L": _left,
-    b"B": _beat,
+    b"B": _mark,
     b"F": _flushed,
     b"A": _acknowledged,
 }

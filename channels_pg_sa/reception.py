@@ -223,6 +223,8 @@ class Reception:
         if pooled:  # the session may have been another's, whose prepared statements are still there
             connection.prepare_threshold = None
         await self._enter(connection)
+        with self.inbox.decisions() as dispatcher:
+            known = dispatcher.known
         queues = sorted(self._courier.book.queues)
         await self._listener.listen(connection, [self._topic(), *self._queue_topics(queues)])
         if pooled:
@@ -233,6 +235,7 @@ class Reception:
         members = await self._queries.members(connection)
         with self.inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
+            dispatcher.vanished(known.difference(parcel.id for parcel in waiting))
             self._take_in(dispatcher, waiting)
         await self._send_mark(connection)
         self._courier.hears(queues)

@@ -19,6 +19,7 @@ from channels_pg_sa import SendError, node
 from channels_pg_sa.database import Fate, fate
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.proxy import Proxy
 from tests.support.urls import with_parameters
 from tests.support.waiting import eventually, eventually_async
 
@@ -107,6 +108,36 @@ async def test_a_send_waits_for_the_database(
         await asyncio.to_thread(thread.join)
     assert query(layer_url, WAITING) == [(201,)]
     assert [message["number"] for message in await take(layer, "jobs", 200)] == list(range(200))
+
+
+class LateEnds(Proxy):
+    """A proxy behind which a connection that the server ends stays open until the client says one thing more."""
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await self._connect_or_hang_up()
+        self._writers |= {writer, server_writer}
+        self._start(self._tell(server_reader, writer))
+        while (data := await reader.read(65_536)) and not server_reader.at_eof():
+            server_writer.write(data)
+        self._end(server_writer)
+        self._end(writer)
+
+    async def _tell(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            sink.write(data)
+
+
+async def test_the_last_word_of_a_server_is_heeded(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """It comes before the end of the connection, sometimes long enough for a send that nobody would do."""
+    with LateEnds(layer_url) as proxy:
+        layer = make_own_layer(url=proxy.url)
+        await layer.send("jobs", text(1))
+        (held,) = inside(layer)._database._kept
+        query(layer_url, "SELECT pg_terminate_backend(%s)", [held.driver.info.backend_pid])
+        await eventually_async(lambda: asyncio.to_thread(held.poll.poll, 0))
+        await layer.send("jobs", text(2))
+        assert query(layer_url, WAITING) == [(2,)]
+        await layer.close()
 
 
 @pytest.mark.parametrize("kind", ["send", "group_send", "send_sync"])

@@ -10,7 +10,7 @@ import pytest
 
 from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.mailboxes import Effects, Entry
-from channels_pg_sa.parcels import Acknowledged, Beat, Flushed, Joined, Left, Parcel, Ring
+from channels_pg_sa.parcels import Acknowledged, Mark, Flushed, Joined, Left, Parcel, Ring
 
 NODE = "0123456789ab"
 OWN = f"s.{NODE}!a"
@@ -361,15 +361,15 @@ def test_a_row_that_was_not_found_is_read_when_it_is_claimed_later() -> None:
 
 
 def test_what_was_read_from_the_table_is_not_taken_again_when_it_is_notified_late() -> None:
-    """Even if its row is deleted meanwhile; until the beat that was sent after reading comes round."""
+    """Even if its row is deleted meanwhile; until the mark that was sent after reading comes round."""
     it = dispatcher()
     it.recover([doorbell(1)], 5, NOW)
     it.fetched([1], {1: b"1"})
     assert taken(it) == [1]
     it.deleted([1])
-    it.hear([Beat(4), parcel(1)], NOW)
+    it.hear([Mark(4), parcel(1)], NOW)
     assert taken(it) == []
-    it.hear([Beat(5)], NOW)
+    it.hear([Mark(5)], NOW)
     assert it._known == it._gone == set()
     it.deleted([1])
     assert it._gone == set()
@@ -383,20 +383,31 @@ def test_what_was_handed_over_before_the_table_was_read_is_not_taken_again() -> 
     it.recover([doorbell(1)], 1, NOW)
     assert effects(it).fetch == []
     it.deleted([1])
-    it.hear([Beat(1)], NOW)
+    it.hear([Mark(1)], NOW)
     assert it._known == set()
 
 
-def test_a_later_recovery_waits_for_its_own_beat() -> None:
+def test_ids_of_rows_that_vanished_may_be_given_to_others() -> None:
+    """What had come before can still be read, and then does not delete a stranger's row."""
+    it = dispatcher(10)
+    it.hear([parcel(1), parcel(2)], NOW)
+    it.vanished([1])
+    assert it.known == {2}
+    it.hear([parcel(1), parcel(2)], NOW)
+    assert taken(it) == [1, 2, 1]
+    assert effects(it).delete == [2, 1]
+
+
+def test_a_later_recovery_waits_for_its_own_mark() -> None:
     """The one of the first says nothing about the second."""
     it = dispatcher()
     it.recover([doorbell(1)], 2, NOW)
     it.recover([doorbell(2)], 4, NOW)
     it.fetched([1, 2], {1: b"1", 2: b"2"})
     it.deleted([1, 2])
-    it.hear([Beat(3), parcel(2)], NOW)
+    it.hear([Mark(3), parcel(2)], NOW)
     assert taken(it) == [1, 2]
-    it.hear([Beat(4)], NOW)
+    it.hear([Mark(4)], NOW)
     assert it._known == set()
 
 
@@ -457,9 +468,9 @@ def test_flush_forgets_messages_and_members_but_no_reader() -> None:
 def test_controls_and_nonsense_are_told_apart() -> None:
     """Controls are passed on, in their order; what was no frame is counted."""
     it = dispatcher()
-    frames: list[Any] = [Beat(3), None, Acknowledged("n", NODE), None]
+    frames: list[Any] = [Mark(3), None, Acknowledged("n", NODE), None]
     it.hear(frames, NOW)
-    assert effects(it).controls == [Beat(3), Acknowledged("n", NODE)]
+    assert effects(it).controls == [Mark(3), Acknowledged("n", NODE)]
     assert it.counters["malformed"] == 2
 
 

@@ -92,7 +92,8 @@ class World:
         self._stream: list[bytes] | None = []  # None: nobody listens
         self._recovering = False  # LISTENing again, but the table has not been read
         self._read: tuple[list[Parcel], list[tuple[str, str, float]] | None] | None = None
-        self._beats = 0
+        self._known: frozenset[int] = frozenset()
+        self._marks = 0
         self._fetch_todo: list[int] = []
         self._fetching: tuple[list[int], dict[int, bytes]] | None = None
         self._delete_todo: list[int] = []
@@ -177,14 +178,15 @@ class World:
                     self._excuse_all()  # what is sent before every node has heard of it may be lost with the rest
             self._collect()
 
-    def beat(self, _pick: int) -> None:
-        self._beats += 1
-        self._notify(f"B{self._beats}")
+    def mark(self, _pick: int) -> None:
+        self._marks += 1
+        self._notify(f"B{self._marks}")
 
     def lose_the_connection_and_listen_again(self, _pick: int) -> None:
         self._stream = []
         self._recovering = True
         self._read = None
+        self._known = self._dispatcher.known
 
     def lose_the_connection(self, _pick: int) -> None:
         self._stream = None
@@ -204,8 +206,9 @@ class World:
             (waiting, members), self._read = self._read, None
             if members is not None:
                 self._dispatcher.members.replace(members)
+                self._dispatcher.vanished(self._known.difference(parcel.id for parcel in waiting))
             self._allow_for_memberships_out_of_step(waiting)
-            self._dispatcher.recover(waiting, self._beats + 1, self._now)
+            self._dispatcher.recover(waiting, self._marks + 1, self._now)
             self._recovering = False
             self._collect()
 
@@ -413,7 +416,7 @@ class World:
             for channel in CHANNELS:
                 self._drain(channel)
         self.time_passes(0)
-        self.beat(0)
+        self.mark(0)
         self._settle()
         for reader in list(self._readers):
             self._leave(reader)
@@ -493,8 +496,8 @@ SELDOM = [
     World.join,
     World.leave,
     World.flush,
-    World.beat,
-    World.beat,
+    World.mark,
+    World.mark,
     World.rival_takes_from_a_queue,
     World.lose_the_connection,
     World.lose_the_connection_and_listen_again,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_pg_sa.parcels import Acknowledged, Beat, Flushed, Frame, Joined, Left, Parcel, Ring, parse
+from channels_pg_sa.parcels import Acknowledged, Mark, Flushed, Frame, Joined, Left, Parcel, Ring, parse
 
 FORMS: list[tuple[bytes, Frame]] = [
     (b"P7 12.5 a.b!c aGk=", Parcel(7, "a.b!c", False, 12.5, b"aGk=")),
@@ -21,8 +21,8 @@ FORMS: list[tuple[bytes, Frame]] = [
     (b"Q0 jobs", Ring(0, "jobs")),
     (b"J171 g a.b!c Infinity", Joined("g", "a.b!c", math.inf)),
     (b"L171 g a.b!c", Left("g", "a.b!c")),
-    (b"B12", Beat(12)),
-    (b"B-12", Beat(-12)),
+    (b"B12", Mark(12)),
+    (b"B-12", Mark(-12)),
     (b"F0a1b channels_pg_sa_00", Flushed("0a1b", "channels_pg_sa_00")),
     (b"A0a1b 0123456789ab", Acknowledged("0a1b", "0123456789ab")),
 ]
@@ -38,7 +38,7 @@ def test_each_kind_of_frame_is_read(form: bytes, frame: Frame) -> None:
 def test_frames_share_a_notification_in_their_order() -> None:
     """A bad one among them costs no other."""
     assert list(parse(b"B1,nonsense,Q2 q,,p3 4 c")) == [
-        Beat(1), None, Ring(2, "q"), None, Parcel(3, "c", False, 4.0, None),
+        Mark(1), None, Ring(2, "q"), None, Parcel(3, "c", False, 4.0, None),
     ]  # fmt: skip
 
 
