@@ -143,9 +143,11 @@ class _Held:
     poll: select.poll = field(default_factory=select.poll)
     timer: asyncio.TimerHandle | None = None
     doubted: bool = False
+    is_ending: bool = False
 
     def __post_init__(self) -> None:
         self.poll.register(self.driver.pgconn.socket, select.POLLIN)
+        self.driver.add_notice_handler(self._heed)
 
     def is_alive(self) -> bool:
         """Tell whether the server's end was still there a moment ago; costs a system call, and no round trip."""
@@ -155,6 +157,16 @@ class _Held:
         except (psycopg.Error, OSError):
             return False
         return self.driver.pgconn.status == ConnStatus.OK
+
+    async def give_back(self) -> None:
+        """Return the connection to the engine."""
+        self.driver.remove_notice_handler(self._heed)
+        with contextlib.suppress(DBAPIError, psycopg.Error):
+            await self.engine_s.close()
+
+    def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Hear a server that ends the connection: told between two statements, that is no error but a notice."""
+        self.is_ending = self.is_ending or notice.severity_nonlocalized == "FATAL"
 
 
 class Database:
@@ -206,7 +218,7 @@ class Database:
         for held in self._lent:
             sever(held.driver)
         while self._kept:
-            await self._give_back(self._kept.pop())
+            await self._kept.pop().give_back()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._until_made(), patience)
         await self._engine.dispose()
@@ -262,7 +274,7 @@ class Database:
                 held.timer.cancel()
             if held.is_alive() and (not held.doubted or await self._answers(held)):
                 return held
-            await self._give_back(held)
+            await held.give_back()
         return None
 
     async def _left_over(self, seconds: float) -> _Held | None:
@@ -281,8 +293,8 @@ class Database:
         return offer.result() if offer.done() else None
 
     async def _put(self, held: _Held) -> None:
-        if self._closed or held.driver.closed:
-            await self._give_back(held)
+        if self._closed or held.driver.closed or held.is_ending:
+            await held.give_back()
         elif self._wanted:
             self._wanted.popleft().set_result(held)
         else:
@@ -295,13 +307,9 @@ class Database:
     def _rest(self, held: _Held) -> None:
         if held in self._kept:
             self._kept.remove(held)
-            task = asyncio.ensure_future(self._give_back(held))
+            task = asyncio.ensure_future(held.give_back())
             self._resting.add(task)
             task.add_done_callback(self._resting.discard)
-
-    async def _give_back(self, held: _Held) -> None:
-        with contextlib.suppress(DBAPIError, psycopg.Error):
-            await held.engine_s.close()
 
     async def _connect(self) -> _Held | None:
         """Take a connection out of the engine; None if there is none to be had now."""
@@ -322,7 +330,7 @@ class Database:
         held = _Held(engine_s, driver)
         if await self._answers(held):
             return held
-        await self._give_back(held)
+        await held.give_back()
         return None
 
     async def _answers(self, held: _Held) -> bool:

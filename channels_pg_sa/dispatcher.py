@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from .mailboxes import Entry, Mailboxes
 from .members import MemberIndex
 from .names import MAX_LENGTH, node_of, queue_of
-from .parcels import Mark, Flushed, Frame, Joined, Left, Parcel, Ring
+from .parcels import Flushed, Frame, Joined, Left, Mark, Parcel, Ring
 
 
 class Dispatcher(Mailboxes):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .names import node_of, queue_of
-from .parcels import Acknowledged, Mark, Flushed, Ring
+from .parcels import Acknowledged, Flushed, Mark, Ring
 
 Reader = Future[None]
 """A pending receive(), which is woken at most once. If it then finds nothing, it waits anew as another one."""

@@ -110,8 +110,10 @@ async def test_a_send_waits_for_the_database(
     assert [message["number"] for message in await take(layer, "jobs", 200)] == list(range(200))
 
 
-class LateEnds(Proxy):
-    """A proxy behind which a connection that the server ends stays open until the client says one thing more."""
+class LastWords(Proxy):
+    """A proxy that passes a server's last words on together, and hangs up only when the client says one thing more."""
+
+    gathers = False
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await self._connect_or_hang_up()
@@ -123,20 +125,29 @@ class LateEnds(Proxy):
         self._end(writer)
 
     async def _tell(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        gathered = b""
         while data := await source.read(65_536):
-            sink.write(data)
+            gathered += data
+            if not self.gathers:
+                sink.write(gathered)
+                gathered = b""
+        sink.write(gathered)
 
 
-async def test_the_last_word_of_a_server_is_heeded(make_own_layer: LayerFactory, layer_url: str) -> None:
-    """It comes before the end of the connection, sometimes long enough for a send that nobody would do."""
-    with LateEnds(layer_url) as proxy:
+async def test_a_connection_whose_end_was_told_is_not_used(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Told together with the answer before, it is no answer to a statement; the end itself may come later."""
+    with LastWords(layer_url) as proxy:
         layer = make_own_layer(url=proxy.url)
         await layer.send("jobs", text(1))
         (held,) = inside(layer)._database._kept
+        proxy.gathers = True
+        sending = asyncio.ensure_future(layer.send("jobs", text(2)))
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITING) == [(2,)]))
         query(layer_url, "SELECT pg_terminate_backend(%s)", [held.driver.info.backend_pid])
-        await eventually_async(lambda: asyncio.to_thread(held.poll.poll, 0))
-        await layer.send("jobs", text(2))
-        assert query(layer_url, WAITING) == [(2,)]
+        await sending
+        proxy.gathers = False
+        await layer.send("jobs", text(3))
+        assert query(layer_url, WAITING) == [(3,)]
         await layer.close()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.mailboxes import Effects, Entry
-from channels_pg_sa.parcels import Acknowledged, Mark, Flushed, Joined, Left, Parcel, Ring
+from channels_pg_sa.parcels import Acknowledged, Flushed, Joined, Left, Mark, Parcel, Ring
 
 NODE = "0123456789ab"
 OWN = f"s.{NODE}!a"

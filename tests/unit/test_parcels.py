@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_pg_sa.parcels import Acknowledged, Mark, Flushed, Frame, Joined, Left, Parcel, Ring, parse
+from channels_pg_sa.parcels import Acknowledged, Flushed, Frame, Joined, Left, Mark, Parcel, Ring, parse
 
 FORMS: list[tuple[bytes, Frame]] = [
     (b"P7 12.5 a.b!c aGk=", Parcel(7, "a.b!c", False, 12.5, b"aGk=")),
