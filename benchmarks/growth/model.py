@@ -129,7 +129,7 @@ class Costs:
     Attributes:
         sending: of a statement that sends.
         deletion: of a statement that deletes, and of each row of it.
-        beat: of a heartbeat, without the connections that it wakes.
+        beat: of a heartbeat.
         beats: heartbeats of a process in each interval.
     """
 
@@ -148,11 +148,6 @@ class Costs:
         statement, row = self.deletion
         return (self.sending.predict(load) + load.rows * (statement / per_deletion + row)) / load.messages
 
-    def heartbeat(self, processes: int) -> float:
-        """Return what one heartbeat costs where so many processes listen."""
-        waking, reading = self.sending.costs[4:6]
-        return self.beat + processes * (waking + reading)
-
     def idle_cores(self, processes: int, interval: float) -> float:
         """Return the cores that so many idle processes keep busy with heartbeats, at an interval in seconds."""
-        return processes * self.beats * self.heartbeat(processes) / interval / 1e6
+        return processes * self.beats * self.beat / interval / 1e6

@@ -156,7 +156,7 @@ class Probe:
         return cost.shared(rows)
 
     async def idling(self, layers: int, *, heartbeat: float, seconds: float) -> tuple[Cost, float]:
-        """Return what a heartbeat costs, the connections that it wakes included, and how many statements it takes."""
+        """Return what a heartbeat costs, and how many statements it takes."""
         self.crowd.resize(0)
         await asyncio.sleep(0.5)
         quiet = await self._rate(seconds / 4)

@@ -78,8 +78,7 @@ class Findings:
         model = Costs(sending, (statement, row), 0.0, 0.0)
         if self.beat is None:
             return model
-        beat = max(0.0, self.beat.cpu - model.heartbeat(self.idle))
-        return replace(model, beat=beat, beats=self.beat.per_second * self.interval / self.idle)
+        return replace(model, beat=self.beat.cpu, beats=self.beat.per_second * self.interval / self.idle)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -196,7 +195,7 @@ def _model(costs: Costs) -> str:
     statement, row = costs.deletion
     rows = [(name, fine(cost)) for name, cost in zip(TERMS, costs.sending.costs, strict=True)]
     rows += [("a statement that deletes", fine(statement)), ("… for each row", fine(row))]
-    return table(["", "µs"], [*rows, ("a heartbeat, without what it wakes", fine(costs.beat))])
+    return table(["", "µs"], [*rows, ("a heartbeat", fine(costs.beat))])
 
 
 def check(found: Findings, costs: Costs) -> str:
@@ -215,7 +214,7 @@ def check(found: Findings, costs: Costs) -> str:
 def _alive(load: Load, cost: Cost, costs: Costs) -> float:
     """Return what a message is to cost with its deletions and its share of the receivers' heartbeats."""
     beats = load.receivers * costs.beats / RARE / cost.per_second
-    return costs.message(load) + beats * costs.heartbeat(load.listeners)
+    return costs.message(load) + beats * costs.beat
 
 
 def extrapolation(costs: Costs) -> str:
