@@ -143,7 +143,6 @@ class _Held:
     poll: select.poll = field(default_factory=select.poll)
     timer: asyncio.TimerHandle | None = None
     doubted: bool = False
-    is_ending: bool = False
 
     def __post_init__(self) -> None:
         self.poll.register(self.driver.pgconn.socket, select.POLLIN)
@@ -166,7 +165,7 @@ class _Held:
 
     def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
         """Hear a server that ends the connection: told between two statements, that is no error but a notice."""
-        self.is_ending = self.is_ending or notice.severity_nonlocalized == "FATAL"
+        self.doubted = self.doubted or notice.severity_nonlocalized == "FATAL"
 
 
 class Database:
@@ -293,9 +292,9 @@ class Database:
         return offer.result() if offer.done() else None
 
     async def _put(self, held: _Held) -> None:
-        if self._closed or held.driver.closed or held.is_ending:
+        if self._closed or held.driver.closed:
             await held.give_back()
-        elif self._wanted:
+        elif self._wanted and not held.doubted:  # in doubt it is asked first, by who takes it from what is kept
             self._wanted.popleft().set_result(held)
         else:
             self._keep(held)
