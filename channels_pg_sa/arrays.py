@@ -77,6 +77,14 @@ class _IntDumper(_ArrayDumper):
         return (_INT8.pack(8, item) for item in items)
 
 
+_DUMPERS = {TextArray: _TextDumper(TextArray), BytesArray: _BytesDumper(BytesArray), IntArray: _IntDumper(IntArray)}
+
+
+def dumped(array: TextArray | BytesArray | IntArray) -> Buffer:
+    """Return an array as the server takes it: for libpq, which adapts nothing."""
+    return _DUMPERS[type(array)].dump(array)
+
+
 # The types are this package's own, so nobody else's connections are touched.
 psycopg.adapters.register_dumper(TextArray, _TextDumper)
 psycopg.adapters.register_dumper(BytesArray, _BytesDumper)

@@ -11,7 +11,7 @@ import select
 import socket
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,9 @@ def fate(error: Exception) -> Fate:
     """
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     if state is None:
-        return Fate.UNKNOWN if isinstance(error, psycopg.OperationalError) else Fate.REFUSED
+        # libpq's own, of an answer that it cannot read, is no more than a DatabaseError.
+        is_lost = isinstance(error, psycopg.OperationalError) or type(error) is psycopg.DatabaseError
+        return Fate.UNKNOWN if is_lost else Fate.REFUSED
     if state.startswith("08"):  # a pooler's, which has lost the server under the statement
         return Fate.UNKNOWN
     if state in _AGAIN:
@@ -135,7 +137,7 @@ class CleanConnection(psycopg.AsyncConnection[Any]):
 
 
 @dataclass(slots=True, eq=False)
-class _Held:
+class Held:
     """A connection of the engine's, taken out of it once for many statements."""
 
     engine_s: AsyncConnection
@@ -151,11 +153,15 @@ class _Held:
     def is_alive(self) -> bool:
         """Tell whether the server's end was still there a moment ago; costs a system call, and no round trip."""
         try:
-            if self.poll.poll(0):
+            if self.has_news():
                 self.driver.pgconn.consume_input()
         except (psycopg.Error, OSError):
             return False
         return self.driver.pgconn.status == ConnStatus.OK
+
+    def has_news(self) -> bool:
+        """Tell whether anything has come from the server's end that nobody has looked at."""
+        return bool(self.poll.poll(0))
 
     async def give_back(self) -> None:
         """Return the connection to the engine."""
@@ -197,13 +203,14 @@ class Database:
             use_native_hstore=False,
         )
         self._slots = asyncio.Semaphore(self._pool.max_size)
-        self._kept: deque[_Held] = deque()
-        self._wanted: deque[asyncio.Future[_Held]] = deque()
-        self._check = min(CHECK, settings.send_timeout / 4)
-        self._lent: set[_Held] = set()
+        self._kept: deque[Held] = deque()
+        self._wanted: deque[asyncio.Future[Held]] = deque()
+        self.check = min(CHECK, settings.send_timeout / 4)
+        self._lent: set[Held] = set()
         self._closed = False
         self._resting: set[asyncio.Task[None]] = set()
         self.trouble: str | None = None
+        self.when_wanted: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
         """Start the pool; connects to nothing yet unless it has a min_size."""
@@ -230,15 +237,28 @@ class Database:
         Args:
             timeout: seconds that the statements on it may take; then the connection is broken off.
         """
+        async with self.hold() as held:
+            with time_limit(held.driver, timeout):
+                yield held.driver
+
+    @contextlib.asynccontextmanager
+    async def hold(self) -> AsyncIterator[Held]:
+        """Lend a connection for many statements; `when_wanted` is called as soon as others wait for one."""
+        if self.is_exhausted:
+            self.when_wanted()
         async with self._slots:
             held = await self._take()
             self._lent.add(held)
             try:
-                with time_limit(held.driver, timeout):
-                    yield held.driver
+                yield held
             finally:
                 self._lent.discard(held)
                 await self._put(held)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether whoever wants a connection now has to wait for one that is lent."""
+        return self._slots.locked() or bool(self._wanted)
 
     def doubt(self) -> None:
         """Ask every connection for a sign of life before its next use: another has been lost in silence."""
@@ -258,7 +278,7 @@ class Database:
         for _ in range(self._pool.max_size):
             await self._slots.acquire()
 
-    async def _take(self) -> _Held:
+    async def _take(self) -> Held:
         backoff = Backoff()
         while not self._closed:
             held = await self._at_hand() or await self._connect() or await self._left_over(backoff.next())
@@ -266,7 +286,7 @@ class Database:
                 return held
         raise LayerClosed("The layer is closed.")
 
-    async def _at_hand(self) -> _Held | None:
+    async def _at_hand(self) -> Held | None:
         while self._kept:
             held = self._kept.pop()
             if held.timer is not None:
@@ -276,9 +296,10 @@ class Database:
             await held.give_back()
         return None
 
-    async def _left_over(self, seconds: float) -> _Held | None:
+    async def _left_over(self, seconds: float) -> Held | None:
         """Wait, but take a connection that another has done with: the server may allow no more of them."""
-        offer: asyncio.Future[_Held] = asyncio.get_running_loop().create_future()
+        self.when_wanted()
+        offer: asyncio.Future[Held] = asyncio.get_running_loop().create_future()
         self._wanted.append(offer)
         try:
             await asyncio.wait([offer], timeout=seconds)
@@ -291,7 +312,7 @@ class Database:
                 self._wanted.remove(offer)
         return offer.result() if offer.done() else None
 
-    async def _put(self, held: _Held) -> None:
+    async def _put(self, held: Held) -> None:
         if self._closed or held.driver.closed:
             await held.give_back()
         elif self._wanted and not held.doubted:  # in doubt it is asked first, by who takes it from what is kept
@@ -299,18 +320,18 @@ class Database:
         else:
             self._keep(held)
 
-    def _keep(self, held: _Held) -> None:
+    def _keep(self, held: Held) -> None:
         self._kept.append(held)
         held.timer = asyncio.get_running_loop().call_later(KEPT, self._rest, held)
 
-    def _rest(self, held: _Held) -> None:
+    def _rest(self, held: Held) -> None:
         if held in self._kept:
             self._kept.remove(held)
             task = asyncio.ensure_future(held.give_back())
             self._resting.add(task)
             task.add_done_callback(self._resting.discard)
 
-    async def _connect(self) -> _Held | None:
+    async def _connect(self) -> Held | None:
         """Take a connection out of the engine; None if there is none to be had now."""
         # In trouble the server is asked directly: the pool tells its reasons to its log, again at each attempt.
         if self.trouble is not None and (trouble := await self._diagnose()) is not None:
@@ -326,16 +347,16 @@ class Database:
         driver = raw.driver_connection
         if not isinstance(driver, psycopg.AsyncConnection):
             raise TypeError(f"The engine's driver is not psycopg but {type(driver).__name__}.")
-        held = _Held(engine_s, driver)
+        held = Held(engine_s, driver)
         if await self._answers(held):
             return held
         await held.give_back()
         return None
 
-    async def _answers(self, held: _Held) -> bool:
+    async def _answers(self, held: Held) -> bool:
         """Tell whether the server is still at the other end: a firewall that forgets a connection tells nobody."""
         try:
-            with time_limit(held.driver, self._check):
+            with time_limit(held.driver, self.check):
                 await AsyncConnectionPool.check_connection(held.driver)
         except psycopg.Error:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from collections import defaultdict, deque
@@ -10,6 +11,8 @@ from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
 J = TypeVar("J")
+
+Over = Callable[[bool], None]
 
 GRACE = 5.0
 """Seconds beyond its deadline that a thread waits for its call: only a dead I/O thread lets it wait so long."""
@@ -29,7 +32,10 @@ class Call(Generic[J]):
         report: called with the outcome, on the I/O loop, in place of a caller who waits for it.
     """
 
-    __slots__ = ("deadline", "error", "future", "job", "loop", "report", "result", "settled", "since", "started")
+    __slots__ = (
+        *("job", "since", "deadline", "loop", "report", "future", "gate"),
+        *("leads", "started", "settled", "result", "error"),
+    )
 
     def __init__(
         self,
@@ -44,9 +50,15 @@ class Call(Generic[J]):
         self.deadline = self.since + timeout
         self.loop = loop
         self.report = report
-        self.future: asyncio.Future[None] | threading.Event | None = None
-        if report is None:
-            self.future = loop.create_future() if loop else threading.Event()
+        self.future: asyncio.Future[None] | None = None
+        self.gate: threading.Lock | None = None
+        if loop is not None and report is None:
+            self.future = loop.create_future()
+        elif report is None:
+            # Not an Event, whose own lock a KeyboardInterrupt may leave closed; then whoever sets it waits for ever.
+            self.gate = threading.Lock()
+            self.gate.acquire()
+        self.leads = False
         self.started = False
         self.settled = False
         self.result: Any = None
@@ -54,7 +66,7 @@ class Call(Generic[J]):
 
     def start(self) -> bool:
         """Note that the job is about to be done; return False if nobody waits for it any more, so that it must not."""
-        if self.settled or (isinstance(self.future, asyncio.Future) and self.future.cancelled()):
+        if self.settled or self.error is not None or (self.future is not None and self.future.cancelled()):
             return False
         self.started = True
         return True
@@ -65,14 +77,13 @@ class Call(Generic[J]):
         Raises:
             RuntimeError: there is no outcome, long after the deadline: the I/O thread is dead.
         """
-        if isinstance(self.future, threading.Event) and not self.future.wait(
-            max(0.0, self.deadline - time.monotonic()) + GRACE
-        ):
+        patience = max(0.0, self.deadline - time.monotonic()) + GRACE
+        if self.gate is not None and not self.gate.acquire(timeout=patience):
             raise RuntimeError("The layer's I/O thread gives no sign of life.")
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, Any]:
-        if isinstance(self.future, asyncio.Future):
+        if self.future is not None:
             yield from self.future
         return self._outcome()
 
@@ -91,8 +102,8 @@ def settle(calls: Iterable[Call[Any]]) -> None:
         if call.settled:
             continue
         call.settled = True
-        if isinstance(call.future, threading.Event):
-            call.future.set()
+        if call.gate is not None:
+            call.gate.release()
         elif call.future is not None and call.loop is not None:
             loops[call.loop].append(call.future)
         elif call.report is not None:
@@ -116,11 +127,17 @@ class Lane(Generic[J]):
 
     Every call is settled by its deadline, however long its batch may take.
 
+    With a shortcut, a batch need not wait for that loop: the calling thread begins it, if the call finds the lane at
+    rest and the last batch was of one call. More calls than one at a time are better gathered on the way to the loop.
+
     Args:
         name: of its task.
         loop: where the batches run.
         run: does a batch: of the calls whose start() is true it sets each one's result or error.
         late: makes the error of a call whose deadline has passed.
+        shortcut: begins a batch of started calls, from any thread, and returns True; or False if that cannot be done
+            now. When it is over it calls the given function on the lane's loop: with True if the results and errors
+            are set, with False if nothing was done and `run` shall do it.
         cost: of a job, in bytes; a batch ends where `budget` is reached.
         batch: the most calls that go together.
         limit: the most calls that may wait.
@@ -133,6 +150,7 @@ class Lane(Generic[J]):
         run: Callable[[list[Call[J]]], Awaitable[None]],
         *,
         late: Callable[[Call[J]], BaseException],
+        shortcut: Callable[[list[Call[J]], Over], bool] | None = None,
         cost: Callable[[J], int] = lambda _job: 0,
         budget: int = 4 * 1024 * 1024,
         batch: int = 1000,
@@ -142,6 +160,7 @@ class Lane(Generic[J]):
         self._loop = loop
         self._run = run
         self._late = late
+        self._shortcut = shortcut
         self._cost = cost
         self._budget = budget
         self._batch = batch
@@ -152,6 +171,8 @@ class Lane(Generic[J]):
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
+        self._alone = False
+        self._quiet = asyncio.Event()
         self._closed: BaseException | None = None
 
     def __len__(self) -> int:
@@ -164,39 +185,109 @@ class Lane(Generic[J]):
             LaneFull: too many wait.
             BaseException: the error that the lane was closed with.
         """
+        try:
+            self._enter(call)
+            if call.leads and not (self._alone and self._begin()):
+                self._loop.call_soon_threadsafe(self._start)
+            elif self._timer is None:  # a batch begun by its caller; or all have given theirs up, and it may yet last
+                self._loop.call_soon_threadsafe(self._watch)
+        except BaseException:  # a KeyboardInterrupt, for example, which may come anywhere
+            if call.leads:
+                self._loop.call_soon_threadsafe(self._go_on_after, call)
+            raise
+        return call
+
+    def _enter(self, call: Call[J]) -> None:
         with self._lock:
             if self._closed is not None:
                 raise self._closed
             if len(self._waiting) >= self._limit:
                 raise LaneFull(f"{len(self._waiting):,} calls wait in lane {self._name}")
+            call.leads = not self._busy
             self._waiting.append(call)
-            start, self._busy = not self._busy, True
-            untimed = self._timer is None
-        if start:
-            self._loop.call_soon_threadsafe(self._start)
-        elif untimed:  # the batch under way has been given up by all its callers, and may yet take long
-            self._loop.call_soon_threadsafe(self._watch)
-        return call
+            self._busy = True
 
     async def close(self, error: BaseException, timeout: float) -> None:
         """Let what waits be done for `timeout` seconds; fail the rest, and all later calls, with the error."""
         with self._lock:
             self._closed = error
-        await asyncio.sleep(0)  # _start may be on its way
-        if self._task is not None and not self._task.done():
-            await asyncio.wait([self._task], timeout=timeout)
-            if self._task.cancel():
-                await asyncio.wait([self._task])
+            if not self._busy:
+                self._quiet.set()
+        await asyncio.wait([quiet := asyncio.ensure_future(self._quiet.wait())], timeout=timeout)
+        quiet.cancel()
+        if self._task is not None and self._task.cancel():
+            await asyncio.wait([self._task])
         if self._timer is not None:
             self._timer.cancel()
-        self._fail([*self._underway, *self._waiting], error)
-        self._waiting.clear()
+        with self._lock:
+            left = [*self._underway, *self._waiting]
+            self._underway = []
+            self._waiting.clear()
+        self._fail(left, error)
 
     def _watch(self) -> None:
-        if self._timer is None and self._waiting:
-            self._set_timer(self._waiting[0].deadline)
+        with self._lock:
+            first = next(iter((*self._underway, *self._waiting)), None)
+        if self._timer is None and first is not None:
+            self._set_timer(first.deadline)
+
+    def _begin(self) -> bool:
+        """Begin the next batch by the shortcut; from any thread, by whoever made the lane busy, or was told of its end.
+
+        Returns:
+            False if it has to be run instead.
+        """
+        if self._shortcut is None:
+            return False
+        calls = self._next()
+        with self._lock:
+            live = [call for call in calls if call.start()]
+        if not calls or (live and self._shortcut(live, functools.partial(self._over, calls))):
+            return True
+        self._put_back(calls)
+        return False
+
+    def _go_on_after(self, call: Call[J]) -> None:
+        """Take over from a caller who was interrupted while it made the lane busy, or began a batch, its call first."""
+        with self._lock:
+            begun = self._underway if self._underway[:1] == [call] else []
+            is_next = not self._underway and bool(self._waiting) and self._waiting[0] is call
+            is_running = self._task is not None and not self._task.done()
+            go_on = bool(begun or is_next) and not is_running
+            if go_on:
+                self._busy = True
+                self._underway = []
+                for unclear in begun:
+                    unclear.error = unclear.error or self._late(unclear)
+        if go_on:
+            settle(begun)
+            self._start()
+
+    def _over(self, calls: list[Call[J]], done: bool) -> None:
+        """Go on after a batch of the shortcut's, unless the lane has been closed meanwhile."""
+        if self._underway is not calls:
+            return
+        if done:
+            try:
+                self._start()  # before its callers run, who would hold it up
+            finally:
+                settle(calls)
+        else:
+            self._put_back(calls)
+            self._run_next()
+
+    def _put_back(self, calls: list[Call[J]]) -> None:
+        with self._lock:
+            for call in calls:
+                call.started = False
+            self._waiting.extendleft(reversed(calls))
+            self._underway = []
 
     def _start(self) -> None:
+        if not self._begin():
+            self._run_next()
+
+    def _run_next(self) -> None:
         self._task = self._loop.create_task(self._drain(), name=self._name)
         self._task.add_done_callback(self._ended)
 
@@ -208,7 +299,6 @@ class Lane(Generic[J]):
 
     async def _drain(self) -> None:
         while calls := self._next():
-            self._underway = calls
             if self._timer is None:
                 self._set_timer(calls[0].deadline)
             try:
@@ -218,6 +308,8 @@ class Lane(Generic[J]):
             else:
                 settle(calls)
             self._underway = []  # not when cancelled: then close() has a better error for them
+            if self._begin():
+                return
 
     def _next(self) -> list[Call[J]]:
         calls: list[Call[J]] = []
@@ -227,6 +319,11 @@ class Lane(Generic[J]):
                 calls.append(self._waiting.popleft())
                 left -= self._cost(calls[-1].job)
             self._busy = bool(calls)
+            self._underway = calls
+            if calls:
+                self._alone = len(calls) == 1
+            elif self._closed is not None:
+                self._loop.call_soon_threadsafe(self._quiet.set)
         return calls
 
     def _set_timer(self, deadline: float) -> None:
@@ -241,9 +338,9 @@ class Lane(Generic[J]):
             while self._waiting and self._waiting[0].deadline <= now:
                 late.append(self._waiting.popleft())
             left = next((call for call in (*self._underway, *self._waiting) if call.deadline > now), None)
-        for call in late:
-            if not call.settled:
-                call.error = self._late(call)
+            for call in late:
+                if not call.settled:
+                    call.error = self._late(call)  # from here on it cannot be started
         settle(late)
         if left is not None:
             self._set_timer(left.deadline)

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 from sqlalchemy.sql import Executable
 
 from .codec import Message, MessageCodec
+from .compiled import compiled_statement
 from .config import Settings, settings_from_mapping
 from .directory import Directory, Rows
 from .errors import ChannelFull, DecodeError, MessageTooLarge
 from .mailboxes import Entry
 from .names import check_channel, check_group, check_prefix, new_channel, new_node
 from .node import Node
-from .queries import compiled_statement
 from .transactional import TransactionalSends
 
 TAKES = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 import os
 import threading
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable
 from typing import Any
 
+from .compiled import Compiled
 from .config import Settings
 from .database import Database
 from .dispatcher import Dispatcher
@@ -21,7 +23,8 @@ from .lane import Call
 from .mailboxes import Entry
 from .names import node_of, recipient_of
 from .outbox import Outbox, Sending
-from .queries import Compiled, GroupSend, Join, Leave, Queries, Send
+from .prepared import PreparedSends
+from .queries import GroupSend, Join, Leave, Queries, Send
 from .reception import Reception
 
 logger = logging.getLogger(__name__)
@@ -95,6 +98,7 @@ class Node:
             self._thread.loop,
             self._database,
             queries,
+            PreparedSends(settings.schema, prefix=settings.prefix, expiry=dt.timedelta(seconds=settings.expiry)),
             capacity_of=self.capacity_of,
             bounded=settings.bounded,
             drops=self.drops,

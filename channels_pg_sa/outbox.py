@@ -13,12 +13,15 @@ from typing import Any, TypeVar
 import psycopg
 
 from .backoff import Backoff
+from .compiled import Compiled
 from .database import Connection, Database, Fate, fate
 from .drops import DropLog
 from .errors import ChannelLayerError, SchemaError, SendError
-from .lane import Call, Lane, LaneFull
+from .express import Express
+from .lane import Call, Lane, LaneFull, Over
 from .names import recipient_of
-from .queries import Compiled, GroupSend, Join, Leave, Queries, Send
+from .prepared import PreparedSends
+from .queries import GroupSend, Join, Leave, Queries, Send
 from .schema import REVISION
 
 J = TypeVar("J")
@@ -34,6 +37,7 @@ class Outbox:
         loop: the I/O loop.
         database: lends connections.
         queries: the layer's statements.
+        sends: those that send, prepared.
         capacity_of: gives the most unread messages of a channel, None for no limit.
         bounded: whether any channel has a limit.
         drops: is told of messages to groups that members have no room for.
@@ -47,6 +51,7 @@ class Outbox:
         loop: asyncio.AbstractEventLoop,
         database: Database,
         queries: Queries,
+        sends: PreparedSends,
         *,
         capacity_of: Callable[[str], int | None],
         bounded: bool,
@@ -63,8 +68,15 @@ class Outbox:
         self._ready = ready
         self._flush = flush
         self._timeout = timeout
+        self._sends = sends
+        self._express = Express(loop, database, sends, limit=timeout)
         self.sends: Lane[Sending] = Lane(
-            "channels_pg_sa sends", loop, self._run_sends, late=self._late, cost=lambda job: len(job.payload)
+            "channels_pg_sa sends",
+            loop,
+            self._run_sends,
+            late=self._late,
+            shortcut=None if bounded else self._begin_sends,
+            cost=lambda job: len(job.payload),
         )
         self.memberships: Lane[Membership] = Lane(
             "channels_pg_sa memberships", loop, self._run_memberships, late=self._late
@@ -101,6 +113,7 @@ class Outbox:
         """Let what waits be done for `timeout` seconds, and fail the rest with the error."""
         lanes: list[Lane[Any]] = [self.sends, self.memberships, self.reads, self.flushes]
         await asyncio.gather(*(lane.close(error, timeout) for lane in lanes))
+        await self._express.close()
 
     async def do(
         self, calls: Sequence[Call[J]], work: Callable[[Connection, list[J]], Awaitable[None]], *, repeatable: bool
@@ -135,10 +148,7 @@ class Outbox:
     ) -> ChannelLayerError:
         if outcome is Fate.NO_SCHEMA:
             return SchemaError(await self._revision(connection), REVISION)
-        reason = str(error).strip()
-        sent = SendError(maybe_sent=outcome is Fate.UNKNOWN, waited=time.monotonic() - call.since, reason=reason)
-        sent.__cause__ = error
-        return sent
+        return _send_error(call, error, outcome)
 
     async def _revision(self, connection: Connection) -> str | None:
         try:
@@ -153,6 +163,8 @@ class Outbox:
     async def _run_sends(self, calls: list[Call[Sending]]) -> None:
         if not self._bounded:
             await self.do(calls, self._send, repeatable=False)
+            if all(call.error is None for call in calls):
+                self._express.ask()
             return
         # Channels with a capacity are asked for room: each kind has its statement, in the callers' order.
         for kind, some in itertools.groupby(calls, key=lambda call: type(call.job)):
@@ -160,6 +172,22 @@ class Outbox:
                 await self._send_within_capacity(list(some))
             else:
                 await self.do(list(some), self._group_send_within_capacity, repeatable=False)
+
+    def _begin_sends(self, calls: list[Call[Sending]], over: Over) -> bool:
+        """Send at once, in the calling thread, if there is a connection for it."""
+        if not self._express.is_open:
+            return False
+        statement = self._sends.bind([call.job for call in calls])
+        return self._express.run(statement, functools.partial(self._conclude_sends, calls, over))
+
+    @staticmethod
+    def _conclude_sends(calls: list[Call[Sending]], over: Over, error: psycopg.Error | None) -> None:
+        """Tell the lane. What the server refused goes the long way, where there is time to find out why."""
+        outcome = None if error is None else fate(error)
+        if error is not None and outcome is Fate.UNKNOWN:
+            for call in calls:
+                call.error = call.error or _send_error(call, error, outcome)
+        over(outcome is None or outcome is Fate.UNKNOWN)
 
     async def _send(self, connection: Connection, jobs: list[Sending]) -> None:
         sends = [job for job in jobs if isinstance(job, Send)]
@@ -219,3 +247,10 @@ class Outbox:
 
         await self._ready()
         await self.do(calls, flush, repeatable=True)
+
+
+def _send_error(call: Call[Any], error: psycopg.Error, outcome: Fate) -> SendError:
+    waited = time.monotonic() - call.since
+    sent = SendError(maybe_sent=outcome is Fate.UNKNOWN, waited=waited, reason=str(error).strip())
+    sent.__cause__ = error
+    return sent

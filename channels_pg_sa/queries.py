@@ -1,21 +1,17 @@
-"""The statements compiled for one schema, as typed functions over a psycopg connection."""
+"""The statements as typed functions over a psycopg connection."""
 
 from __future__ import annotations
 
 import datetime as dt
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from sqlalchemy import func
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.sql import Executable
 
-from . import statements
 from .arrays import BytesArray, IntArray, TextArray
 from .claims import Claim
+from .compiled import compiled
 from .members import Member
 from .parcels import Parcel
 
@@ -114,28 +110,17 @@ class Queries:
 
     async def send(self, connection: Connection, sends: Sequence[Send]) -> set[int]:
         """Insert messages to channels; return the positions of those refused because their channel is full."""
-        columns: dict[str, list[Any]] = {
-            "recipient": TextArray(send.recipient for send in sends),
-            "channel": TextArray(send.channel for send in sends),
-            "payload": BytesArray(send.payload for send in sends),
-        }
+        columns = send_columns(sends)
         if all(send.capacity is None for send in sends):
             await self._run(connection, "send", **columns)
             return set()
-        columns["capacity"] = [send.capacity for send in sends]
-        return {place - 1 for (place,) in await self._run(connection, "send_within_capacity", **columns)}
+        capacity = [send.capacity for send in sends]
+        rows = await self._run(connection, "send_within_capacity", capacity=capacity, **columns)
+        return {place - 1 for (place,) in rows}
 
     async def publish(self, connection: Connection, batch: Sequence[Send | GroupSend], *, queues: bool = True) -> None:
         """Insert messages to channels and groups in this order; queues: to members that no single node reads, too."""
-        await self._run(
-            connection,
-            "publish",
-            recipient=TextArray(item.recipient if isinstance(item, Send) else None for item in batch),
-            channel=TextArray(item.channel if isinstance(item, Send) else None for item in batch),
-            group_name=TextArray(item.group if isinstance(item, GroupSend) else None for item in batch),
-            payload=BytesArray(item.payload for item in batch),
-            queues=queues,
-        )
+        await self._run(connection, "publish", queues=queues, **publish_columns(batch))
 
     async def plain_members(self, connection: Connection, groups: Sequence[str]) -> list[tuple[int, str]]:
         """Return the members that no single node reads, each with the position of its group."""
@@ -267,57 +252,28 @@ class Queries:
             return deleted
 
 
+def send_columns(sends: Sequence[Send]) -> dict[str, TextArray | BytesArray]:
+    """Return the parameters of `send`."""
+    return {
+        "recipient": TextArray(send.recipient for send in sends),
+        "channel": TextArray(send.channel for send in sends),
+        "payload": BytesArray(send.payload for send in sends),
+    }
+
+
+def publish_columns(batch: Sequence[Send | GroupSend]) -> dict[str, TextArray | BytesArray]:
+    """Return the parameters of `publish`."""
+    return {
+        "recipient": TextArray(item.recipient if isinstance(item, Send) else None for item in batch),
+        "channel": TextArray(item.channel if isinstance(item, Send) else None for item in batch),
+        "group_name": TextArray(item.group if isinstance(item, GroupSend) else None for item in batch),
+        "payload": BytesArray(item.payload for item in batch),
+    }
+
+
 def _memberships(rows: Sequence[Join | Leave]) -> dict[str, list[Any]]:
     return {
         "group_name": TextArray(row.group for row in rows),
         "node": TextArray(row.node for row in rows),
         "channel": TextArray(row.channel for row in rows),
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """A statement as the driver takes it.
-
-    Args:
-        sql: its text.
-        literals: the values that the statement itself has for some parameters.
-        parameters: the names of the others.
-    """
-
-    sql: str
-    literals: Mapping[str, Any]
-    parameters: tuple[str, ...]
-
-
-@functools.cache
-def compiled(schema: str | None) -> Mapping[str, Compiled]:
-    """Return each statement, compiled once for a PostgreSQL schema."""
-    return {name: compiled_statement(statement, schema) for name, statement in _build(schema).items()}
-
-
-def _build(schema: str | None) -> dict[str, Executable]:
-    routines = getattr(func, schema) if schema else func
-    topic = routines.channels_pg_sa_topic
-    plain = (
-        "send send_within_capacity publish plain_members join leave claim fetch forget waiting enter known_node"
-        " register members restore beat renew leave_all tell adopt_orphans bury_nodes"
-        " sweep_messages sweep_memberships sweep_nodes"
-    )
-    return {
-        **{name: getattr(statements, name)() for name in plain.split()},
-        "put_back": statements.put_back(topic),
-        "message_table": statements.message_table(schema),
-        "dead_messages": statements.dead_messages(schema),
-        "flush": statements.flush(topic),
-        "sweeping": statements.sweep_lock(exclusive=True),
-        "registering": statements.sweep_lock(exclusive=False),
-    }
-
-
-def compiled_statement(statement: Executable, schema: str | None = None) -> Compiled:
-    """Return a statement as the driver takes it; schema: where its tables are, if they do not say so themselves."""
-    options = {"schema_translate_map": {None: schema}, "render_schema_translate": True} if schema else {}
-    result = statement.compile(dialect=PGDialect_psycopg(), **options)  # type: ignore[attr-defined, no-untyped-call]
-    literals = {name: bind.value for name, bind in result.binds.items() if not bind.required}
-    return Compiled(str(result), literals, tuple(result.params.keys() - literals.keys()))

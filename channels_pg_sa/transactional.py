@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Insert
 
 from .codec import Message, MessageCodec
+from .compiled import compiled
 from .config import Settings
 from .host_statements import insert_group_message, insert_message
 from .names import check_channel, check_group, recipient_of
-from .queries import compiled
 from .schema import tables
 
 

@@ -15,9 +15,10 @@ import psycopg
 from benchmarks.growth.counters import Cost, Meter, counted, middle
 from benchmarks.growth.crowd import PREFIX, Crowd, node_id
 from benchmarks.growth.model import Load
+from channels_pg_sa.compiled import compiled
 from channels_pg_sa.database import SETTINGS
 from channels_pg_sa.layer import Layer
-from channels_pg_sa.queries import GroupSend, Queries, Send, compiled
+from channels_pg_sa.queries import GroupSend, Queries, Send
 
 REST, WAKING = 0.005, 60e-6
 """Seconds between statements: at least so many, and for each connection that one wakes so many more."""

@@ -240,6 +240,7 @@ async def test_a_deadlock_is_not_the_callers_business(make_own_layer: LayerFacto
         (psycopg.OperationalError("connection lost"), Fate.UNKNOWN),
         (psycopg.errors.ProtocolViolation("server conn crashed?"), Fate.UNKNOWN),  # as PgBouncer says it
         (psycopg.errors.ConnectionFailure(), Fate.UNKNOWN),
+        (psycopg.DatabaseError("lost synchronization with server"), Fate.UNKNOWN),  # libpq's, of what it cannot read
         (psycopg.errors.AdminShutdown(), Fate.NOT_DONE),
         (psycopg.errors.CannotConnectNow(), Fate.NOT_DONE),
         (psycopg.errors.DeadlockDetected(), Fate.NOT_DONE),

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
+from channels_pg_sa.compiled import compiled
 from channels_pg_sa.database import SETTINGS
-from channels_pg_sa.queries import compiled
 from tests.support.databases import TestServer
 from tests.support.layers import LayerFactory
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from channels_pg_sa.lane import Call, Lane, LaneFull
+from channels_pg_sa.lane import Call, Lane, LaneFull, Over
 
 Calls = list[Call[int]]
 
@@ -218,3 +218,157 @@ async def test_a_batch_that_lets_a_cancellation_through_does_not_end_the_lane() 
     lane: Lane[int] = Lane("test", loop, run, late=lambda call: Late(call.started))
     assert isinstance(await outcome(lane.submit(Call(0, 30, loop))), RuntimeError)
     assert await outcome(lane.submit(Call(1, 30, loop))) is None
+
+
+class Shortcut:
+    """A shortcut that keeps the batches it has begun until it is told that they are over."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.run: list[list[int]] = []
+        self.begun: list[tuple[list[Call[int]], Over]] = []
+        self.threads: list[threading.Thread] = []
+        self.entered = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self.lane: Lane[int] = Lane(
+            "test", asyncio.get_running_loop(), self._run, late=lambda call: Late(call.started), shortcut=self._begin
+        )
+
+    async def _run(self, calls: Calls) -> None:
+        live = [call for call in calls if call.start()]
+        self.run.append([call.job for call in live])
+
+    def _begin(self, calls: Calls, over: Over) -> bool:
+        if self.is_open:
+            self.threads.append(threading.current_thread())
+            self.begun.append((calls, over))
+            if threading.current_thread() is threading.main_thread():
+                self.entered.set()
+            else:
+                self._loop.call_soon_threadsafe(self.entered.set)
+        return self.is_open
+
+    def call(self, job: int, timeout: float = 30) -> Call[int]:
+        """Submit a job for this loop."""
+        return self.lane.submit(Call(job, timeout, asyncio.get_running_loop()))
+
+    async def finish(self, *, done: bool = True) -> list[int]:
+        """Wait until a batch has been begun, end it, and return its jobs."""
+        await self.entered.wait()
+        calls, over = self.begun.pop()
+        self.entered.clear()
+        over(done)
+        return [call.job for call in calls]
+
+    async def alone(self) -> None:
+        """Let one call be done by itself, so that the next may be begun by its caller."""
+        call = self.call(0)
+        await self.finish()
+        await call
+
+
+async def test_a_lone_call_is_begun_by_its_own_thread() -> None:
+    """If the last batch was of one call, too; else calls are better gathered on the way to the loop."""
+    bench = Shortcut()
+    await bench.alone()
+    caller = threading.Thread(target=lambda: bench.lane.submit(Call(1, 30, None)))
+    caller.start()
+    caller.join()
+    assert bench.threads[-1] is caller
+    behind = [bench.call(number) for number in (2, 3)]
+    assert [await bench.finish(), await bench.finish()] == [[1], [2, 3]]
+    assert [await outcome(call) for call in behind] == [None, None]
+    caller = threading.Thread(target=lambda: bench.lane.submit(Call(4, 30, None)))
+    caller.start()
+    caller.join()
+    assert not bench.begun
+    assert await bench.finish() == [4]
+    assert bench.threads[-1] is threading.current_thread()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_what_the_shortcut_does_not_do_is_run_in_its_order(is_open: bool) -> None:
+    """Refused at once, or given back later: before what has come meanwhile."""
+    bench = Shortcut()
+    await bench.alone()
+    bench.is_open = is_open
+    calls = [bench.call(number) for number in (1, 2, 3)]
+    if is_open:
+        bench.is_open = False
+        assert await bench.finish(done=False) == [1]
+    assert [await outcome(call) for call in calls] == [None] * 3
+    assert [job for batch in bench.run for job in batch] == [1, 2, 3]
+
+
+async def test_the_shortcut_is_not_given_what_nobody_waits_for() -> None:
+    """A cancelled call is left out."""
+    bench = Shortcut()
+    await bench.alone()
+    first, second, third = (bench.call(number) for number in (1, 2, 3))
+    task = asyncio.ensure_future(_result(second))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert [await bench.finish(), await bench.finish()] == [[1], [3]]
+    assert [await outcome(first), await outcome(third)] == [None, None]
+
+
+async def test_a_deadline_holds_for_what_a_caller_began() -> None:
+    """And the late end of it changes nothing."""
+    bench = Shortcut()
+    await bench.alone()
+    error = await outcome(bench.call(1, 0.05))
+    assert isinstance(error, Late)
+    assert error.args == (True,)
+    behind = bench.call(2)
+    assert [await bench.finish(), await bench.finish()] == [[1], [2]]
+    assert await outcome(behind) is None
+
+
+async def test_closing_waits_for_the_shortcut_and_not_for_ever() -> None:
+    """What ends in time is done; what does not has the error that the lane was closed with."""
+    bench = Shortcut()
+    await bench.alone()
+    call = bench.call(1)
+    closing = asyncio.create_task(bench.lane.close(RuntimeError("closed"), 10))
+    await asyncio.sleep(0)
+    await bench.finish()
+    await closing
+    assert await outcome(call) is None
+    bench = Shortcut()
+    await bench.alone()
+    calls = [bench.call(number) for number in (1, 2)]
+    await bench.lane.close(RuntimeError("closed"), 0.01)
+    assert [str(await outcome(call)) for call in calls] == ["closed"] * 2
+    assert await bench.finish() == [1]
+    assert bench.run == []
+
+
+@pytest.mark.parametrize("moment", ["_next", "_shortcut", "_put_back"])
+async def test_a_caller_that_is_interrupted_does_not_end_the_lane(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a KeyboardInterrupt meets it, its own call has an outcome, and the next are done."""
+    bench = Shortcut()
+    await bench.alone()
+    bench.is_open = moment != "_put_back"
+    call: Call[int] = Call(1, 30, asyncio.get_running_loop())
+    original = getattr(bench.lane, moment)
+
+    def interrupted(*arguments: object) -> object:
+        monkeypatch.undo()
+        if moment != "_next":
+            original(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.lane, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.lane.submit(call)
+    if moment == "_next":
+        assert await bench.finish() == [1]
+    error = await outcome(call)
+    assert getattr(error, "args", None) == ((True,) if moment == "_shortcut" else None)
+    bench.is_open = True
+    behind = bench.call(2)
+    if moment == "_shortcut":
+        bench.begun.pop(0)
+    assert await bench.finish() == [2]
+    assert await outcome(behind) is None

@@ -1,0 +1,62 @@
+"""The statements as the driver takes them: SQLAlchemy's text, compiled once for one schema."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.sql import Executable
+
+from . import statements
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A statement as the driver takes it.
+
+    Args:
+        sql: its text.
+        literals: the values that the statement itself has for some parameters.
+        parameters: the names of the others.
+    """
+
+    sql: str
+    literals: Mapping[str, Any]
+    parameters: tuple[str, ...]
+
+
+@functools.cache
+def compiled(schema: str | None) -> Mapping[str, Compiled]:
+    """Return each statement, compiled once for a PostgreSQL schema."""
+    return {name: compiled_statement(statement, schema) for name, statement in _build(schema).items()}
+
+
+def _build(schema: str | None) -> dict[str, Executable]:
+    routines = getattr(func, schema) if schema else func
+    topic = routines.channels_pg_sa_topic
+    plain = (
+        "send send_within_capacity publish plain_members join leave claim fetch forget waiting enter known_node"
+        " register members restore beat renew leave_all tell adopt_orphans bury_nodes"
+        " sweep_messages sweep_memberships sweep_nodes"
+    )
+    return {
+        **{name: getattr(statements, name)() for name in plain.split()},
+        "put_back": statements.put_back(topic),
+        "message_table": statements.message_table(schema),
+        "dead_messages": statements.dead_messages(schema),
+        "flush": statements.flush(topic),
+        "sweeping": statements.sweep_lock(exclusive=True),
+        "registering": statements.sweep_lock(exclusive=False),
+    }
+
+
+def compiled_statement(statement: Executable, schema: str | None = None) -> Compiled:
+    """Return a statement as the driver takes it; schema: where its tables are, if they do not say so themselves."""
+    options = {"schema_translate_map": {None: schema}, "render_schema_translate": True} if schema else {}
+    result = statement.compile(dialect=PGDialect_psycopg(), **options)  # type: ignore[attr-defined, no-untyped-call]
+    literals = {name: bind.value for name, bind in result.binds.items() if not bind.required}
+    return Compiled(str(result), literals, tuple(result.params.keys() - literals.keys()))

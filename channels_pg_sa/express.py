@@ -1,0 +1,251 @@
+"""A connection on which any thread may start a statement, so that a lone message need not go through the I/O thread.
+
+A statement that waits for nobody else's is handed to libpq by the thread that wants it; the I/O thread reads the
+answer. So the connection stays with the one loop that no caller can take along, and a caller's loop that stands still
+holds nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import psycopg
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus, Format
+from psycopg.pq.abc import PGconn
+
+from .database import KEPT, OUTAGE, Database, Held, sever, time_limit
+from .prepared import Bound, PreparedSends
+
+logger = logging.getLogger(__name__)
+
+Done = Callable[[psycopg.Error | None], None]
+
+
+class Express:
+    """Run prepared statements one by one on a connection that is held while they follow each other closely.
+
+    What it does not do for certain, it leaves to whoever asked: it never waits for a connection, and never does a
+    statement again.
+
+    Args:
+        loop: the I/O loop.
+        database: lends the connection.
+        sends: the statements.
+        limit: seconds that a statement may take; then the connection is broken off.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, database: Database, sends: PreparedSends, *, limit: float
+    ) -> None:
+        self._loop = loop
+        self._database = database
+        self._sends = sends
+        self._limit = limit
+        self._lock = threading.Lock()  # of the connection, of which libpq allows one user at a time
+        self._held: Held | None = None
+        self._socket = -1
+        self._done: Done | None = None
+        self._error: psycopg.Error | None = None
+        self._since = 0.0
+        self._leaving = False
+        self._left: asyncio.Future[None] = loop.create_future()
+        self._asked = float("-inf")
+        self._not_before = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+        database.when_wanted = self.leave
+
+    # From any thread -----------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as one can tell without asking."""
+        return self._held is not None
+
+    def run(self, statement: Bound, done: Done) -> bool:
+        """Start a statement; return False, with nothing begun, if that cannot be done here and now.
+
+        Args:
+            statement: one of the prepared.
+            done: called on the I/O loop with its error, or None when it is committed.
+        """
+        with self._lock:
+            held = self._held
+            if held is None or self._leaving or self._done is not None:
+                return False
+            if held.doubted or held.has_news():  # the I/O thread finds out what it is
+                return False
+            try:
+                self._done, self._error, self._since = done, None, time.monotonic()
+                pgconn = held.driver.pgconn
+                formats = [Format.BINARY] * len(statement.values)
+                pgconn.send_query_prepared(statement.name, statement.values, formats)
+                if pgconn.flush():
+                    self._loop.call_soon_threadsafe(self._write_rest, held)
+            except BaseException as error:
+                # Whatever has gone out of it, nothing may follow. A thread may be interrupted anywhere.
+                sever(held.driver)
+                self._error = psycopg.OperationalError(f"interrupted: {error!r}")
+                self._loop.call_soon_threadsafe(self._conclude, held)
+                if not isinstance(error, psycopg.Error):
+                    raise
+        return True
+
+    # On the I/O loop -----------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """Hear that a statement has gone the long way: hold a connection if they follow each other closely."""
+        now = time.monotonic()
+        closely, self._asked = now - self._asked < KEPT, now
+        if closely and self._task is None and now > self._not_before and not self._database.is_exhausted:
+            self._task = self._loop.create_task(self._hold(), name="channels_pg_sa express")
+            self._task.add_done_callback(self._ended)
+
+    def leave(self) -> None:
+        """Give the connection back, when the statement under way is done: others wait for one."""
+        with self._lock:
+            self._not_before = max(self._not_before, time.monotonic() + KEPT)
+            self._leaving = True
+            if self._done is None:
+                self._release()
+
+    async def close(self) -> None:
+        """Give the connection back, and hold none any more; a statement that is under way is broken off."""
+        self._not_before = float("inf")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _hold(self) -> None:
+        self._left, self._leaving = self._loop.create_future(), False
+        async with self._database.hold() as held:
+            if held.driver.prepare_threshold is None:  # a pooler stands in between, which shares sessions
+                self._not_before = float("inf")
+                return
+            await self._execute(held, self._sends.prepare)
+            with self._watching(held):
+                await self._until_left(held)
+            if held.is_alive():
+                await self._execute(held, self._sends.deallocate)
+
+    async def _execute(self, held: Held, statements: bytes) -> None:
+        """Run both statements or, so that no session keeps one of them, end it."""
+        try:
+            with time_limit(held.driver, self._database.check):
+                await held.driver.execute(statements)
+        except BaseException:
+            sever(held.driver)
+            held.is_alive()
+            raise
+
+    @contextlib.contextmanager
+    def _watching(self, held: Held) -> Iterator[None]:
+        # libpq closes its socket in whatever thread it meets the end, and the number is free for others at once: the
+        # loop watches a duplicate.
+        self._socket = os.dup(held.driver.fileno())
+        self._loop.add_reader(self._socket, self._readable, held)
+        try:
+            with self._lock:
+                self._since = time.monotonic()
+                self._held = None if self._leaving else held
+            yield
+        finally:
+            self._break_off(held)
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            os.close(self._socket)
+
+    async def _until_left(self, held: Held) -> None:
+        """Wait until the connection is not wanted any more: for a while, by others, or at all."""
+        pause = min(KEPT, self._limit)
+        while not self._left.done():
+            await asyncio.wait([self._left], timeout=pause)
+            with self._lock:
+                quiet = time.monotonic() - self._since
+                if self._done is None and quiet >= KEPT:
+                    self._release()
+                elif self._done is not None and quiet >= self._limit:
+                    sever(held.driver)
+                pause = max(0.01, min(KEPT, self._limit - quiet))
+
+    def _break_off(self, held: Held) -> None:
+        """Leave no statement under way, and no caller without an answer."""
+        with self._lock:
+            self._held = None
+            if self._done is None:
+                return
+            sever(held.driver)
+            held.doubted = True
+            self._error = psycopg.OperationalError("the connection was broken off")
+        self._conclude(held)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._not_before = time.monotonic() + KEPT
+            if not isinstance(error, OUTAGE):
+                logger.error("The task %s died", task.get_name(), exc_info=error)
+
+    def _readable(self, held: Held) -> None:
+        with self._lock:
+            answered = self._read(held.driver.pgconn)
+            if answered and self._done is None:
+                if self._error is not None or held.doubted:
+                    self._release()  # it ended while nothing was under way
+                return  # with the lock goes the certainty that nothing is
+        if answered:
+            self._conclude(held)
+
+    def _read(self, pgconn: PGconn) -> bool:
+        """Take what has arrived; return whether nothing more is to come."""
+        try:
+            pgconn.consume_input()
+            while not pgconn.is_busy():
+                result = pgconn.get_result()
+                if result is None:
+                    return True
+                if result.status == ExecStatus.FATAL_ERROR:
+                    self._error = error_from_result(result)
+        except psycopg.OperationalError as error:
+            self._error = self._error or error
+            return True
+        return False
+
+    def _conclude(self, held: Held) -> None:
+        """Tell of the statement's outcome; after an error the connection is not used here again."""
+        with self._lock:
+            done, self._done = self._done, None
+            error = self._error
+            if (error is not None or self._leaving) and self._held is held:
+                self._release()
+        if done is not None:
+            done(error)
+
+    def _release(self) -> None:
+        """Let go of the connection; with the lock held, from any thread."""
+        self._held = None
+        self._loop.call_soon_threadsafe(_resolve, self._left)
+
+    def _write_rest(self, held: Held) -> None:
+        if self._held is held:
+            self._loop.add_writer(self._socket, self._writable, held)
+
+    def _writable(self, held: Held) -> None:
+        with self._lock:
+            try:
+                unsent = held.driver.pgconn.flush()
+            except psycopg.Error:  # the reader is told too
+                unsent = 0
+        if not unsent:
+            self._loop.remove_writer(self._socket)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,425 @@
+"""Sends that the calling thread begins itself: what breaks under them is told as truly as elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from channels_pg_sa import SchemaError, SendError
+from tests.support.databases import TestServer, query
+from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.waiting import eventually_async
+
+from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text
+from .test_sending import VERBS, LastWords, locked_messages, until_blocked
+
+KINDS = ["send", "group_send", "send_sync"]
+
+
+def express(layer: PostgresLayer) -> Any:
+    """Return what the layer sends its lone messages by."""
+    return layer._node._outbox._express  # type: ignore[attr-defined]
+
+
+async def hold(layer: PostgresLayer) -> PostgresLayer:
+    """Send, but nothing to anybody, until the layer holds a connection for what follows; return the layer."""
+
+    async def look() -> bool:
+        await layer.group_send("nobody", text(0))
+        return bool(express(layer).is_open)
+
+    await eventually_async(look)
+    await layer.group_send("nobody", text(0))
+    return layer
+
+
+async def given_back(layer: PostgresLayer) -> bool:
+    """Tell whether no connection is held."""
+    return express(layer)._task is None
+
+
+async def under_way(layer: PostgresLayer, url: str) -> None:
+    """Wait until a statement of the layer's waits for the locked table, on the connection that is held."""
+    await until_blocked(url)
+    assert express(layer)._done is not None
+
+
+async def test_a_lone_send_is_begun_by_its_own_thread(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """While the I/O thread is kept from working the statement reaches the server all the same."""
+    layer = await hold(make_own_layer())
+    go_on = threading.Event()
+    layer._node._thread.loop.call_soon_threadsafe(go_on.wait)  # type: ignore[attr-defined]
+    sending = asyncio.create_task(layer.send("jobs", text(1)))
+    await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITING) == [(1,)]))
+    assert not sending.done()
+    go_on.set()
+    await sending
+
+
+async def test_order_is_kept_between_both_ways(make_own_layer: LayerFactory) -> None:
+    """One at a time, many at a time, and back: what a sender sent first comes first."""
+    layer = await hold(make_own_layer())
+    numbers = iter(range(10_000))
+    for _ in range(20):
+        for _ in range(5):
+            await layer.send("jobs", text(next(numbers)))
+        await asyncio.gather(*(layer.send("jobs", text(next(numbers))) for _ in range(7)))
+    count = next(numbers)
+    assert [message["number"] for message in await take(layer, "jobs", count)] == list(range(count))
+
+
+@pytest.mark.parametrize("size", [100_000, 4_000_000])
+async def test_large_messages(make_own_layer: LayerFactory, size: int) -> None:
+    """More than the socket takes at once: the I/O thread writes the rest."""
+    layer = await hold(make_own_layer())
+    message = {"value": "x" * size}
+    for _ in range(3):
+        await layer.send("large", message)
+        assert express(layer).is_open
+    assert await take(layer, "large", 3) == [message] * 3
+
+
+@pytest.mark.parametrize("break_it", ["terminate", "drop", "forget"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_connection_that_died_between_two_sends(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, server: TestServer, layer_url: str, break_it: str, kind: str
+) -> None:
+    """The caller does not notice; but of a silence nobody can know before it has lasted."""
+    layer = make_own_layer(url=proxy.url, send_timeout=1)
+    await layer.group_add("group", "jobs")
+    await hold(layer)
+    if break_it == "terminate":
+        server.terminate(server.connections(layer_url))
+    else:
+        getattr(proxy, break_it)()
+    if break_it == "forget":
+        with pytest.raises(SendError, match="may have been done"):
+            await VERBS[kind](layer)
+        await eventually_async(lambda: sent(layer))
+    await VERBS[kind](layer)
+    assert query(layer_url, WAITING) == [(1,)]
+
+
+async def sent(layer: PostgresLayer) -> bool:
+    """Tell whether a message to nobody is sent."""
+    try:
+        await layer.group_send("nobody", text(0))
+    except SendError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_lost_under_the_statement(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str, kind: str
+) -> None:
+    """Nobody can tell whether it was sent, and it is not sent again."""
+    layer = make_own_layer(url=proxy.url)
+    await layer.group_add("group", "jobs")
+    await hold(layer)
+    with locked_messages(layer_url) as locker:
+        sending = asyncio.ensure_future(VERBS[kind](layer))
+        await under_way(layer, layer_url)
+        proxy.drop()
+        with pytest.raises(SendError, match="may have been done"):
+            await sending
+        locker.commit()
+    await layer.send("jobs", text(2))
+    assert sorted(message["number"] for message in await take(layer, "jobs", 2)) == [1, 2]
+    assert query(layer_url, "SELECT count(*) FROM channels_pg_sa_message WHERE recipient = 'jobs'") == [(0,)]
+
+
+async def test_ended_under_the_statement(make_own_layer: LayerFactory, server: TestServer, layer_url: str) -> None:
+    """The server says that it did not do it: it is done again, and before what was sent after it."""
+    layer = await hold(make_own_layer())
+    with locked_messages(layer_url) as locker:
+        first = asyncio.create_task(layer.send("jobs", text(0)))
+        await under_way(layer, layer_url)
+        others = [asyncio.create_task(layer.send("jobs", text(number))) for number in range(1, 9)]
+        await asyncio.sleep(0)
+        server.terminate(server.connections(layer_url))
+        await until_blocked(layer_url)
+        locker.commit()
+        await asyncio.gather(first, *others)
+    assert [message["number"] for message in await take(layer, "jobs", 9)] == list(range(9))
+
+
+async def test_an_end_that_was_told_with_an_answer(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Its connection is not used for the next send."""
+    with LastWords(layer_url) as proxy:
+        layer = await hold(make_own_layer(url=proxy.url))
+        backend = express(layer)._held.driver.info.backend_pid
+        proxy.gathers = True
+        sending = asyncio.ensure_future(layer.send("jobs", text(2)))
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITING) == [(1,)]))
+        query(layer_url, "SELECT pg_terminate_backend(%s)", [backend])
+        await sending
+        proxy.gathers = False
+        await layer.send("jobs", text(3))
+        assert query(layer_url, WAITING) == [(2,)]
+        await layer.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_statement_that_takes_too_long(make_own_layer: LayerFactory, layer_url: str, kind: str) -> None:
+    """Its caller is told after send_timeout, those behind it as well, and the connection is broken off."""
+    layer = make_own_layer(send_timeout=1)
+    await layer.group_add("group", "jobs")
+    await hold(layer)
+    with locked_messages(layer_url) as locker:
+        started = time.monotonic()
+        sending = asyncio.ensure_future(VERBS[kind](layer))
+        await under_way(layer, layer_url)
+        behind = asyncio.create_task(layer.send("other", text(2)))
+        errors = await asyncio.gather(sending, behind, return_exceptions=True)
+        assert 1 <= time.monotonic() - started < 3
+        assert [type(error) for error in errors] == [SendError, SendError]
+        assert getattr(errors[0], "maybe_sent", None)
+        locker.commit()
+    await layer.send("jobs", text(3))
+    assert [message["number"] for message in await take(layer, "jobs", 2)] == [1, 3]
+
+
+class Garbling(SwallowingProxy):
+    """A proxy that can make nonsense of what the server says."""
+
+    garbles = False
+
+    async def _tell_client(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            sink.write(b"2\xff\xff\xff\xff" if self.garbles else data)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await self._connect_or_hang_up()
+        self._writers |= {writer, server_writer}
+        self._start(self._pump(reader, server_writer))
+        self._start(self._tell_client(server_reader, writer))
+
+
+async def test_an_answer_that_cannot_be_read(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """The server may have done it, and the statement is not sent again."""
+    with Garbling(layer_url) as proxy:
+        layer = await hold(make_own_layer(url=proxy.url))
+        proxy.garbles = True
+        with pytest.raises(SendError, match="may have been done"):
+            await layer.send("jobs", text(1))
+        proxy.garbles = False
+        await layer.send("jobs", text(2))
+        assert query(layer_url, WAITING) == [(2,)]
+        await layer.close()
+
+
+async def test_news_while_nothing_is_under_way_ends_no_statement(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread may begin one in the very moment after, of which that news says nothing."""
+    layer = await hold(make_own_layer())
+    ended: list[object] = []
+    read = asyncio.Event()
+    held, loop = express(layer)._held, asyncio.get_running_loop()
+
+    def look() -> None:
+        express(layer)._readable(held)
+        loop.call_soon_threadsafe(read.set)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(express(layer), "_conclude", ended.append)
+        layer._node._thread.loop.call_soon_threadsafe(look)  # type: ignore[attr-defined]
+        await read.wait()
+    assert ended == []
+    assert express(layer).is_open
+
+
+async def test_a_connection_in_doubt_is_asked_and_held_again(make_own_layer: LayerFactory) -> None:
+    """Nothing of its first time stands in the way."""
+    layer = await hold(make_own_layer(PSYCOPG_OPTIONS={"max_size": 1}))
+    backend = express(layer)._held.driver.info.backend_pid
+    inside(layer)._database.doubt()
+    await layer.send("jobs", text(1))
+    await eventually_async(lambda: given_back(layer))
+    await hold(layer)
+    assert express(layer)._held.driver.info.backend_pid == backend
+
+
+async def test_a_server_that_grants_one_connection(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """Others get it too, however many sends follow each other."""
+    role = make_role(fragile, fragile_url, "secret", limit=1)
+    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    layer = await hold(make_fragile(url=url, send_timeout=20))
+    ends = False
+
+    async def stream() -> None:
+        while not ends:
+            await layer.send("jobs", text(0))
+
+    streaming = asyncio.create_task(stream())
+    for number in range(3):
+        await asyncio.wait_for(layer.group_add("group", f"member-{number}"), 5)
+    ends = True
+    await streaming
+
+
+async def test_a_server_that_restarts_between_two_sends(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """The next send waits until it is back."""
+    layer = await hold(make_fragile())
+    await asyncio.to_thread(fragile.postgres.restart)
+    await layer.send("jobs", text(1))
+    assert query(fragile_url, WAITING) == [(1,)]
+
+
+async def test_tables_that_are_gone(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """The error names the command that mends it."""
+    layer = await hold(make_own_layer())
+    query(layer_url, "DROP TABLE channels_pg_sa_message")
+    with pytest.raises(SchemaError, match="upgrade"):
+        await layer.send("jobs", text(1))
+
+
+async def test_what_the_server_refuses(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Its word is in the error, and nothing was sent; the next is sent."""
+    layer = await hold(make_own_layer())
+    query(layer_url, "ALTER TABLE channels_pg_sa_message ADD CONSTRAINT no_jobs CHECK (recipient <> 'jobs')")
+    with pytest.raises(SendError, match="no_jobs") as caught:
+        await layer.send("jobs", text(1))
+    assert not caught.value.maybe_sent
+    await layer.send("other", text(2))
+    assert query(layer_url, WAITING) == [(1,)]
+
+
+async def test_a_caller_whose_loop_stands_still_holds_nobody_up(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """It began a statement and does not look after it; another thread's sends go on, and so does its own in the end."""
+    layer = await hold(make_own_layer())
+    begun, others_sent = threading.Event(), threading.Event()
+
+    async def begin_and_block() -> None:
+        sending = asyncio.create_task(layer.send("jobs", text(1)))
+        await asyncio.sleep(0)
+        begun.set()
+        assert others_sent.wait(10)
+        await sending
+
+    blocked = asyncio.create_task(asyncio.to_thread(asyncio.run, begin_and_block()))
+    await asyncio.to_thread(begun.wait)
+    await layer.send("jobs", text(2))
+    await asyncio.to_thread(layer.send_sync, "jobs", text(3))
+    others_sent.set()
+    await blocked
+    assert query(layer_url, WAITING) == [(3,)]
+
+
+async def test_a_caller_whose_loop_ends_holds_nobody_up(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """What it began is done, and the next sends are too."""
+    layer = await hold(make_own_layer())
+
+    def begin_and_end() -> None:
+        loop = asyncio.new_event_loop()
+        sending = loop.create_task(layer.send("jobs", text(1)))
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        loop.close()
+        sending.get_coro().close()  # type: ignore[union-attr]
+        sending._log_destroy_pending = False  # type: ignore[attr-defined]
+
+    with locked_messages(layer_url) as locker:
+        await asyncio.to_thread(begin_and_end)
+        await under_way(layer, layer_url)
+        behind = asyncio.create_task(layer.send("jobs", text(2)))
+        locker.commit()
+        await behind
+    assert query(layer_url, WAITING) == [(2,)]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_others_that_want_a_connection_get_it(make_own_layer: LayerFactory, layer_url: str, size: int) -> None:
+    """However many sends follow each other: joins, reads and deletions are not kept from a pool that small."""
+    layer = await hold(make_own_layer(PSYCOPG_OPTIONS={"max_size": size}))
+    ends = False
+
+    async def stream() -> int:
+        count = 0
+        while not ends:
+            await layer.send("jobs", text(count))
+            count += 1
+        return count
+
+    streams = [asyncio.create_task(stream()) for _ in range(2)]
+    for number in range(20):
+        joins = (layer.group_add(f"group-{number}-{place}", "member") for place in range(3))
+        await asyncio.wait_for(asyncio.gather(*joins, take(layer, "jobs", 2)), 5)
+    ends = True
+    count = sum(await asyncio.gather(*streams)) - 40
+    await take(layer, "jobs", count)
+    await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITING) == [(0,)]))
+
+
+async def test_it_is_given_back_when_nobody_sends(make_own_layer: LayerFactory) -> None:
+    """After a moment, as it came, and held again when it is needed; nothing is left open."""
+    layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1})
+    sockets = set()
+    for _ in range(3):
+        await hold(layer)
+        await eventually_async(lambda: given_back(layer))
+        rows = await layer._rows(text_of_prepared())
+        assert rows == []
+        sockets.add(len(os.listdir("/proc/self/fd")))
+    assert len(sockets) == 1
+
+
+def text_of_prepared() -> Any:
+    """Return a statement that reads which statements this library has prepared in a session under its own names."""
+    from sqlalchemy import text as sql
+
+    return sql("SELECT name FROM pg_prepared_statements WHERE name LIKE 'channels_pg_sa%'")
+
+
+async def test_closing_while_a_statement_is_under_way(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """It is waited for, for a while, then broken off; the caller is told that it may have been sent."""
+    layer = await hold(make_own_layer(send_timeout=30))
+    with locked_messages(layer_url):
+        sending = asyncio.create_task(layer.send("jobs", text(1)))
+        await under_way(layer, layer_url)
+        await asyncio.wait_for(layer.close(), 15)
+        with pytest.raises(Exception, match="closed"):
+            await sending
+
+
+async def test_closing_waits_for_what_is_nearly_done(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """A statement that ends in time is a message sent."""
+    layer = await hold(make_own_layer())
+    with locked_messages(layer_url) as locker:
+        sending = asyncio.create_task(layer.send("jobs", text(1)))
+        await under_way(layer, layer_url)
+        closing = asyncio.create_task(layer.close())
+        await asyncio.sleep(0.2)
+        locker.commit()
+        await sending
+        await closing
+    assert query(layer_url, WAITING) == [(1,)]
+
+
+async def test_a_caller_that_is_interrupted(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the moment between: the next sends are none the worse."""
+    layer = await hold(make_own_layer())
+    sends = layer._node._outbox._sends  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(sends), "bind", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            layer.send_sync("jobs", text(1))
+    await layer.send("jobs", text(2))
+    assert query(layer_url, WAITING) == [(1,)]
+
+
+def interrupted(*_: object) -> None:
+    """Be interrupted."""
+    raise KeyboardInterrupt
