@@ -5,10 +5,11 @@ DECLARE
 BEGIN
     FOREACH routine IN ARRAY ARRAY[
 
--- The NOTIFY channel of a node or queue; channels_pg_sa.names.topic is its twin.
+-- The NOTIFY channel of a node or queue; channels_pg_sa.names.topic is its twin. STABLE, as convert_to() is: a function
+-- that promises more than what it calls is not inlined, and before PostgreSQL 18 each statement parses it anew.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_topic(secret text, kind text, prefix text, name text) RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $body$
+LANGUAGE sql STABLE PARALLEL SAFE AS $body$
     SELECT 'channels_pg_sa_' || left(encode(sha256(convert_to(
         secret || E'\x1f' || kind || E'\x1f' || prefix || E'\x1f' || name, 'UTF8')), 'hex'), 32)
 $body$
@@ -16,36 +17,38 @@ $routine$,
 
 -- A message that fits travels in the notification (a parcel: P, of a group G); of others only the id does (a doorbell:
 -- p, g). A queue, whose readers compete, hears of its first new row (Q). As many frames as fit share a notification.
+-- An assignment of a plain expression takes a fraction of what a statement does, of which PERFORM is one; so here
+-- pg_notify() is called for the value that it does not have.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_message_added() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    secret text := (SELECT i.secret FROM @.channels_pg_sa_installation i);
     added record;
     last_prefix text;
     last_recipient text;
     topic text;
     frame text;
     packed text;
+    notified boolean;
 BEGIN
     FOR added IN
         SELECT f.prefix, f.recipient, f.id, f.group_name IS NOT NULL AS grouped,
                f.channel IS NOT NULL AND (f.channel = f.recipient OR right(f.recipient, 1) = '!') AS queued,
                f.id || ' ' || date_part('epoch', f.expires_at) || ' ' || coalesce(f.channel, f.group_name) AS label,
-               CASE WHEN octet_length(f.payload) < 6000 THEN encode(f.payload, 'base64') END AS content
-        FROM fresh f ORDER BY f.prefix, f.recipient, f.id
+               CASE WHEN octet_length(f.payload) < 6000 THEN encode(f.payload, 'base64') END AS content, i.secret
+        FROM fresh f LEFT JOIN @.channels_pg_sa_installation i ON true ORDER BY f.prefix, f.recipient, f.id
     LOOP
         IF added.recipient IS DISTINCT FROM last_recipient OR added.prefix IS DISTINCT FROM last_prefix THEN
             IF packed IS NOT NULL THEN
-                PERFORM pg_notify(topic, packed);
+                notified := pg_notify(topic, packed) IS NOT NULL;
                 packed := NULL;
             END IF;
             last_prefix := added.prefix;
             last_recipient := added.recipient;
             topic := @.channels_pg_sa_topic(
-                secret, CASE WHEN added.queued THEN 'queue' ELSE 'node' END, last_prefix, last_recipient);
+                added.secret, CASE WHEN added.queued THEN 'queue' ELSE 'node' END, last_prefix, last_recipient);
             IF added.queued THEN
-                PERFORM pg_notify(topic, 'Q' || added.id || ' ' || last_recipient);
+                notified := pg_notify(topic, 'Q' || added.id || ' ' || last_recipient) IS NOT NULL;
             END IF;
         END IF;
         CONTINUE WHEN added.queued;
@@ -58,12 +61,12 @@ BEGIN
         ELSIF octet_length(packed) + octet_length(frame) < 7999 THEN
             packed := packed || ',' || frame;
         ELSE
-            PERFORM pg_notify(topic, packed);
+            notified := pg_notify(topic, packed) IS NOT NULL;
             packed := frame;
         END IF;
     END LOOP;
     IF packed IS NOT NULL THEN
-        PERFORM pg_notify(topic, packed);
+        notified := pg_notify(topic, packed) IS NOT NULL;
     END IF;
     RETURN NULL;
 END
@@ -77,40 +80,48 @@ $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_membership_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    secret text := (SELECT i.secret FROM @.channels_pg_sa_installation i);
+    frames refcursor;
     stamp text := (date_part('epoch', clock_timestamp()) * 1000000)::bigint;
     changed record;
     last_prefix text;
     last_node text;
     topic text;
     packed text;
+    notified boolean;
 BEGIN
-    FOR changed IN EXECUTE CASE TG_OP WHEN 'DELETE' THEN $query$
-            SELECT prefix, node, 'L' || $1 || ' ' || group_name || ' ' || channel AS frame
-            FROM gone WHERE EXISTS (SELECT FROM @.channels_pg_sa_node WHERE id = gone.node)
-            ORDER BY prefix, node $query$
-        ELSE $query$
-            SELECT prefix, node, 'J' || $1 || ' ' || group_name || ' ' || channel || ' '
-                || date_part('epoch', expires_at) AS frame
-            FROM fresh WHERE node <> '' ORDER BY prefix, node $query$
-        END USING stamp
+    IF TG_OP = 'DELETE' THEN
+        OPEN frames FOR
+            SELECT g.prefix, g.node, 'L' || stamp || ' ' || g.group_name || ' ' || g.channel AS frame, i.secret
+            FROM gone g LEFT JOIN @.channels_pg_sa_installation i ON true
+            WHERE EXISTS (SELECT FROM @.channels_pg_sa_node n WHERE n.id = g.node)
+            ORDER BY g.prefix, g.node;
+    ELSE
+        OPEN frames FOR
+            SELECT f.prefix, f.node, 'J' || stamp || ' ' || f.group_name || ' ' || f.channel || ' '
+                || date_part('epoch', f.expires_at) AS frame, i.secret
+            FROM fresh f LEFT JOIN @.channels_pg_sa_installation i ON true
+            WHERE f.node <> '' ORDER BY f.prefix, f.node;
+    END IF;
     LOOP
+        FETCH frames INTO changed;
+        EXIT WHEN NOT FOUND;
         IF changed.node IS DISTINCT FROM last_node OR changed.prefix IS DISTINCT FROM last_prefix
             OR octet_length(packed) + octet_length(changed.frame) >= 7999
         THEN
             IF packed IS NOT NULL THEN
-                PERFORM pg_notify(topic, packed);
+                notified := pg_notify(topic, packed) IS NOT NULL;
             END IF;
             last_prefix := changed.prefix;
             last_node := changed.node;
-            topic := @.channels_pg_sa_topic(secret, 'node', last_prefix, last_node);
+            topic := @.channels_pg_sa_topic(changed.secret, 'node', last_prefix, last_node);
             packed := changed.frame;
         ELSE
             packed := packed || ',' || changed.frame;
         END IF;
     END LOOP;
+    CLOSE frames;
     IF packed IS NOT NULL THEN
-        PERFORM pg_notify(topic, packed);
+        notified := pg_notify(topic, packed) IS NOT NULL;
     END IF;
     RETURN NULL;
 END

@@ -65,3 +65,13 @@ async def test_statements_are_planned_once(make_own_layer: LayerFactory) -> None
     asked = text("SELECT name, setting FROM pg_settings WHERE name IN ('plan_cache_mode', 'jit')")
     rows = await layer._rows(asked)  # in a session of the layer's
     assert dict(rows) == {"plan_cache_mode": "force_generic_plan", "jit": "off"}
+
+
+def test_the_function_that_names_topics_is_inlined(session: psycopg.Connection) -> None:
+    """Before PostgreSQL 18 a function in SQL that is not is parsed and planned anew by each statement that calls it."""
+    plan = session.execute(
+        "EXPLAIN (VERBOSE) SELECT channels_pg_sa_topic('secret', 'node', prefix, id) FROM channels_pg_sa_node"
+    ).fetchall()
+    output = "\n".join(line for (line,) in plan)
+    assert "sha256" in output
+    assert "channels_pg_sa_topic" not in output
