@@ -291,9 +291,10 @@ class Database:
             held = self._kept.pop()
             if held.timer is not None:
                 held.timer.cancel()
-            if held.is_alive() and (not held.doubted or await self._answers(held)):
+            if held.is_alive() and not held.doubted:
                 return held
-            await held.give_back()
+            if await self._is_good(held):
+                return held
         return None
 
     async def _left_over(self, seconds: float) -> Held | None:
@@ -348,20 +349,22 @@ class Database:
         if not isinstance(driver, psycopg.AsyncConnection):
             raise TypeError(f"The engine's driver is not psycopg but {type(driver).__name__}.")
         held = Held(engine_s, driver)
-        if await self._answers(held):
-            return held
-        await held.give_back()
-        return None
+        return held if await self._is_good(held) else None
 
-    async def _answers(self, held: Held) -> bool:
-        """Tell whether the server is still at the other end: a firewall that forgets a connection tells nobody."""
+    async def _is_good(self, held: Held) -> bool:
+        """Tell whether the server is still at the other end: a firewall that forgets a connection tells nobody.
+
+        If it is not, or nobody waits for the answer any more, the connection is given back.
+        """
+        answers = False
         try:
-            with time_limit(held.driver, self.check):
+            with contextlib.suppress(psycopg.Error), time_limit(held.driver, self.check):
                 await AsyncConnectionPool.check_connection(held.driver)
-        except psycopg.Error:
-            return False
-        held.doubted = False
-        return True
+                held.doubted, answers = False, True
+        finally:
+            if not answers:
+                await held.give_back()
+        return answers
 
     async def _diagnose(self) -> str | None:
         """Return why the server cannot be reached, None if it can."""

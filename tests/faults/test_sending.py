@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 import threading
@@ -14,8 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg_pool import AsyncConnectionPool
 
-from channels_pg_sa import SendError, node
+from channels_pg_sa import LayerClosed, SendError, node
 from channels_pg_sa.database import Fate, fate
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -26,6 +28,7 @@ from tests.support.waiting import eventually, eventually_async
 from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text, warm
 
 BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_message'::regclass"
+OWN = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'channels_pg_sa' AND datname = current_database()"
 HANGING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
 
 Verb = Callable[[PostgresLayer], Any]
@@ -284,6 +287,31 @@ async def test_connections_that_died_while_idle(
     await asyncio.gather(layer.send("jobs", text(2)), layer.group_send("group", text(3)))
     await asyncio.to_thread(layer.send_sync, "jobs", text(4))
     assert query(layer_url, WAITING) == [(5,)]
+
+
+async def test_a_connection_that_nobody_waits_for_any_more_is_given_back(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer is closed while it asks a new one for a sign of life: not even the garbage collector has to come by."""
+    asked = threading.Event()
+
+    async def ask(_: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    layer = make_own_layer()
+    gc.disable()
+    try:
+        monkeypatch.setattr(AsyncConnectionPool, "check_connection", ask)
+        monkeypatch.setattr(node, "CLOSING", 0.5)
+        sending = asyncio.create_task(layer.send("jobs", text(1)))
+        await asyncio.to_thread(asked.wait)
+        await layer.close()
+        with pytest.raises(LayerClosed):
+            await sending
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, OWN) == [(0,)]))
+    finally:
+        gc.enable()
 
 
 async def test_a_call_cancelled_while_it_waits_is_not_sent(
