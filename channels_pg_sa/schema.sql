@@ -35,8 +35,9 @@ BEGIN
         SELECT f.prefix, f.recipient, f.id, f.group_name IS NOT NULL AS grouped,
                f.channel IS NOT NULL AND (f.channel = f.recipient OR right(f.recipient, 1) = '!') AS queued,
                f.id || ' ' || date_part('epoch', f.expires_at) || ' ' || coalesce(f.channel, f.group_name) AS label,
-               CASE WHEN octet_length(f.payload) < 6000 THEN encode(f.payload, 'base64') END AS content, i.secret
-        FROM fresh f LEFT JOIN @.channels_pg_sa_installation i ON true ORDER BY f.prefix, f.recipient, f.id
+               CASE WHEN octet_length(f.payload) < 6000 THEN encode(f.payload, 'base64') END AS content,
+               (SELECT i.secret FROM @.channels_pg_sa_installation i) AS secret
+        FROM fresh f ORDER BY f.prefix, f.recipient, f.id
     LOOP
         IF added.recipient IS DISTINCT FROM last_recipient OR added.prefix IS DISTINCT FROM last_prefix THEN
             IF packed IS NOT NULL THEN
@@ -91,15 +92,17 @@ DECLARE
 BEGIN
     IF TG_OP = 'DELETE' THEN
         OPEN frames FOR
-            SELECT g.prefix, g.node, 'L' || stamp || ' ' || g.group_name || ' ' || g.channel AS frame, i.secret
-            FROM gone g LEFT JOIN @.channels_pg_sa_installation i ON true
+            SELECT g.prefix, g.node, 'L' || stamp || ' ' || g.group_name || ' ' || g.channel AS frame,
+                (SELECT i.secret FROM @.channels_pg_sa_installation i) AS secret
+            FROM gone g
             WHERE EXISTS (SELECT FROM @.channels_pg_sa_node n WHERE n.id = g.node)
             ORDER BY g.prefix, g.node;
     ELSE
         OPEN frames FOR
             SELECT f.prefix, f.node, 'J' || stamp || ' ' || f.group_name || ' ' || f.channel || ' '
-                || date_part('epoch', f.expires_at) AS frame, i.secret
-            FROM fresh f LEFT JOIN @.channels_pg_sa_installation i ON true
+                || date_part('epoch', f.expires_at) AS frame,
+                (SELECT i.secret FROM @.channels_pg_sa_installation i) AS secret
+            FROM fresh f
             WHERE f.node <> '' ORDER BY f.prefix, f.node;
     END IF;
     LOOP
