@@ -8,10 +8,10 @@ import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 
+from .call import resolve
 from .clock import Clock
 from .dispatcher import Dispatcher
 from .drops import DropLog
-from .lane import resolve
 from .mailboxes import Effects, Entry, Reader
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable
 from typing import Any
 
+from .call import Call
 from .compiled import Compiled
 from .config import Settings
 from .database import Database
@@ -19,7 +20,6 @@ from .dispatcher import Dispatcher
 from .drops import DropLog
 from .errors import LayerClosed
 from .iothread import IOThread
-from .lane import Call
 from .mailboxes import Entry
 from .names import node_of, recipient_of
 from .outbox import Outbox, Sending

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import psycopg
 
 from .backoff import Backoff
+from .call import Call
 from .compiled import Compiled
 from .database import Connection, Database, Fate, fate
 from .drops import DropLog
 from .errors import ChannelLayerError, SchemaError, SendError
 from .express import Express
-from .lane import Call, Lane, LaneFull, Over
+from .lane import Lane, LaneFull, Over
 from .names import recipient_of
 from .prepared import PreparedSends
 from .queries import GroupSend, Join, Leave, Queries, Send

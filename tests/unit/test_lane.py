@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from channels_pg_sa.lane import Call, Lane, LaneFull, Over
+from channels_pg_sa.call import Call
+from channels_pg_sa.lane import Lane, LaneFull, Over
 
 Calls = list[Call[int]]
 
@@ -372,3 +373,23 @@ async def test_a_caller_that_is_interrupted_does_not_end_the_lane(moment: str, m
         bench.begun.pop(0)
     assert await bench.finish() == [2]
     assert await outcome(behind) is None
+
+
+async def test_a_shortcut_that_raises_fails_its_calls_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the lane's own loop there is nobody else to tell; the lane goes on."""
+    bench = Shortcut()
+    await bench.alone()
+    first, second = bench.call(1), bench.call(2)
+    original = bench.lane._shortcut
+
+    def broken(*_: object) -> bool:
+        monkeypatch.setattr(bench.lane, "_shortcut", original)
+        raise ValueError("broken")
+
+    monkeypatch.setattr(bench.lane, "_shortcut", broken)
+    assert await bench.finish() == [1]
+    assert await outcome(first) is None
+    assert isinstance(await outcome(second), ValueError)
+    third = bench.call(3)
+    assert await bench.finish() == [3]
+    assert await outcome(third) is None
