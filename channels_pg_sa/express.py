@@ -134,7 +134,7 @@ class Express:
             if held.is_alive():
                 await self._execute(held, self._sends.deallocate)
 
-    async def _execute(self, held: Held, statements: bytes) -> None:
+    async def _execute(self, held: Held, statements: str) -> None:
         """Run both statements or, so that no session keeps one of them, end it."""
         try:
             with time_limit(held.driver, self._database.check):

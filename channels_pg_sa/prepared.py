@@ -42,14 +42,14 @@ class PreparedSends:
         self._publish = _Prepared("channels_pg_sa_publish", statements["publish"], {**constants, "queues": True})
 
     @property
-    def prepare(self) -> bytes:
+    def prepare(self) -> str:
         """The SQL that prepares them in a session."""
-        return f"{self._send.declaration}; {self._publish.declaration}".encode()
+        return f"{self._send.declaration}; {self._publish.declaration}"
 
     @property
-    def deallocate(self) -> bytes:
+    def deallocate(self) -> str:
         """The SQL that takes them out of it."""
-        return b"DEALLOCATE %s; DEALLOCATE %s" % (self._send.name, self._publish.name)
+        return f"DEALLOCATE {self._send.name}; DEALLOCATE {self._publish.name}"
 
     def bind(self, batch: Sequence[Send | GroupSend]) -> Bound:
         """Return the statement that inserts a batch of messages, in this order."""
@@ -61,7 +61,7 @@ class PreparedSends:
 
 class _Prepared:
     def __init__(self, name: str, statement: Compiled, constants: Mapping[str, Any]) -> None:
-        self.name = name.encode()
+        self.name = name
         self._columns = [parameter for parameter in statement.parameters if parameter not in constants]
         values = {**statement.literals, **constants}
         text = {
@@ -71,4 +71,4 @@ class _Prepared:
         self.declaration = f"PREPARE {name} AS {statement.sql % text}"
 
     def bind(self, columns: Mapping[str, TextArray | BytesArray]) -> Bound:
-        return Bound(self.name, [dumped(columns[column]) for column in self._columns])
+        return Bound(self.name.encode(), [dumped(columns[column]) for column in self._columns])

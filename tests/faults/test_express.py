@@ -13,6 +13,7 @@ import pytest
 from channels_pg_sa import SchemaError, SendError
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.urls import with_parameters
 from tests.support.waiting import eventually_async
 
 from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text
@@ -71,6 +72,14 @@ async def test_order_is_kept_between_both_ways(make_own_layer: LayerFactory) -> 
         await asyncio.gather(*(layer.send("jobs", text(next(numbers))) for _ in range(7)))
     count = next(numbers)
     assert [message["number"] for message in await take(layer, "jobs", count)] == list(range(count))
+
+
+async def test_a_prefix_that_is_not_ascii(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """It is the same prefix whatever the encoding of the connection."""
+    url = with_parameters(layer_url, client_encoding="latin1")
+    layer = await hold(make_own_layer(url=url, prefix="grüße"))
+    await layer.send("jobs", text(1))
+    assert query(layer_url, "SELECT prefix FROM channels_pg_sa_message") == [("grüße",)]
 
 
 @pytest.mark.parametrize("size", [100_000, 4_000_000])
