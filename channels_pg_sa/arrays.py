@@ -77,10 +77,10 @@ class _IntDumper(_ArrayDumper):
         return (_INT8.pack(8, item) for item in items)
 
 
-_DUMPERS = {TextArray: _TextDumper(TextArray), BytesArray: _BytesDumper(BytesArray), IntArray: _IntDumper(IntArray)}
+_DUMPERS = {TextArray: _TextDumper(TextArray), BytesArray: _BytesDumper(BytesArray)}
 
 
-def dumped(array: TextArray | BytesArray | IntArray) -> Buffer:
+def dumped(array: TextArray | BytesArray) -> Buffer:
     """Return an array as the server takes it: for libpq, which adapts nothing."""
     return _DUMPERS[type(array)].dump(array)
 

@@ -20,6 +20,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGconn
 
+from .call import resolve
 from .database import KEPT, OUTAGE, Database, Held, sever, time_limit
 from .prepared import Bound, PreparedSends
 
@@ -230,7 +231,7 @@ class Express:
     def _release(self) -> None:
         """Let go of the connection; with the lock held, from any thread."""
         self._held = None
-        self._loop.call_soon_threadsafe(_resolve, self._left)
+        self._loop.call_soon_threadsafe(resolve, [self._left])
 
     def _write_rest(self, held: Held) -> None:
         if self._held is held:
@@ -244,8 +245,3 @@ class Express:
                 unsent = 0
         if not unsent:
             self._loop.remove_writer(self._socket)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

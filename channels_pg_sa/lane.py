@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import threading
 import time
 from collections import deque
@@ -126,7 +127,7 @@ class Lane(Generic[J]):
 
     def _watch(self) -> None:
         with self._lock:
-            first = next(iter((*self._underway, *self._waiting)), None)
+            first = next(itertools.chain(self._underway, self._waiting), None)
         if self._timer is None and first is not None:
             self._set_timer(first.deadline)
 
@@ -244,7 +245,7 @@ class Lane(Generic[J]):
             late = [call for call in self._underway if call.deadline <= now]
             while self._waiting and self._waiting[0].deadline <= now:
                 late.append(self._waiting.popleft())
-            left = next((call for call in (*self._underway, *self._waiting) if call.deadline > now), None)
+            left = next((call for call in itertools.chain(self._underway, self._waiting) if call.deadline > now), None)
             for call in late:
                 if not call.settled:
                     call.error = self._late(call)  # from here on it cannot be started

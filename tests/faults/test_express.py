@@ -407,8 +407,13 @@ async def test_closing_waits_for_what_is_nearly_done(make_own_layer: LayerFactor
     with locked_messages(layer_url) as locker:
         sending = asyncio.create_task(layer.send("jobs", text(1)))
         await under_way(layer, layer_url)
+        sends = layer._node._outbox.sends  # type: ignore[attr-defined]
         closing = asyncio.create_task(layer.close())
-        await asyncio.sleep(0.2)
+
+        async def is_closing() -> bool:
+            return sends._closed is not None
+
+        await eventually_async(is_closing)
         locker.commit()
         await sending
         await closing
