@@ -11,7 +11,7 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import Executable
 
-from . import statements
+from . import one_message, statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ def _build(schema: str | None) -> dict[str, Executable]:
     )
     return {
         **{name: getattr(statements, name)() for name in plain.split()},
+        "send_one": one_message.send_one(),
+        "publish_one": one_message.publish_one(),
         "put_back": statements.put_back(topic),
         "message_table": statements.message_table(schema),
         "dead_messages": statements.dead_messages(schema),

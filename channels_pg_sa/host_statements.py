@@ -1,71 +1,15 @@
-"""Statements for connections and sessions that are not the layer's own: one send, or a look at groups and nodes."""
+"""Statements that look at groups and nodes, for the layer's own connections and for the host's."""
 
 from __future__ import annotations
 
 import datetime as dt
 
-from sqlalchemy import (
-    Insert,
-    Interval,
-    LargeBinary,
-    Table,
-    Text,
-    and_,
-    exists,
-    func,
-    insert,
-    literal,
-    null,
-    or_,
-    select,
-    union_all,
-)
+from sqlalchemy import Table, and_, exists, func, or_, select
 from sqlalchemy.sql import ColumnElement, Select
 
-from .names import node_of, recipient_of
+from .names import node_of
 from .schema import Tables
-from .statements import CLOCK, MESSAGE, NO_NODE, next_node_of, queue_of
-
-
-def insert_message(there: Tables, *, prefix: str, channel: str, payload: bytes, expiry: dt.timedelta) -> Insert:
-    """Insert one message to a channel."""
-    return (
-        insert(there.message)
-        .values(
-            prefix=prefix,
-            recipient=recipient_of(channel),
-            channel=channel,
-            payload=payload,
-            expires_at=CLOCK + literal(expiry, Interval),
-        )
-        .inline()  # without RETURNING, which wants the right to read
-    )
-
-
-def insert_group_message(there: Tables, *, prefix: str, group: str, payload: bytes, expiry: dt.timedelta) -> Insert:
-    """Insert one message to a group, as `publish` does: one row for each node and one for each plain member."""
-    members = there.membership
-    whose, addressed = literal(prefix, Text), literal(group, Text)
-    nodes = select(NO_NODE.label("node")).cte("nodes", recursive=True)
-    nodes = nodes.union_all(
-        select(next_node_of(members, whose, addressed, nodes.c.node)).where(nodes.c.node.is_not(None))
-    )
-    to_nodes = select(nodes.c.node.label("recipient"), null().label("channel"), addressed.label("group_name")).where(
-        nodes.c.node != ""
-    )
-    to_queues = select(queue_of(members.c.channel), members.c.channel, null()).where(
-        members.c.prefix == whose, members.c.group_name == addressed, members.c.node == "", members.c.expires_at > CLOCK
-    )
-    rows = union_all(to_nodes, to_queues).subquery("rows")
-    values = select(
-        whose,
-        rows.c.recipient,
-        rows.c.channel,
-        rows.c.group_name,
-        literal(payload, LargeBinary),
-        CLOCK + literal(expiry, Interval),
-    )
-    return insert(there.message).from_select(MESSAGE, values, include_defaults=False)
+from .statements import CLOCK
 
 
 def _is_live(nodes: Table) -> ColumnElement[bool]:

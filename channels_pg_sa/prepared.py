@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.adapt import Buffer
 
 from .arrays import BytesArray, TextArray, dumped
-from .compiled import Compiled, compiled
+from .compiled import compiled
 from .queries import GroupSend, Send, publish_columns, send_columns
 
 
@@ -37,38 +37,53 @@ class PreparedSends:
     """
 
     def __init__(self, schema: str | None, **constants: Any) -> None:
-        statements = compiled(schema)
-        self._send = _Prepared("channels_pg_sa_send", statements["send"], constants)
-        self._publish = _Prepared("channels_pg_sa_publish", statements["publish"], {**constants, "queues": True})
+        self._send_one = _Prepared("send_one", schema, constants)
+        self._publish_one = _Prepared("publish_one", schema, constants)
+        self._send = _Prepared("send", schema, constants)
+        self._publish = _Prepared("publish", schema, {**constants, "queues": True})
+        self._all = [self._send_one, self._publish_one, self._send, self._publish]
 
     @property
     def prepare(self) -> str:
         """The SQL that prepares them in a session."""
-        return f"{self._send.declaration}; {self._publish.declaration}"
+        return "; ".join(statement.declaration for statement in self._all)
 
     @property
     def deallocate(self) -> str:
         """The SQL that takes them out of it."""
-        return f"DEALLOCATE {self._send.name}; DEALLOCATE {self._publish.name}"
+        return "; ".join(f"DEALLOCATE {statement.name}" for statement in self._all)
 
     def bind(self, batch: Sequence[Send | GroupSend]) -> Bound:
         """Return the statement that inserts a batch of messages, in this order."""
+        if len(batch) == 1:
+            return self._bind_one(batch[0])
         sends = [item for item in batch if isinstance(item, Send)]
         if len(sends) == len(batch):
-            return self._send.bind(send_columns(sends))
-        return self._publish.bind(publish_columns(batch))
+            return self._send.bind(_dumped(send_columns(sends)))
+        return self._publish.bind(_dumped(publish_columns(batch)))
+
+    def _bind_one(self, item: Send | GroupSend) -> Bound:
+        if isinstance(item, Send):
+            names = {"recipient": item.recipient.encode(), "channel": item.channel.encode()}
+            return self._send_one.bind({**names, "payload": item.payload})
+        return self._publish_one.bind({"group_name": item.group.encode(), "payload": item.payload})
 
 
 class _Prepared:
-    def __init__(self, name: str, statement: Compiled, constants: Mapping[str, Any]) -> None:
-        self.name = name
+    def __init__(self, name: str, schema: str | None, constants: Mapping[str, Any]) -> None:
+        statement = compiled(schema)[name]
+        self.name = f"channels_pg_sa_{name}"
         self._columns = [parameter for parameter in statement.parameters if parameter not in constants]
         values = {**statement.literals, **constants}
         text = {
             **{parameter: sql.Literal(value).as_string(None) for parameter, value in values.items()},
             **{column: f"${place}" for place, column in enumerate(self._columns, 1)},
         }
-        self.declaration = f"PREPARE {name} AS {statement.sql % text}"
+        self.declaration = f"PREPARE {self.name} AS {statement.sql % text}"
 
-    def bind(self, columns: Mapping[str, TextArray | BytesArray]) -> Bound:
-        return Bound(self.name.encode(), [dumped(columns[column]) for column in self._columns])
+    def bind(self, values: Mapping[str, Buffer]) -> Bound:
+        return Bound(self.name.encode(), [values[column] for column in self._columns])
+
+
+def _dumped(columns: Mapping[str, TextArray | BytesArray]) -> dict[str, Buffer]:
+    return {column: dumped(array) for column, array in columns.items()}

@@ -15,10 +15,33 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $body$
 $body$
 $routine$,
 
--- A message that fits travels in the notification (a parcel: P, of a group G); of others only the id does (a doorbell:
--- p, g). A queue, whose readers compete, hears of its first new row (Q). As many frames as fit share a notification.
--- An assignment of a plain expression takes a fraction of what a statement does, of which PERFORM is one; so here
--- pg_notify() is called for the value that it does not have.
+-- Whether a message waits in a queue, whose readers compete, and not in a node's mailbox.
+$routine$
+CREATE OR REPLACE FUNCTION @.channels_pg_sa_queued(channel text, recipient text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $body$
+    SELECT channel IS NOT NULL AND (channel = recipient OR right(recipient, 1) = '!')
+$body$
+$routine$,
+
+-- What a notification says of a message. One that fits travels in it (a parcel: P, of a group G); of others only the id
+-- does (a doorbell: p, g). 5,850 bytes of name and payload, as base64, fit into 7,999 with all that stands before them.
+$routine$
+CREATE OR REPLACE FUNCTION @.channels_pg_sa_frame(
+    id bigint, expires_at timestamptz, channel text, group_name text, payload bytea) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE AS $body$
+    SELECT CASE WHEN octet_length(payload) + octet_length(coalesce(channel, group_name)) < 5850
+        THEN CASE WHEN group_name IS NULL THEN 'P' ELSE 'G' END || id || ' ' || date_part('epoch', expires_at) || ' '
+            || coalesce(channel, group_name) || ' ' || encode(payload, 'base64')
+        ELSE CASE WHEN group_name IS NULL THEN 'p' ELSE 'g' END || id || ' ' || date_part('epoch', expires_at) || ' '
+            || coalesce(channel, group_name)
+        END
+$body$
+$routine$,
+
+-- Each node hears of the messages in its mailbox, and each queue of its new rows (Q), of a batch of the first. Of a
+-- batch as many frames as fit share a notification; a few rows are notified one by one, because a single statement that
+-- need not sort takes less time. In the loop an assignment of a plain expression takes a fraction of what a statement
+-- does, of which PERFORM is one; so there pg_notify() is called for the value that it does not have.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_message_added() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
@@ -27,43 +50,43 @@ DECLARE
     last_prefix text;
     last_recipient text;
     topic text;
-    frame text;
     packed text;
     notified boolean;
 BEGIN
+    PERFORM pg_notify(
+        @.channels_pg_sa_topic(
+            (SELECT i.secret FROM @.channels_pg_sa_installation i),
+            CASE WHEN @.channels_pg_sa_queued(f.channel, f.recipient) THEN 'queue' ELSE 'node' END,
+            f.prefix, f.recipient),
+        CASE WHEN @.channels_pg_sa_queued(f.channel, f.recipient) THEN 'Q' || f.id || ' ' || f.recipient
+            ELSE @.channels_pg_sa_frame(f.id, f.expires_at, f.channel, f.group_name, f.payload) END)
+    FROM fresh f WHERE NOT EXISTS (SELECT FROM fresh OFFSET 8);
+    IF FOUND THEN
+        RETURN NULL;
+    END IF;
     FOR added IN
-        SELECT f.prefix, f.recipient, f.id, f.group_name IS NOT NULL AS grouped,
-               f.channel IS NOT NULL AND (f.channel = f.recipient OR right(f.recipient, 1) = '!') AS queued,
-               f.id || ' ' || date_part('epoch', f.expires_at) || ' ' || coalesce(f.channel, f.group_name) AS label,
-               CASE WHEN octet_length(f.payload) < 6000 THEN encode(f.payload, 'base64') END AS content,
-               (SELECT i.secret FROM @.channels_pg_sa_installation i) AS secret
+        SELECT f.prefix, f.recipient, f.id, @.channels_pg_sa_queued(f.channel, f.recipient) AS queued,
+            CASE WHEN @.channels_pg_sa_queued(f.channel, f.recipient) THEN 'Q' || f.id || ' ' || f.recipient
+                ELSE @.channels_pg_sa_frame(f.id, f.expires_at, f.channel, f.group_name, f.payload) END AS frame,
+            (SELECT i.secret FROM @.channels_pg_sa_installation i) AS secret
         FROM fresh f ORDER BY f.prefix, f.recipient, f.id
     LOOP
         IF added.recipient IS DISTINCT FROM last_recipient OR added.prefix IS DISTINCT FROM last_prefix THEN
             IF packed IS NOT NULL THEN
                 notified := pg_notify(topic, packed) IS NOT NULL;
-                packed := NULL;
             END IF;
             last_prefix := added.prefix;
             last_recipient := added.recipient;
             topic := @.channels_pg_sa_topic(
                 added.secret, CASE WHEN added.queued THEN 'queue' ELSE 'node' END, last_prefix, last_recipient);
-            IF added.queued THEN
-                notified := pg_notify(topic, 'Q' || added.id || ' ' || last_recipient) IS NOT NULL;
-            END IF;
-        END IF;
-        CONTINUE WHEN added.queued;
-        frame := CASE WHEN added.grouped THEN 'G' ELSE 'P' END || added.label || ' ' || added.content;
-        IF frame IS NULL OR octet_length(frame) > 7999 THEN
-            frame := CASE WHEN added.grouped THEN 'g' ELSE 'p' END || added.label;
-        END IF;
-        IF packed IS NULL THEN
-            packed := frame;
-        ELSIF octet_length(packed) + octet_length(frame) < 7999 THEN
-            packed := packed || ',' || frame;
+            packed := added.frame;
+        ELSIF added.queued THEN
+            CONTINUE;
+        ELSIF octet_length(packed) + octet_length(added.frame) < 7999 THEN
+            packed := packed || ',' || added.frame;
         ELSE
             notified := pg_notify(topic, packed) IS NOT NULL;
-            packed := frame;
+            packed := added.frame;
         END IF;
     END LOOP;
     IF packed IS NOT NULL THEN

@@ -6,13 +6,13 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Insert
+from sqlalchemy import Insert, Interval, LargeBinary, Text, literal
 
 from .codec import Message, MessageCodec
 from .compiled import compiled
 from .config import Settings
-from .host_statements import insert_group_message, insert_message
 from .names import check_channel, check_group, recipient_of
+from .one_message import insert_group_message, insert_message
 from .schema import tables
 
 
@@ -46,7 +46,9 @@ class TransactionalSends:
             TypeError: the name or the message is not allowed.
             MessageTooLarge: its encoding is over 16 MiB.
         """
-        return insert_message(tables(self._settings.schema), channel=check_channel(channel), **self._values(message))
+        recipient = literal(recipient_of(check_channel(channel)), Text)
+        there = tables(self._settings.schema)
+        return insert_message(there, recipient=recipient, channel=literal(channel, Text), **self._values(message))
 
     def group_send_statement(self, group: str, message: Message) -> Insert:
         """Return a statement that sends a message to the members that a group has when it is executed.
@@ -55,7 +57,8 @@ class TransactionalSends:
 
         Args, returns, raises: as `send_statement`.
         """
-        return insert_group_message(tables(self._settings.schema), group=check_group(group), **self._values(message))
+        addressed = literal(check_group(group), Text)
+        return insert_group_message(tables(self._settings.schema), group=addressed, **self._values(message))
 
     def send_sql(self, channel: str, message: Message) -> tuple[str, Mapping[str, Any]]:
         """Return the same as SQL and parameters, for a cursor of psycopg or psycopg2: `execute(*layer.send_sql(…))`.
@@ -79,7 +82,11 @@ class TransactionalSends:
         return dt.timedelta(seconds=self._settings.expiry)
 
     def _values(self, message: Message) -> dict[str, Any]:
-        return {"prefix": self._settings.prefix, "payload": self._codec.encode(message), "expiry": self._expiry}
+        return {
+            "prefix": literal(self._settings.prefix, Text),
+            "payload": literal(self._codec.encode(message), LargeBinary),
+            "expiry": literal(self._expiry, Interval),
+        }
 
     def _sql(self, name: str, **parameters: Any) -> tuple[str, Mapping[str, Any]]:
         statement = compiled(self._settings.schema)[name]

@@ -15,8 +15,8 @@ from tests.support.databases import TestServer
 from tests.support.layers import LayerFactory
 
 HOT = [
-    "send", "send_within_capacity", "publish", "plain_members", "join", "leave", "claim", "fetch", "forget", "waiting",
-    "members", "beat", "renew", "put_back",
+    "send", "send_one", "send_within_capacity", "publish", "publish_one", "plain_members", "join", "leave", "claim",
+    "fetch", "forget", "waiting", "members", "beat", "renew", "put_back",
 ]  # fmt: skip
 KEYS = {
     "channels_pg_sa_message": ["recipient = ", "expires_at <= statement_timestamp()", "ctid = ANY"],
@@ -54,7 +54,7 @@ def test_every_row_is_looked_up_by_the_key_that_finds_it_alone(session: psycopg.
     for kind, table, condition in scans:
         assert kind != "Seq Scan", plan
         assert any(key in condition for key in KEYS[table]), plan
-    assert scans or name in {"send", "join", "renew"}
+    assert scans or name in {"send", "send_one", "join", "renew"}
 
 
 async def test_statements_are_planned_once(make_own_layer: LayerFactory) -> None:
@@ -67,11 +67,19 @@ async def test_statements_are_planned_once(make_own_layer: LayerFactory) -> None
     assert dict(rows) == {"plan_cache_mode": "force_generic_plan", "jit": "off"}
 
 
-def test_the_function_that_names_topics_is_inlined(session: psycopg.Connection) -> None:
+@pytest.mark.parametrize(
+    ("call", "inlined"),
+    [
+        ("topic('secret', 'node', prefix, recipient)", "sha256"),
+        ("queued(channel, recipient)", '"right"('),
+        ("frame(id, expires_at, channel, group_name, payload)", "encode("),
+    ],
+)
+def test_functions_of_the_triggers_are_inlined(session: psycopg.Connection, call: str, inlined: str) -> None:
     """Before PostgreSQL 18 a function in SQL that is not is parsed and planned anew by each statement that calls it."""
     plan = session.execute(
-        "EXPLAIN (VERBOSE) SELECT channels_pg_sa_topic('secret', 'node', prefix, id) FROM channels_pg_sa_node"
+        f"EXPLAIN (VERBOSE) SELECT channels_pg_sa_{call} FROM channels_pg_sa_message".encode()
     ).fetchall()
     output = "\n".join(line for (line,) in plan)
-    assert "sha256" in output
-    assert "channels_pg_sa_topic" not in output
+    assert inlined in output
+    assert f"channels_pg_sa_{call.partition('(')[0]}(" not in output
