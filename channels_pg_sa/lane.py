@@ -17,6 +17,9 @@ J = TypeVar("J")
 
 Over = Callable[[bool], None]
 
+ENOUGH = 32
+"""Calls for which a batch is begun at once; so that of hundreds the next are made while the first are done."""
+
 
 class LaneFull(Exception):
     """So many calls wait that one more would only make it worse."""
@@ -27,8 +30,11 @@ class Lane(Generic[J]):
 
     Every call is settled by its deadline, however long its batch may take.
 
-    With a shortcut, a batch need not wait for that loop: the calling thread begins it, if the call finds the lane at
-    rest and the last batch was of one call. More calls than one at a time are better gathered on the way to the loop.
+    A coroutine that was woken together with others is mostly not the only one to call. So where the last batch was of
+    several calls, the next begins when the caller's loop has given each of them its turn, or ENOUGH have called.
+
+    With a shortcut, a batch need not wait for the lane's loop: the calling thread begins it, if the call finds the lane
+    at rest and the last batch was of one call.
 
     Args:
         name: of its task.
@@ -72,6 +78,7 @@ class Lane(Generic[J]):
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._alone = False
+        self._gathering: asyncio.AbstractEventLoop | None = None  # whose round is waited for
         self._quiet = asyncio.Event()
         self._closed: BaseException | None = None
 
@@ -87,10 +94,14 @@ class Lane(Generic[J]):
         """
         try:
             self._enter(call)
-            if call.leads and not (self._alone and self._begin()):
-                self._loop.call_soon_threadsafe(self._start)
-            elif self._timer is None:  # a batch begun by its caller; or all have given theirs up, and it may yet last
-                self._loop.call_soon_threadsafe(self._watch)
+            if call.leads:
+                self._lead(call)
+            elif self._gathering is not None:
+                # The end of the round may never come, if the loop is stopped in the middle: others do not wait for it.
+                if len(self._waiting) == ENOUGH or call.loop is not self._gathering:
+                    self._gathered()
+            else:  # all before it may have been given up, and the batch lasts
+                self._watch_soon()
         except BaseException:  # a KeyboardInterrupt, for example, which may come anywhere
             if call.leads:
                 self._loop.call_soon_threadsafe(self._go_on_after, call)
@@ -106,6 +117,28 @@ class Lane(Generic[J]):
             call.leads = not self._busy
             self._waiting.append(call)
             self._busy = True
+            if call.leads and not self._alone:
+                self._gathering = call.loop
+
+    def _lead(self, call: Call[J]) -> None:
+        """Begin the next batch, or see to it that it is begun."""
+        if not self._alone and call.loop is not None:
+            call.loop.call_soon(self._gathered)
+        elif self._alone and self._begin():
+            self._watch_soon()
+        else:
+            self._loop.call_soon_threadsafe(self._start)
+
+    def _gathered(self) -> None:
+        """Wait no longer for the end of a loop's round, from any thread."""
+        if self._gathering is not None:
+            self._loop.call_soon_threadsafe(self._start_gathered)
+
+    def _start_gathered(self) -> None:
+        with self._lock:
+            gathering, self._gathering = self._gathering, None
+        if gathering is not None:
+            self._start()
 
     async def close(self, error: BaseException, timeout: float) -> None:
         """Let what waits be done for `timeout` seconds; fail the rest, and all later calls, with the error."""
@@ -113,6 +146,7 @@ class Lane(Generic[J]):
             self._closed = error
             if not self._busy:
                 self._quiet.set()
+        self._start_gathered()
         await asyncio.wait([quiet := asyncio.ensure_future(self._quiet.wait())], timeout=timeout)
         quiet.cancel()
         if self._task is not None and self._task.cancel():
@@ -124,6 +158,11 @@ class Lane(Generic[J]):
             self._underway = []
             self._waiting.clear()
         self._fail(left, error)
+
+    def _watch_soon(self) -> None:
+        """See to it, from any thread, that the deadlines of calls are kept."""
+        if self._timer is None:
+            self._loop.call_soon_threadsafe(self._watch)
 
     def _watch(self) -> None:
         with self._lock:
@@ -155,6 +194,7 @@ class Lane(Generic[J]):
             is_running = self._task is not None and not self._task.done()
             go_on = bool(begun or is_next) and not is_running
             if go_on:
+                self._gathering = None
                 self._busy = True
                 self._underway = []
                 for unclear in begun:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from channels_pg_sa.call import Call
-from channels_pg_sa.lane import Lane, LaneFull, Over
+from channels_pg_sa.lane import ENOUGH, Lane, LaneFull, Over
 
 Calls = list[Call[int]]
 
@@ -206,6 +207,90 @@ async def test_a_caller_s_loop_that_is_closed_holds_nobody_up() -> None:
     call = bench.call(2)
     bench.gate.set()
     assert await outcome(call) == 20
+
+
+@pytest.fixture
+def stopped() -> Iterator[asyncio.AbstractEventLoop]:
+    """The loop of callers, that was stopped before the end of the round in which they have called."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def finish_round(loop: asyncio.AbstractEventLoop) -> None:
+    """Let a loop that was stopped go on for a moment."""
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+
+
+async def test_callers_of_one_round_go_together() -> None:
+    """Whoever is woken with the first to call gets its turn before the batch begins."""
+    bench = Bench()
+    bench.gate.set()
+
+    async def call_twice(job: int) -> None:
+        await bench.call(job)
+        await bench.call(job)
+
+    await asyncio.gather(*(call_twice(number) for number in range(ENOUGH - 1)))
+    assert bench.batches == [list(range(ENOUGH - 1))] * 2
+
+
+async def test_enough_callers_do_not_wait_for_the_rest_of_their_round(stopped: asyncio.AbstractEventLoop) -> None:
+    """Otherwise hundreds would wait for the database, and then the database for them."""
+    bench = Bench()
+    for number in range(ENOUGH - 1):
+        bench.lane.submit(Call(number, 30, stopped))
+    await asyncio.sleep(0.05)
+    assert not bench.entered.is_set()
+    bench.lane.submit(Call(ENOUGH - 1, 30, stopped))
+    await asyncio.wait_for(bench.entered.wait(), 10)
+
+
+@pytest.mark.parametrize("caller", ["another loop", "a thread", "the same loop later", "who closes the lane"])
+async def test_a_round_that_does_not_end_holds_nobody_up(stopped: asyncio.AbstractEventLoop, caller: str) -> None:
+    """What was called in it is done together with what others call, or when the loop goes on, and once."""
+    bench = Bench()
+    bench.gate.set()
+    bench.lane.submit(Call(1, 30, stopped))
+    others = [2]
+    if caller == "another loop":
+        assert await outcome(bench.call(2)) == 20
+    elif caller == "a thread":
+        assert await asyncio.to_thread(bench.lane.submit(Call(2, 30, None)).wait) == 20
+    elif caller == "the same loop later":
+        bench.lane.submit(Call(2, 30, stopped))
+        await asyncio.to_thread(finish_round, stopped)
+    else:
+        others = []
+        await bench.lane.close(RuntimeError("closed"), 10)
+    await asyncio.to_thread(finish_round, stopped)
+    await asyncio.wait_for(bench.entered.wait(), 10)
+    await asyncio.sleep(0.01)
+    assert bench.batches == [[1, *others]]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_caller_that_is_interrupted_while_others_gather(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KeyboardInterrupt before or after it has seen to it that its batch begins: it is begun once."""
+    bench = Bench()
+    bench.gate.set()
+    call: Call[int] = Call(1, 30, asyncio.get_running_loop())
+    lead = bench.lane._lead
+
+    def interrupted(call: Call[int]) -> None:
+        if moment == "after":
+            lead(call)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.lane, "_lead", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.lane.submit(call)
+    monkeypatch.undo()
+    behind = bench.call(2)
+    assert [await outcome(call), await outcome(behind)] == [10, 20]
+    assert await outcome(bench.call(3)) == 30
+    assert bench.batches == [[1, 2], [3]]
 
 
 async def test_a_batch_that_lets_a_cancellation_through_does_not_end_the_lane() -> None:
