@@ -116,7 +116,11 @@ $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_message_added() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    added record;
+    prefix text;
+    recipient text;
+    queued boolean;
+    frame text;
+    secret text;
     last_prefix text;
     last_recipient text;
     topic text;
@@ -134,29 +138,29 @@ BEGIN
     IF FOUND THEN
         RETURN NULL;
     END IF;
-    FOR added IN
-        SELECT f.prefix, f.recipient, f.id, @.channels_pg_sa_queued(f.channel, f.recipient) AS queued,
+    FOR prefix, recipient, queued, frame, secret IN
+        SELECT f.prefix, f.recipient, @.channels_pg_sa_queued(f.channel, f.recipient),
             CASE WHEN @.channels_pg_sa_queued(f.channel, f.recipient) THEN 'Q' || f.id || ' ' || f.recipient
-                ELSE @.channels_pg_sa_frame(f.id, f.expires_at, f.channel, f.group_name, f.payload) END AS frame,
-            (SELECT i.secret FROM @.channels_pg_sa_installation i) AS secret
+                ELSE @.channels_pg_sa_frame(f.id, f.expires_at, f.channel, f.group_name, f.payload) END,
+            (SELECT i.secret FROM @.channels_pg_sa_installation i)
         FROM fresh f ORDER BY f.prefix, f.recipient, f.id
     LOOP
-        IF added.recipient IS DISTINCT FROM last_recipient OR added.prefix IS DISTINCT FROM last_prefix THEN
+        IF recipient IS DISTINCT FROM last_recipient OR prefix IS DISTINCT FROM last_prefix THEN
             IF packed IS NOT NULL THEN
                 notified := pg_notify(topic, packed) IS NOT NULL;
             END IF;
-            last_prefix := added.prefix;
-            last_recipient := added.recipient;
+            last_prefix := prefix;
+            last_recipient := recipient;
             topic := @.channels_pg_sa_topic(
-                added.secret, CASE WHEN added.queued THEN 'queue' ELSE 'node' END, last_prefix, last_recipient);
-            packed := added.frame;
-        ELSIF added.queued THEN
+                secret, CASE WHEN queued THEN 'queue' ELSE 'node' END, prefix, recipient);
+            packed := frame;
+        ELSIF queued THEN
             CONTINUE;
-        ELSIF octet_length(packed) + octet_length(added.frame) < 7999 THEN
-            packed := packed || ',' || added.frame;
+        ELSIF octet_length(packed) + octet_length(frame) < 7999 THEN
+            packed := packed || ',' || frame;
         ELSE
             notified := pg_notify(topic, packed) IS NOT NULL;
-            packed := added.frame;
+            packed := frame;
         END IF;
     END LOOP;
     IF packed IS NOT NULL THEN
@@ -176,7 +180,10 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body
 DECLARE
     frames refcursor;
     stamp text := (date_part('epoch', clock_timestamp()) * 1000000)::bigint;
-    changed record;
+    prefix text;
+    node text;
+    frame text;
+    secret text;
     last_prefix text;
     last_node text;
     topic text;
@@ -185,34 +192,34 @@ DECLARE
 BEGIN
     IF TG_OP = 'DELETE' THEN
         OPEN frames FOR
-            SELECT g.prefix, g.node, 'L' || stamp || ' ' || g.group_name || ' ' || g.channel AS frame,
-                (SELECT i.secret FROM @.channels_pg_sa_installation i) AS secret
+            SELECT g.prefix, g.node, 'L' || stamp || ' ' || g.group_name || ' ' || g.channel,
+                (SELECT i.secret FROM @.channels_pg_sa_installation i)
             FROM gone g
             WHERE EXISTS (SELECT FROM @.channels_pg_sa_node n WHERE n.id = g.node)
             ORDER BY g.prefix, g.node;
     ELSE
         OPEN frames FOR
             SELECT f.prefix, f.node, 'J' || stamp || ' ' || f.group_name || ' ' || f.channel || ' '
-                || date_part('epoch', f.expires_at) AS frame,
-                (SELECT i.secret FROM @.channels_pg_sa_installation i) AS secret
+                || date_part('epoch', f.expires_at),
+                (SELECT i.secret FROM @.channels_pg_sa_installation i)
             FROM fresh f
             WHERE f.node <> '' ORDER BY f.prefix, f.node;
     END IF;
     LOOP
-        FETCH frames INTO changed;
+        FETCH frames INTO prefix, node, frame, secret;
         EXIT WHEN NOT FOUND;
-        IF changed.node IS DISTINCT FROM last_node OR changed.prefix IS DISTINCT FROM last_prefix
-            OR octet_length(packed) + octet_length(changed.frame) >= 7999
+        IF node IS DISTINCT FROM last_node OR prefix IS DISTINCT FROM last_prefix
+            OR octet_length(packed) + octet_length(frame) >= 7999
         THEN
             IF packed IS NOT NULL THEN
                 notified := pg_notify(topic, packed) IS NOT NULL;
             END IF;
-            last_prefix := changed.prefix;
-            last_node := changed.node;
-            topic := @.channels_pg_sa_topic(changed.secret, 'node', last_prefix, last_node);
-            packed := changed.frame;
+            last_prefix := prefix;
+            last_node := node;
+            topic := @.channels_pg_sa_topic(secret, 'node', prefix, node);
+            packed := frame;
         ELSE
-            packed := packed || ',' || changed.frame;
+            packed := packed || ',' || frame;
         END IF;
     END LOOP;
     CLOSE frames;
