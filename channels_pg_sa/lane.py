@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
-import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from .call import Call, settle
+from .callqueue import CallQueue
 
 J = TypeVar("J")
 
 Over = Callable[[bool], None]
-
-ENOUGH = 32
-"""Calls for which a batch is begun at once; so that of hundreds the next are made while the first are done."""
-
-
-class LaneFull(Exception):
-    """So many calls wait that one more would only make it worse."""
 
 
 class Lane(Generic[J]):
@@ -30,11 +21,8 @@ class Lane(Generic[J]):
 
     Every call is settled by its deadline, however long its batch may take.
 
-    A coroutine that was woken together with others is mostly not the only one to call. So where the last batch was of
-    several calls, the next begins when the caller's loop has given each of them its turn, or ENOUGH have called.
-
     With a shortcut, a batch need not wait for the lane's loop: the calling thread begins it, if the call finds the lane
-    at rest and the last batch was of one call.
+    at rest and the last batch was of one call. More calls than one at a time are better gathered.
 
     Args:
         name: of its task.
@@ -67,85 +55,81 @@ class Lane(Generic[J]):
         self._run = run
         self._late = late
         self._shortcut = shortcut
-        self._cost = cost
-        self._budget = budget
-        self._batch = batch
-        self._limit = limit
-        self._waiting: deque[Call[J]] = deque()
-        self._underway: list[Call[J]] = []
-        self._lock = threading.Lock()
+        self._calls: CallQueue[J] = CallQueue(cost=cost, budget=budget, batch=batch, limit=limit)
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._busy = False
-        self._alone = False
-        self._gathering: asyncio.AbstractEventLoop | None = None  # whose round is waited for
         self._quiet = asyncio.Event()
-        self._closed: BaseException | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._calls)
+
+    # From any thread -----------------------------------------------------------------------------
 
     def submit(self, call: Call[J]) -> Call[J]:
-        """Queue a call from any thread.
+        """Queue a call.
 
         Raises:
             LaneFull: too many wait.
             BaseException: the error that the lane was closed with.
         """
         try:
-            self._enter(call)
-            if call.leads:
-                self._lead(call)
-            elif self._gathering is not None:
-                # The end of the round may never come, if the loop is stopped in the middle: others do not wait for it.
-                if len(self._waiting) == ENOUGH or call.loop is not self._gathering:
-                    self._gathered()
-            else:  # all before it may have been given up, and the batch lasts
-                self._watch_soon()
+            if self._calls.enter(call) and call.loop is not None:
+                call.loop.call_soon(self._gathered)
+            elif call.leads:
+                self._lead()
+            elif not self._calls.is_gathering:
+                self._watch_soon()  # all before it may have been given up, and the batch lasts
+            elif self._calls.is_worth_a_batch(call):
+                self._gathered()
         except BaseException:  # a KeyboardInterrupt, for example, which may come anywhere
             if call.leads:
                 self._loop.call_soon_threadsafe(self._go_on_after, call)
             raise
         return call
 
-    def _enter(self, call: Call[J]) -> None:
-        with self._lock:
-            if self._closed is not None:
-                raise self._closed
-            if len(self._waiting) >= self._limit:
-                raise LaneFull(f"{len(self._waiting):,} calls wait in lane {self._name}")
-            call.leads = not self._busy
-            self._waiting.append(call)
-            self._busy = True
-            if call.leads and not self._alone:
-                self._gathering = call.loop
-
-    def _lead(self, call: Call[J]) -> None:
-        """Begin the next batch, or see to it that it is begun."""
-        if not self._alone and call.loop is not None:
-            call.loop.call_soon(self._gathered)
-        elif self._alone and self._begin():
+    def _lead(self) -> None:
+        """Begin the next batch here, or have it begun."""
+        if self._calls.alone and self._begin():
             self._watch_soon()
         else:
             self._loop.call_soon_threadsafe(self._start)
 
     def _gathered(self) -> None:
-        """Wait no longer for the end of a loop's round, from any thread."""
-        if self._gathering is not None:
+        if self._calls.is_gathering:
             self._loop.call_soon_threadsafe(self._start_gathered)
 
-    def _start_gathered(self) -> None:
-        with self._lock:
-            gathering, self._gathering = self._gathering, None
-        if gathering is not None:
-            self._start()
+    def _watch_soon(self) -> None:
+        """See to it that the deadlines of calls are kept."""
+        if self._timer is None:
+            self._loop.call_soon_threadsafe(self._watch)
+
+    def _begin(self) -> bool:
+        """Begin the next batch by the shortcut, where the last ends, or where a call leads.
+
+        Returns:
+            False if it has to be run instead.
+        """
+        if self._shortcut is None:
+            return False
+        calls = self._take()
+        live = self._calls.start(calls)
+        if not calls or (live and self._shortcut(live, functools.partial(self._over, calls))):
+            return True
+        self._calls.put_back(calls)
+        return False
+
+    def _take(self) -> list[Call[J]]:
+        calls = self._calls.take()
+        if not calls and self._calls.is_closed:
+            self._loop.call_soon_threadsafe(self._quiet.set)
+        return calls
+
+    # On the lane's loop --------------------------------------------------------------------------
 
     async def close(self, error: BaseException, timeout: float) -> None:
         """Let what waits be done for `timeout` seconds; fail the rest, and all later calls, with the error."""
-        with self._lock:
-            self._closed = error
-            if not self._busy:
-                self._quiet.set()
+        if self._calls.close(error):
+            self._quiet.set()
         self._start_gathered()
         await asyncio.wait([quiet := asyncio.ensure_future(self._quiet.wait())], timeout=timeout)
         quiet.cancel()
@@ -153,100 +137,30 @@ class Lane(Generic[J]):
             await asyncio.wait([self._task])
         if self._timer is not None:
             self._timer.cancel()
-        with self._lock:
-            left = [*self._underway, *self._waiting]
-            self._underway = []
-            self._waiting.clear()
-        self._fail(left, error)
+        self._fail(self._calls.clear(), error)
 
-    def _watch_soon(self) -> None:
-        """See to it, from any thread, that the deadlines of calls are kept."""
-        if self._timer is None:
-            self._loop.call_soon_threadsafe(self._watch)
-
-    def _watch(self) -> None:
-        with self._lock:
-            first = next(itertools.chain(self._underway, self._waiting), None)
-        if self._timer is None and first is not None:
-            self._set_timer(first.deadline)
-
-    def _begin(self) -> bool:
-        """Begin the next batch by the shortcut; from any thread, by whoever made the lane busy, or was told of its end.
-
-        Returns:
-            False if it has to be run instead.
-        """
-        if self._shortcut is None:
-            return False
-        calls = self._next()
-        with self._lock:
-            live = [call for call in calls if call.start()]
-        if not calls or (live and self._shortcut(live, functools.partial(self._over, calls))):
-            return True
-        self._put_back(calls)
-        return False
-
-    def _go_on_after(self, call: Call[J]) -> None:
-        """Take over from a caller who was interrupted while it made the lane busy, or began a batch, its call first."""
-        with self._lock:
-            begun = self._underway if self._underway[:1] == [call] else []
-            is_next = not self._underway and bool(self._waiting) and self._waiting[0] is call
-            is_running = self._task is not None and not self._task.done()
-            go_on = bool(begun or is_next) and not is_running
-            if go_on:
-                self._gathering = None
-                self._busy = True
-                self._underway = []
-                for unclear in begun:
-                    unclear.error = unclear.error or self._late(unclear)
-        if go_on:
-            settle(begun)
+    def _start_gathered(self) -> None:
+        if self._calls.stop_gathering():
             self._start()
-
-    def _over(self, calls: list[Call[J]], done: bool) -> None:
-        """Go on after a batch of the shortcut's, unless the lane has been closed meanwhile."""
-        if self._underway is not calls:
-            return
-        if done:
-            try:
-                self._start()  # before its callers run, who would hold it up
-            finally:
-                settle(calls)
-        else:
-            self._put_back(calls)
-            self._run_next()
-
-    def _put_back(self, calls: list[Call[J]]) -> None:
-        with self._lock:
-            for call in calls:
-                call.started = False
-            self._waiting.extendleft(reversed(calls))
-            self._underway = []
 
     def _start(self) -> None:
         if not self._begin_here():
             self._run_next()
 
     def _begin_here(self) -> bool:
-        """Begin the next batch from the lane's own loop, where nobody but its calls can be told of an error."""
+        """Begin the next batch where nobody but its calls can be told of an error."""
         try:
             return self._begin()
         except Exception as error:  # noqa: BLE001 - whatever it is
-            self._fail(self._underway, error)
+            self._fail(self._calls.underway, error)
             return False
 
     def _run_next(self) -> None:
         self._task = self._loop.create_task(self._drain(), name=self._name)
         self._task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """Go on if a batch let somebody's cancellation through: only close() may end a lane."""
-        if task.cancelled() and self._closed is None:
-            self._fail(self._underway, RuntimeError(f"A batch of {self._name} was cancelled."))
-            self._start()
-
     async def _drain(self) -> None:
-        while calls := self._next():
+        while calls := self._take():
             if self._timer is None:
                 self._set_timer(calls[0].deadline)
             try:
@@ -255,43 +169,56 @@ class Lane(Generic[J]):
                 self._fail(calls, error)
             else:
                 settle(calls)
-            self._underway = []  # not when cancelled: then close() has a better error for them
+            self._calls.over()  # not when cancelled: then close() has a better error for them
             if self._begin_here():
                 return
 
-    def _next(self) -> list[Call[J]]:
-        calls: list[Call[J]] = []
-        left = self._budget
-        with self._lock:
-            while self._waiting and len(calls) < self._batch and left > 0:
-                calls.append(self._waiting.popleft())
-                left -= self._cost(calls[-1].job)
-            self._busy = bool(calls)
-            self._underway = calls
-            if calls:
-                self._alone = len(calls) == 1
-            elif self._closed is not None:
-                self._loop.call_soon_threadsafe(self._quiet.set)
-        return calls
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Go on if a batch let somebody's cancellation through: only close() may end a lane."""
+        if task.cancelled() and not self._calls.is_closed:
+            self._fail(self._calls.underway, RuntimeError(f"A batch of {self._name} was cancelled."))
+            self._start()
+
+    def _over(self, calls: list[Call[J]], done: bool) -> None:
+        """Go on after a batch of the shortcut's, unless the lane has been closed meanwhile."""
+        if self._calls.underway is not calls:
+            return
+        if done:
+            try:
+                self._start()  # before its callers run, who would hold it up
+            finally:
+                settle(calls)
+        else:
+            self._calls.put_back(calls)
+            self._run_next()
+
+    def _go_on_after(self, call: Call[J]) -> None:
+        """Do what a caller was about to do when it was interrupted, unless it had done it already."""
+        if self._task is not None and not self._task.done():
+            return
+        go_on, unclear = self._calls.take_over(call)
+        if go_on:
+            for begun in unclear:
+                begun.error = begun.error or self._late(begun)
+            settle(unclear)
+            self._start()
+
+    # Deadlines -----------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        first = self._calls.first_deadline()
+        if self._timer is None and first is not None:
+            self._set_timer(first)
 
     def _set_timer(self, deadline: float) -> None:
         self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._expire)
 
     def _expire(self) -> None:
-        """Settle what is late. Calls have equal timeouts, so the next to be late is the first that is left."""
         self._timer = None
-        now = time.monotonic()
-        with self._lock:
-            late = [call for call in self._underway if call.deadline <= now]
-            while self._waiting and self._waiting[0].deadline <= now:
-                late.append(self._waiting.popleft())
-            left = next((call for call in itertools.chain(self._underway, self._waiting) if call.deadline > now), None)
-            for call in late:
-                if not call.settled:
-                    call.error = self._late(call)  # from here on it cannot be started
+        late, following = self._calls.give_up(time.monotonic(), self._late)
         settle(late)
-        if left is not None:
-            self._set_timer(left.deadline)
+        if following is not None:
+            self._set_timer(following)
 
     @staticmethod
     def _fail(calls: list[Call[J]], error: BaseException) -> None:

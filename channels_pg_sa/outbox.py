@@ -14,12 +14,13 @@ import psycopg
 
 from .backoff import Backoff
 from .call import Call
+from .callqueue import LaneFull
 from .compiled import Compiled
 from .database import Connection, Database, Fate, fate
 from .drops import DropLog
 from .errors import ChannelLayerError, SchemaError, SendError
 from .express import Express
-from .lane import Lane, LaneFull, Over
+from .lane import Lane, Over
 from .names import recipient_of
 from .prepared import PreparedSends
 from .queries import GroupSend, Join, Leave, Queries, Send

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from channels_pg_sa.call import Call
-from channels_pg_sa.lane import ENOUGH, Lane, LaneFull, Over
+from channels_pg_sa.callqueue import ENOUGH, LaneFull
+from channels_pg_sa.lane import Lane, Over
 
 Calls = list[Call[int]]
 
@@ -275,18 +276,18 @@ async def test_a_caller_that_is_interrupted_while_others_gather(moment: str, mon
     """A KeyboardInterrupt before or after it has seen to it that its batch begins: it is begun once."""
     bench = Bench()
     bench.gate.set()
-    call: Call[int] = Call(1, 30, asyncio.get_running_loop())
-    lead = bench.lane._lead
+    loop = asyncio.get_running_loop()
+    call: Call[int] = Call(1, 30, loop)
 
-    def interrupted(call: Call[int]) -> None:
+    def interrupted(callback: Callable[[], None]) -> None:
+        monkeypatch.undo()
         if moment == "after":
-            lead(call)
+            loop.call_soon(callback)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench.lane, "_lead", interrupted)
+    monkeypatch.setattr(loop, "call_soon", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench.lane.submit(call)
-    monkeypatch.undo()
     behind = bench.call(2)
     assert [await outcome(call), await outcome(behind)] == [10, 20]
     assert await outcome(bench.call(3)) == 30
@@ -430,25 +431,26 @@ async def test_closing_waits_for_the_shortcut_and_not_for_ever() -> None:
     assert bench.run == []
 
 
-@pytest.mark.parametrize("moment", ["_next", "_shortcut", "_put_back"])
+@pytest.mark.parametrize("moment", ["_take", "_shortcut", "put_back"])
 async def test_a_caller_that_is_interrupted_does_not_end_the_lane(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever a KeyboardInterrupt meets it, its own call has an outcome, and the next are done."""
     bench = Shortcut()
     await bench.alone()
-    bench.is_open = moment != "_put_back"
+    bench.is_open = moment != "put_back"
     call: Call[int] = Call(1, 30, asyncio.get_running_loop())
-    original = getattr(bench.lane, moment)
+    room = bench.lane._calls if moment == "put_back" else bench.lane
+    original = getattr(room, moment)
 
     def interrupted(*arguments: object) -> object:
         monkeypatch.undo()
-        if moment != "_next":
+        if moment != "_take":
             original(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench.lane, moment, interrupted)
+    monkeypatch.setattr(room, moment, interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench.lane.submit(call)
-    if moment == "_next":
+    if moment == "_take":
         assert await bench.finish() == [1]
     error = await outcome(call)
     assert getattr(error, "args", None) == ((True,) if moment == "_shortcut" else None)
