@@ -28,7 +28,8 @@ class CallQueue(Generic[J]):
     one that the next is, until there is none and the queue is at rest again.
 
     A coroutine that was woken together with others is mostly not the only one to call. So where the last batch was of
-    several calls, the first of the next waits for those which its loop wakes in the same round: they gather.
+    several calls, the first of the next waits for those which its loop wakes in the same round: they gather. Not so the
+    call of one who does not wait for its outcome, and may do something else for long before the round ends.
 
     Args:
         cost: of a job, in bytes; a batch ends where `budget` is reached.
@@ -45,6 +46,7 @@ class CallQueue(Generic[J]):
         self._waiting: deque[Call[J]] = deque()
         self._underway: list[Call[J]] = []
         self._busy = False
+        self._leader: Call[J] | None = None  # who has to begin the next batch, or begins it
         self._gathering: asyncio.AbstractEventLoop | None = None  # whose round is waited for
         self._closed: BaseException | None = None
         self.alone = False
@@ -68,9 +70,11 @@ class CallQueue(Generic[J]):
             if len(self._waiting) >= self._limit:
                 raise LaneFull(f"{len(self._waiting):,} calls wait already")
             call.leads = not self._busy
+            if call.leads:
+                self._leader = call
             self._waiting.append(call)
             self._busy = True
-            if call.leads and not self.alone:
+            if call.leads and not self.alone and call.report is None:
                 self._gathering = call.loop
             return call.leads and self._gathering is not None
 
@@ -91,11 +95,12 @@ class CallQueue(Generic[J]):
         calls: list[Call[J]] = []
         left = self._budget
         with self._lock:
+            self._underway = calls  # before they leave the queue: its thread may be interrupted
             while self._waiting and len(calls) < self._batch and left > 0:
-                calls.append(self._waiting.popleft())
+                calls.append(self._waiting[0])
+                self._waiting.popleft()
                 left -= self._cost(calls[-1].job)
             self._busy = bool(calls)
-            self._underway = calls
             if calls:
                 self.alone = len(calls) == 1
         return calls
@@ -124,6 +129,11 @@ class CallQueue(Generic[J]):
         """Note that the batch is over."""
         self._underway = []
 
+    def take_lead(self) -> None:
+        """Note that the loop goes on by itself: whoever led has seen to that, and need not be replaced."""
+        with self._lock:
+            self._leader = None
+
     def stop_gathering(self) -> bool:
         """Let the next batch wait no longer; return whether it did, so that it has to be begun."""
         with self._lock:
@@ -131,19 +141,17 @@ class CallQueue(Generic[J]):
         return gathering is not None
 
     def take_over(self, call: Call[J]) -> tuple[bool, list[Call[J]]]:
-        """Take over from a caller who was interrupted while its call made this busy, or while it began a batch.
+        """Take over from a caller who was interrupted while it led, if it leads still.
 
         Returns:
             Whether the next batch has to be begun, and the calls of one that may have been.
         """
         with self._lock:
-            begun = self._underway if self._underway[:1] == [call] else []
-            is_next = not self._underway and bool(self._waiting) and self._waiting[0] is call
-            if not begun and not is_next:
+            if self._leader is not call:
                 return False, []
-            self._gathering = None
+            begun, self._underway = self._underway, []
+            self._leader = self._gathering = None
             self._busy = True
-            self._underway = []
             return True, begun
 
     def first_deadline(self) -> float | None:
@@ -179,6 +187,12 @@ class CallQueue(Generic[J]):
     def is_closed(self) -> bool:
         """Whether it takes no more calls."""
         return self._closed is not None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it takes no more calls, and is at rest."""
+        with self._lock:
+            return self._closed is not None and not self._busy
 
     def clear(self) -> list[Call[J]]:
         """Remove and return all that was not done."""

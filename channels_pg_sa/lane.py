@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,9 @@ from .callqueue import CallQueue
 J = TypeVar("J")
 
 Over = Callable[[bool], None]
+
+ROUND = 0.1
+"""Seconds that a round of a caller's loop may last for which a batch waits."""
 
 
 class Lane(Generic[J]):
@@ -75,6 +79,7 @@ class Lane(Generic[J]):
         try:
             if self._calls.enter(call) and call.loop is not None:
                 call.loop.call_soon(self._gathered)
+                self._watch_soon()  # the end of the round may never come
             elif call.leads:
                 self._lead()
             elif not self._calls.is_gathering:
@@ -96,7 +101,8 @@ class Lane(Generic[J]):
 
     def _gathered(self) -> None:
         if self._calls.is_gathering:
-            self._loop.call_soon_threadsafe(self._start_gathered)
+            with contextlib.suppress(RuntimeError):  # the lane was closed meanwhile, and its loop
+                self._loop.call_soon_threadsafe(self._start_gathered)
 
     def _watch_soon(self) -> None:
         """See to it that the deadlines of calls are kept."""
@@ -120,7 +126,7 @@ class Lane(Generic[J]):
 
     def _take(self) -> list[Call[J]]:
         calls = self._calls.take()
-        if not calls and self._calls.is_closed:
+        if not calls and self._calls.is_finished:
             self._loop.call_soon_threadsafe(self._quiet.set)
         return calls
 
@@ -144,7 +150,10 @@ class Lane(Generic[J]):
             self._start()
 
     def _start(self) -> None:
-        if not self._begin_here():
+        self._calls.take_lead()
+        if self._begin_here():
+            self._watch()
+        else:
             self._run_next()
 
     def _begin_here(self) -> bool:
@@ -189,13 +198,12 @@ class Lane(Generic[J]):
             finally:
                 settle(calls)
         else:
+            self._calls.take_lead()
             self._calls.put_back(calls)
             self._run_next()
 
     def _go_on_after(self, call: Call[J]) -> None:
         """Do what a caller was about to do when it was interrupted, unless it had done it already."""
-        if self._task is not None and not self._task.done():
-            return
         go_on, unclear = self._calls.take_over(call)
         if go_on:
             for begun in unclear:
@@ -206,12 +214,11 @@ class Lane(Generic[J]):
     # Deadlines -----------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        first = self._calls.first_deadline()
-        if self._timer is None and first is not None:
+        if self._timer is None and (first := self._calls.first_deadline()) is not None:
             self._set_timer(first)
 
     def _set_timer(self, deadline: float) -> None:
-        self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._expire)
+        self._timer = self._loop.call_later(min(ROUND, max(0.0, deadline - time.monotonic())), self._expire)
 
     def _expire(self) -> None:
         self._timer = None
@@ -219,6 +226,7 @@ class Lane(Generic[J]):
         settle(late)
         if following is not None:
             self._set_timer(following)
+        self._start_gathered()
 
     @staticmethod
     def _fail(calls: list[Call[J]], error: BaseException) -> None:

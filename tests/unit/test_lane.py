@@ -10,51 +10,8 @@ import pytest
 
 from channels_pg_sa.call import Call
 from channels_pg_sa.callqueue import ENOUGH, LaneFull
-from channels_pg_sa.lane import Lane, Over
-
-Calls = list[Call[int]]
-
-
-class Late(Exception):
-    """The deadline has passed; carries whether the job had been started."""
-
-
-class Bench:
-    """A lane whose batches wait until they are let go."""
-
-    def __init__(self, **options: int) -> None:
-        self.batches: list[list[int]] = []
-        self.gate = asyncio.Event()
-        self.entered = asyncio.Event()
-        self.lane: Lane[int] = Lane(
-            "test", asyncio.get_running_loop(), self._run, late=lambda call: Late(call.started), **options
-        )
-
-    async def _run(self, calls: Calls) -> None:
-        self.entered.set()
-        await self.gate.wait()
-        live = [call for call in calls if call.start()]
-        self.batches.append([call.job for call in live])
-        for call in live:
-            call.result = 10 * call.job
-            if call.job < 0:
-                call.error = ValueError(call.job)
-
-    def call(self, job: int, timeout: float = 30) -> Call[int]:
-        """Submit a job for this loop."""
-        return self.lane.submit(Call(job, timeout, asyncio.get_running_loop()))
-
-
-async def outcome(call: Call[int]) -> object:
-    """Return the result of a call, or its error."""
-    try:
-        return await asyncio.wait_for(_result(call), 10)
-    except (Late, ValueError, RuntimeError) as error:
-        return error
-
-
-async def _result(call: Call[int]) -> object:
-    return await call
+from channels_pg_sa.lane import Lane
+from tests.support.lanes import Bench, Calls, Late, Shortcut, finish_round, outcome, result_of
 
 
 async def test_calls_that_arrive_while_a_batch_runs_go_together() -> None:
@@ -150,7 +107,7 @@ async def test_a_cancelled_caller_s_job_is_not_done() -> None:
     """Nobody waits for it any more."""
     bench = Bench()
     first, second = bench.call(1), bench.call(2)
-    task = asyncio.ensure_future(_result(second))
+    task = asyncio.ensure_future(result_of(second))
     await bench.entered.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -216,12 +173,6 @@ def stopped() -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()
-
-
-def finish_round(loop: asyncio.AbstractEventLoop) -> None:
-    """Let a loop that was stopped go on for a moment."""
-    loop.call_soon(loop.stop)
-    loop.run_forever()
 
 
 async def test_callers_of_one_round_go_together() -> None:
@@ -307,53 +258,6 @@ async def test_a_batch_that_lets_a_cancellation_through_does_not_end_the_lane() 
     assert await outcome(lane.submit(Call(1, 30, loop))) is None
 
 
-class Shortcut:
-    """A shortcut that keeps the batches it has begun until it is told that they are over."""
-
-    def __init__(self) -> None:
-        self.is_open = True
-        self.run: list[list[int]] = []
-        self.begun: list[tuple[list[Call[int]], Over]] = []
-        self.threads: list[threading.Thread] = []
-        self.entered = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self.lane: Lane[int] = Lane(
-            "test", asyncio.get_running_loop(), self._run, late=lambda call: Late(call.started), shortcut=self._begin
-        )
-
-    async def _run(self, calls: Calls) -> None:
-        live = [call for call in calls if call.start()]
-        self.run.append([call.job for call in live])
-
-    def _begin(self, calls: Calls, over: Over) -> bool:
-        if self.is_open:
-            self.threads.append(threading.current_thread())
-            self.begun.append((calls, over))
-            if threading.current_thread() is threading.main_thread():
-                self.entered.set()
-            else:
-                self._loop.call_soon_threadsafe(self.entered.set)
-        return self.is_open
-
-    def call(self, job: int, timeout: float = 30) -> Call[int]:
-        """Submit a job for this loop."""
-        return self.lane.submit(Call(job, timeout, asyncio.get_running_loop()))
-
-    async def finish(self, *, done: bool = True) -> list[int]:
-        """Wait until a batch has been begun, end it, and return its jobs."""
-        await self.entered.wait()
-        calls, over = self.begun.pop()
-        self.entered.clear()
-        over(done)
-        return [call.job for call in calls]
-
-    async def alone(self) -> None:
-        """Let one call be done by itself, so that the next may be begun by its caller."""
-        call = self.call(0)
-        await self.finish()
-        await call
-
-
 async def test_a_lone_call_is_begun_by_its_own_thread() -> None:
     """If the last batch was of one call, too; else calls are better gathered on the way to the loop."""
     bench = Shortcut()
@@ -392,7 +296,7 @@ async def test_the_shortcut_is_not_given_what_nobody_waits_for() -> None:
     bench = Shortcut()
     await bench.alone()
     first, second, third = (bench.call(number) for number in (1, 2, 3))
-    task = asyncio.ensure_future(_result(second))
+    task = asyncio.ensure_future(result_of(second))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
