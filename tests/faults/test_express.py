@@ -411,7 +411,7 @@ async def test_closing_waits_for_what_is_nearly_done(make_own_layer: LayerFactor
         closing = asyncio.create_task(layer.close())
 
         async def is_closing() -> bool:
-            return sends._closed is not None
+            return sends._calls.is_closed
 
         await eventually_async(is_closing)
         locker.commit()
