@@ -57,8 +57,8 @@ class CallQueue(Generic[J]):
 
     # From any thread -----------------------------------------------------------------------------
 
-    def enter(self, call: Call[J]) -> bool:
-        """Queue a call, and note whether it leads; return whether others shall gather behind it.
+    def enter(self, call: Call[J]) -> asyncio.AbstractEventLoop | None:
+        """Queue a call, and note whether it leads; return the loop whose round others have to gather behind it.
 
         Raises:
             LaneFull: too many wait.
@@ -76,7 +76,7 @@ class CallQueue(Generic[J]):
             self._busy = True
             if call.leads and not self.alone and call.report is None:
                 self._gathering = call.loop
-            return call.leads and self._gathering is not None
+            return self._gathering if call.leads else None
 
     @property
     def is_gathering(self) -> bool:

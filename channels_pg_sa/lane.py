@@ -77,8 +77,8 @@ class Lane(Generic[J]):
             BaseException: the error that the lane was closed with.
         """
         try:
-            if self._calls.enter(call) and call.loop is not None:
-                call.loop.call_soon(self._gathered)
+            if (loop := self._calls.enter(call)) is not None:
+                loop.call_soon(self._gathered)
                 self._watch_soon()  # the end of the round may never come
             elif call.leads:
                 self._lead()

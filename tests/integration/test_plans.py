@@ -82,4 +82,4 @@ def test_functions_of_the_triggers_are_inlined(session: psycopg.Connection, call
     ).fetchall()
     output = "\n".join(line for (line,) in plan)
     assert inlined in output
-    assert f"channels_pg_sa_{call.partition('(')[0]}(" not in output
+    assert f"channels_pg_sa_{call.partition('(')[0]}" not in output

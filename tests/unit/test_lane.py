@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -165,14 +165,6 @@ async def test_a_caller_s_loop_that_is_closed_holds_nobody_up() -> None:
     call = bench.call(2)
     bench.gate.set()
     assert await outcome(call) == 20
-
-
-@pytest.fixture
-def stopped() -> Iterator[asyncio.AbstractEventLoop]:
-    """The loop of callers, that was stopped before the end of the round in which they have called."""
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
 
 
 async def test_callers_of_one_round_go_together() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,14 +13,6 @@ from channels_pg_sa.call import Call
 from channels_pg_sa.lane import Lane
 from tests.support.lanes import Bench, Calls, Late, Shortcut, finish_round, outcome
 from tests.support.waiting import eventually_async
-
-
-@pytest.fixture
-def stopped() -> Iterator[asyncio.AbstractEventLoop]:
-    """The loop of callers, that was stopped before the end of the round in which they have called."""
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
 
 
 async def until_settled(*calls: Call[int]) -> None:
