@@ -136,14 +136,19 @@ class Express:
                 await self._execute(held, self._sends.deallocate)
 
     async def _execute(self, held: Held, statements: str) -> None:
-        """Run both statements or, so that no session keeps one of them, end it."""
-        try:
-            with time_limit(held.driver, self._database.check):
-                await held.driver.execute(statements)
-        except BaseException:
-            sever(held.driver)
-            held.is_alive()
-            raise
+        """Run all of them or, so that no session keeps one, end it. Closing waits for them, which are soon over."""
+        executing = asyncio.ensure_future(held.driver.execute(statements))
+        with time_limit(held.driver, self._database.check):
+            try:
+                await asyncio.shield(executing)
+            except psycopg.Error:
+                sever(held.driver)
+                held.is_alive()
+                raise
+            except asyncio.CancelledError:
+                with contextlib.suppress(psycopg.Error):
+                    await executing
+                raise
 
     @contextlib.contextmanager
     def _watching(self, held: Held) -> Iterator[None]:

@@ -390,6 +390,26 @@ def text_of_prepared() -> Any:
     return sql("SELECT name FROM pg_prepared_statements WHERE name LIKE 'channels_pg_sa%'")
 
 
+class SlowlyPrepared:
+    """In place of the statements, one that takes a while."""
+
+    prepare = "SELECT pg_sleep(0.5)"
+
+
+async def test_closing_while_statements_are_prepared(
+    make_own_layer: LayerFactory, layer_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection is not broken off for that: the pool would warn of it."""
+    layer = make_own_layer()
+    await layer.send("jobs", text(1))
+    express(layer)._sends = SlowlyPrepared()
+    await layer.send("jobs", text(2))
+    preparing = f"SELECT pid FROM pg_stat_activity WHERE query = '{SlowlyPrepared.prepare}'"
+    await eventually_async(lambda: asyncio.to_thread(query, layer_url, preparing))
+    await layer.close()
+    assert caplog.messages == []
+
+
 async def test_closing_while_a_statement_is_under_way(make_own_layer: LayerFactory, layer_url: str) -> None:
     """It is waited for, for a while, then broken off; the caller is told that it may have been sent."""
     layer = await hold(make_own_layer(send_timeout=30))
