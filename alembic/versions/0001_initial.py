@@ -93,13 +93,16 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $body$
 $body$
 $routine$,
 
--- What a notification says of a message. One that fits travels in it (a parcel: P, of a group G); of others only the id
--- does (a doorbell: p, g). 5,850 bytes of name and payload, as base64, fit into 7,999 with all that stands before them.
+-- What a notification says of a message. Who reads a queue has to claim its rows, and hears that there are some (Q). A
+-- node's message travels in it (a parcel: P, of a group G) if it fits, and else only the id (a doorbell: p, g). 5,850
+-- bytes of name and payload, as base64, fit into 7,999 with all that stands before them.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_frame(
-    id bigint, expires_at timestamptz, channel text, group_name text, payload bytea) RETURNS text
+    id bigint, expires_at timestamptz, recipient text, channel text, group_name text, payload bytea) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE AS $body$
-    SELECT CASE WHEN octet_length(payload) + octet_length(coalesce(channel, group_name)) < 5850
+    SELECT CASE WHEN @.channels_pg_sa_queued(channel, recipient)
+        THEN 'Q' || id || ' ' || recipient
+        WHEN octet_length(payload) + octet_length(coalesce(channel, group_name)) < 5850
         THEN CASE WHEN group_name IS NULL THEN 'P' ELSE 'G' END || id || ' ' || date_part('epoch', expires_at) || ' '
             || coalesce(channel, group_name) || ' ' || encode(payload, 'base64')
         ELSE CASE WHEN group_name IS NULL THEN 'p' ELSE 'g' END || id || ' ' || date_part('epoch', expires_at) || ' '
@@ -132,16 +135,14 @@ BEGIN
             (SELECT i.secret FROM @.channels_pg_sa_installation i),
             CASE WHEN @.channels_pg_sa_queued(f.channel, f.recipient) THEN 'queue' ELSE 'node' END,
             f.prefix, f.recipient),
-        CASE WHEN @.channels_pg_sa_queued(f.channel, f.recipient) THEN 'Q' || f.id || ' ' || f.recipient
-            ELSE @.channels_pg_sa_frame(f.id, f.expires_at, f.channel, f.group_name, f.payload) END)
+        @.channels_pg_sa_frame(f.id, f.expires_at, f.recipient, f.channel, f.group_name, f.payload))
     FROM fresh f WHERE NOT EXISTS (SELECT FROM fresh OFFSET 8);
     IF FOUND THEN
         RETURN NULL;
     END IF;
     FOR prefix, recipient, queued, frame, secret IN
         SELECT f.prefix, f.recipient, @.channels_pg_sa_queued(f.channel, f.recipient),
-            CASE WHEN @.channels_pg_sa_queued(f.channel, f.recipient) THEN 'Q' || f.id || ' ' || f.recipient
-                ELSE @.channels_pg_sa_frame(f.id, f.expires_at, f.channel, f.group_name, f.payload) END,
+            @.channels_pg_sa_frame(f.id, f.expires_at, f.recipient, f.channel, f.group_name, f.payload),
             (SELECT i.secret FROM @.channels_pg_sa_installation i)
         FROM fresh f ORDER BY f.prefix, f.recipient, f.id
     LOOP
