@@ -14,7 +14,7 @@ from .call import Call
 J = TypeVar("J")
 
 ENOUGH = 32
-"""Calls for which a batch is begun at once; so that of hundreds the next are made while the first are done."""
+"""Calls for which a batch is begun at once, and which it is not too small for."""
 
 
 class LaneFull(Exception):
@@ -30,6 +30,9 @@ class CallQueue(Generic[J]):
     A coroutine that was woken together with others is mostly not the only one to call. So where the last batch was of
     several calls, the first of the next waits for those which its loop wakes in the same round: they gather. Not so the
     call of one who does not wait for its outcome, and may do something else for long before the round ends.
+
+    Of many whose callers wait for the outcome a batch takes half: these come again while the server does the others. If
+    it took all, they and the server would wait for each other in turns.
 
     Args:
         cost: of a job, in bytes; a batch ends where `budget` is reached.
@@ -95,8 +98,9 @@ class CallQueue(Generic[J]):
         calls: list[Call[J]] = []
         left = self._budget
         with self._lock:
+            most = self._most()
             self._underway = calls  # before they leave the queue: its thread may be interrupted
-            while self._waiting and len(calls) < self._batch and left > 0:
+            while self._waiting and len(calls) < most and left > 0:
                 calls.append(self._waiting[0])
                 self._waiting.popleft()
                 left -= self._cost(calls[-1].job)
@@ -104,6 +108,12 @@ class CallQueue(Generic[J]):
             if calls:
                 self.alone = len(calls) == 1
         return calls
+
+    def _most(self) -> int:
+        """How many calls the next batch may take; with the lock held."""
+        if not self._waiting or self._waiting[0].report is not None:
+            return self._batch
+        return min(self._batch, max(ENOUGH, len(self._waiting) // 2))
 
     def start(self, calls: Sequence[Call[J]]) -> list[Call[J]]:
         """Note that the jobs of a batch are about to be done; return the calls that are still waited for."""

@@ -35,6 +35,18 @@ async def test_a_batch_is_bounded_by_number_and_by_cost() -> None:
     assert bench.batches == [[0, 1, 2], [3, 4, 5], [6]]
 
 
+async def test_of_many_calls_half_go_together() -> None:
+    """While the others are done, their callers come again."""
+    bench = Bench()
+    first = bench.call(0)
+    await bench.entered.wait()
+    calls = [bench.call(number) for number in range(6 * ENOUGH)]
+    bench.gate.set()
+    for call in (first, *calls):
+        await outcome(call)
+    assert [len(batch) for batch in bench.batches] == [1, 3 * ENOUGH, 3 * ENOUGH // 2, ENOUGH, ENOUGH // 2]
+
+
 async def test_a_full_lane_refuses() -> None:
     """Waiting calls are bounded."""
     bench = Bench(limit=2)
