@@ -1,4 +1,4 @@
-"""A connection on which any thread may start a statement, so that a lone message need not go through the I/O thread.
+"""A connection on which any thread may start a statement, so that a lone call need not go through the I/O thread.
 
 A statement that waits for nobody else's is handed to libpq by the thread that wants it; the I/O thread reads the
 answer. So the connection stays with the one loop that no caller can take along, and a caller's loop that stands still
@@ -18,15 +18,15 @@ from collections.abc import Callable, Iterator
 import psycopg
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
-from psycopg.pq.abc import PGconn
+from psycopg.pq.abc import PGconn, PGresult
 
 from .call import resolve
 from .database import KEPT, OUTAGE, Database, Held, sever, time_limit
-from .prepared import Bound, PreparedSends
+from .prepared import Bound, Prepared
 
 logger = logging.getLogger(__name__)
 
-Done = Callable[[psycopg.Error | None], None]
+Done = Callable[[psycopg.Error | None, PGresult | None], None]
 
 
 class Express:
@@ -38,22 +38,23 @@ class Express:
     Args:
         loop: the I/O loop.
         database: lends the connection.
-        sends: the statements.
+        prepared: the statements.
         limit: seconds that a statement may take; then the connection is broken off.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, database: Database, sends: PreparedSends, *, limit: float
+        self, loop: asyncio.AbstractEventLoop, database: Database, prepared: Prepared, *, limit: float
     ) -> None:
         self._loop = loop
         self._database = database
-        self._sends = sends
+        self._prepared = prepared
         self._limit = limit
         self._lock = threading.Lock()  # of the connection, of which libpq allows one user at a time
         self._held: Held | None = None
         self._socket = -1
         self._done: Done | None = None
         self._error: psycopg.Error | None = None
+        self._result: PGresult | None = None
         self._since = 0.0
         self._leaving = False
         self._left: asyncio.Future[None] = loop.create_future()
@@ -74,7 +75,7 @@ class Express:
 
         Args:
             statement: one of the prepared.
-            done: called on the I/O loop with its error, or None when it is committed.
+            done: called on the I/O loop with its error, None when it is committed, and its result.
         """
         with self._lock:
             held = self._held
@@ -83,7 +84,8 @@ class Express:
             if held.doubted or held.has_news():  # the I/O thread finds out what it is
                 return False
             try:
-                self._done, self._error, self._since = done, None, time.monotonic()
+                self._done, self._since = done, time.monotonic()
+                self._error = self._result = None
                 pgconn = held.driver.pgconn
                 formats = [Format.BINARY] * len(statement.values)
                 pgconn.send_query_prepared(statement.name, statement.values, formats)
@@ -129,11 +131,11 @@ class Express:
             if held.driver.prepare_threshold is None:  # a pooler stands in between, which shares sessions
                 self._not_before = float("inf")
                 return
-            await self._execute(held, self._sends.prepare)
+            await self._execute(held, self._prepared.prepare)
             with self._watching(held):
                 await self._until_left(held)
             if held.is_alive():
-                await self._execute(held, self._sends.deallocate)
+                await self._execute(held, self._prepared.deallocate)
 
     async def _execute(self, held: Held, statements: str) -> None:
         """Run all of them or, so that no session keeps one, end it. Closing waits for them, which are soon over."""
@@ -216,6 +218,7 @@ class Express:
                 result = pgconn.get_result()
                 if result is None:
                     return True
+                self._result = result
                 if result.status == ExecStatus.FATAL_ERROR:
                     self._error = error_from_result(result)
         except psycopg.OperationalError as error:
@@ -227,11 +230,11 @@ class Express:
         """Tell of the statement's outcome; after an error the connection is not used here again."""
         with self._lock:
             done, self._done = self._done, None
-            error = self._error
+            error, result = self._error, self._result
             if (error is not None or self._leaving) and self._held is held:
                 self._release()
         if done is not None:
-            done(error)
+            done(error, result)
 
     def _release(self) -> None:
         """Let go of the connection; with the lock held, from any thread."""

@@ -23,7 +23,7 @@ from .iothread import IOThread
 from .mailboxes import Entry
 from .names import node_of, recipient_of
 from .outbox import Outbox, Sending
-from .prepared import PreparedSends
+from .prepared import Prepared
 from .queries import GroupSend, Join, Leave, Queries, Send
 from .reception import Reception
 
@@ -98,10 +98,16 @@ class Node:
             self._thread.loop,
             self._database,
             queries,
-            PreparedSends(settings.schema, prefix=settings.prefix, expiry=dt.timedelta(seconds=settings.expiry)),
+            Prepared(
+                settings.schema,
+                prefix=settings.prefix,
+                expiry=dt.timedelta(seconds=settings.expiry),
+                group_expiry=dt.timedelta(seconds=settings.group_expiry) if settings.group_expiry else None,
+            ),
             capacity_of=self.capacity_of,
             bounded=settings.bounded,
             drops=self.drops,
+            is_ready=lambda: not self._reception.is_away,
             ready=self._reception.ready,
             flush=self._reception.flush,
             timeout=settings.send_timeout,

@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.pq.abc import PGresult
 
-from .backoff import Backoff
+from .attempts import Attempts, send_error
 from .call import Call
 from .callqueue import LaneFull
 from .compiled import Compiled
 from .database import Connection, Database, Fate, fate
 from .drops import DropLog
-from .errors import ChannelLayerError, SchemaError, SendError
+from .errors import SendError
 from .express import Express
 from .lane import Lane, Over
 from .names import recipient_of
-from .prepared import PreparedSends
+from .prepared import Prepared
 from .queries import GroupSend, Join, Leave, Queries, Send
-from .schema import REVISION
 
 J = TypeVar("J")
 
@@ -39,11 +38,12 @@ class Outbox:
         loop: the I/O loop.
         database: lends connections.
         queries: the layer's statements.
-        sends: those that send, prepared.
+        prepared: those of them that may take the short way.
         capacity_of: gives the most unread messages of a channel, None for no limit.
         bounded: whether any channel has a limit.
         drops: is told of messages to groups that members have no room for.
-        ready: waits until this node hears of its own memberships, and has those back that it lost while it was away.
+        is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
+        ready: waits until that is so.
         flush: deletes all messages and memberships, and sees to it that every node knows.
         timeout: seconds until a call gives up.
     """
@@ -53,38 +53,44 @@ class Outbox:
         loop: asyncio.AbstractEventLoop,
         database: Database,
         queries: Queries,
-        sends: PreparedSends,
+        prepared: Prepared,
         *,
         capacity_of: Callable[[str], int | None],
         bounded: bool,
         drops: DropLog,
+        is_ready: Callable[[], bool],
         ready: Callable[[], Awaitable[None]],
         flush: Callable[[Connection], Awaitable[None]],
         timeout: float,
     ) -> None:
-        self._database = database
         self._queries = queries
         self._capacity_of = capacity_of
         self._bounded = bounded
         self._drops = drops
+        self._is_ready = is_ready
         self._ready = ready
         self._flush = flush
         self._timeout = timeout
-        self._sends = sends
-        self._express = Express(loop, database, sends, limit=timeout)
+        self._attempts = Attempts(database, queries, timeout)
+        self._prepared = prepared
+        self._express = Express(loop, database, prepared, limit=timeout)
         self.sends: Lane[Sending] = Lane(
             "channels_pg_sa sends",
             loop,
             self._run_sends,
-            late=self._late,
+            late=self._attempts.late,
             shortcut=None if bounded else self._begin_sends,
             cost=lambda job: len(job.payload),
         )
         self.memberships: Lane[Membership] = Lane(
-            "channels_pg_sa memberships", loop, self._run_memberships, late=self._late
+            "channels_pg_sa memberships",
+            loop,
+            self._run_memberships,
+            late=self._attempts.late,
+            shortcut=self._begin_memberships,
         )
-        self.reads: Lane[Compiled] = Lane("channels_pg_sa reads", loop, self._run_reads, late=self._late)
-        self.flushes: Lane[None] = Lane("channels_pg_sa flushes", loop, self._run_flushes, late=self._late)
+        self.reads: Lane[Compiled] = Lane("channels_pg_sa reads", loop, self._run_reads, late=self._attempts.late)
+        self.flushes: Lane[None] = Lane("channels_pg_sa flushes", loop, self._run_flushes, late=self._attempts.late)
 
     def submit(
         self,
@@ -117,78 +123,38 @@ class Outbox:
         await asyncio.gather(*(lane.close(error, timeout) for lane in lanes))
         await self._express.close()
 
-    async def do(
-        self, calls: Sequence[Call[J]], work: Callable[[Connection, list[J]], Awaitable[None]], *, repeatable: bool
-    ) -> None:
-        """Do the jobs of the calls that are still waited for; again, if the server certainly did not do them.
-
-        Args:
-            calls: whose errors are set here.
-            work: does jobs on a connection, in one statement or transaction.
-            repeatable: whether doing them twice is as good as once.
-        """
-        backoff = Backoff()
-        while True:
-            async with self._database.connection(self._timeout) as connection:
-                live = [call for call in calls if call.start()]
-                if not live:
-                    return None
-                try:
-                    return await work(connection, [call.job for call in live])
-                except psycopg.Error as error:
-                    outcome = fate(error)
-                    if outcome is not Fate.NOT_DONE and not (repeatable and outcome is Fate.UNKNOWN):
-                        for call in live:
-                            call.error = await self._explain(call, error, outcome, connection)
-                        return None
-            for call in live:
-                call.started = False
-            await asyncio.sleep(backoff.next())
-
-    async def _explain(
-        self, call: Call[Any], error: psycopg.Error, outcome: Fate, connection: Connection
-    ) -> ChannelLayerError:
-        if outcome is Fate.NO_SCHEMA:
-            return SchemaError(await self._revision(connection), REVISION)
-        return _send_error(call, error, outcome)
-
-    async def _revision(self, connection: Connection) -> str | None:
-        try:
-            _, revision, _ = await self._queries.enter(connection)
-        except psycopg.Error:
-            return None
-        return revision
-
-    def _late(self, call: Call[Any]) -> SendError:
-        return SendError(maybe_sent=call.started, waited=time.monotonic() - call.since, reason=self._database.trouble)
-
     async def _run_sends(self, calls: list[Call[Sending]]) -> None:
         if not self._bounded:
-            await self.do(calls, self._send, repeatable=False)
-            if all(call.error is None for call in calls):
-                self._express.ask()
+            await self._attempts.make(calls, self._send, repeatable=False)
+            self._ask_express(calls)
             return
         # Channels with a capacity are asked for room: each kind has its statement, in the callers' order.
         for kind, some in itertools.groupby(calls, key=lambda call: type(call.job)):
             if kind is Send:
                 await self._send_within_capacity(list(some))
             else:
-                await self.do(list(some), self._group_send_within_capacity, repeatable=False)
+                await self._attempts.make(list(some), self._group_send_within_capacity, repeatable=False)
 
     def _begin_sends(self, calls: list[Call[Sending]], over: Over) -> bool:
         """Send at once, in the calling thread, if there is a connection for it."""
         if not self._express.is_open:
             return False
-        statement = self._sends.bind([call.job for call in calls])
+        statement = self._prepared.send([call.job for call in calls])
         return self._express.run(statement, functools.partial(self._conclude_sends, calls, over))
 
+    def _ask_express(self, calls: Sequence[Call[Any]]) -> None:
+        if all(call.error is None for call in calls):
+            self._express.ask()
+
     @staticmethod
-    def _conclude_sends(calls: list[Call[Sending]], over: Over, error: psycopg.Error | None) -> None:
+    def _conclude_sends(
+        calls: list[Call[Sending]], over: Over, error: psycopg.Error | None, _result: PGresult | None
+    ) -> None:
         """Tell the lane. What the server refused goes the long way, where there is time to find out why."""
         outcome = None if error is None else fate(error)
         if error is not None and outcome is Fate.UNKNOWN:
             for call in calls:
-                call.error = call.error or _send_error(call, error, outcome)
+                call.error = call.error or send_error(call, error, outcome)
         over(outcome is None or outcome is Fate.UNKNOWN)
 
     async def _send(self, connection: Connection, jobs: list[Sending]) -> None:
@@ -205,7 +171,7 @@ class Outbox:
             for place, call in enumerate(live):
                 call.result = place not in refused
 
-        await self.do(calls, send, repeatable=False)
+        await self._attempts.make(calls, send, repeatable=False)
 
     async def _group_send_within_capacity(self, connection: Connection, jobs: list[Sending]) -> None:
         """Leave full members out, and send to the rest."""
@@ -225,19 +191,36 @@ class Outbox:
     async def _run_memberships(self, calls: list[Call[Membership]]) -> None:
         if any(call.job.node for call in calls):
             await self._ready()
-        await self.do(calls, self._change_memberships, repeatable=True)
+        await self._attempts.make(calls, self._change_memberships, repeatable=True)
+        self._ask_express(calls)
+
+    def _begin_memberships(self, calls: list[Call[Membership]], over: Over) -> bool:
+        """Join or leave at once, in the calling thread, if there is a connection for it."""
+        if not self._express.is_open or (any(call.job.node for call in calls) and not self._is_ready()):
+            return False
+        joins, leaves = _last_of([call.job for call in calls])
+        if joins and leaves:  # they take two statements
+            return False
+        statement = self._prepared.join(joins) if joins else self._prepared.leave(leaves)
+        return self._express.run(statement, functools.partial(self._conclude_memberships, bool(leaves), over))
+
+    @staticmethod
+    def _conclude_memberships(left: bool, over: Over, error: psycopg.Error | None, result: PGresult | None) -> None:
+        """Tell the lane. What is not done for certain is done again the long way, which does no harm."""
+        missed = left and (result is None or result.get_value(0, 0) != b"0")
+        over(error is None and not missed)
 
     async def _change_memberships(self, connection: Connection, jobs: list[Membership]) -> None:
         """Bring each membership into the state that was asked for last."""
-        last = {(job.group, job.channel): job for job in jobs}
-        if leaves := [job for job in last.values() if isinstance(job, Leave)]:
+        joins, leaves = _last_of(jobs)
+        if leaves:
             await self._queries.leave(connection, leaves)
-        if joins := [job for job in last.values() if isinstance(job, Join)]:
+        if joins:
             await self._queries.join(connection, joins)
 
     async def _run_reads(self, calls: list[Call[Compiled]]) -> None:
         for call in calls:
-            await self.do([call], functools.partial(self._read, call), repeatable=True)
+            await self._attempts.make([call], functools.partial(self._read, call), repeatable=True)
 
     async def _read(self, call: Call[Compiled], connection: Connection, _jobs: list[Compiled]) -> None:
         cursor = await connection.execute(call.job.sql, call.job.literals, binary=True)
@@ -248,11 +231,10 @@ class Outbox:
             await self._flush(connection)
 
         await self._ready()
-        await self.do(calls, flush, repeatable=True)
+        await self._attempts.make(calls, flush, repeatable=True)
 
 
-def _send_error(call: Call[Any], error: psycopg.Error, outcome: Fate) -> SendError:
-    waited = time.monotonic() - call.since
-    sent = SendError(maybe_sent=outcome is Fate.UNKNOWN, waited=waited, reason=str(error).strip())
-    sent.__cause__ = error
-    return sent
+def _last_of(jobs: Sequence[Membership]) -> tuple[list[Join], list[Leave]]:
+    """Return what was asked for last of each membership."""
+    last = {(job.group, job.channel): job for job in jobs}.values()
+    return [job for job in last if isinstance(job, Join)], [job for job in last if isinstance(job, Leave)]

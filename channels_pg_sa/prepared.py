@@ -8,6 +8,7 @@ https://www.postgresql.org/docs/current/sql-prepare.html
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from psycopg.adapt import Buffer
 
 from .arrays import BytesArray, TextArray, dumped
 from .compiled import compiled
-from .queries import GroupSend, Send, publish_columns, send_columns
+from .queries import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +29,26 @@ class Bound:
     values: Sequence[Buffer]
 
 
-class PreparedSends:
-    """The statements that send, with all but the messages written into them.
+class Prepared:
+    """The statements that send, join and leave, with all that is the same for a whole layer written into them.
 
     Args:
         schema: where the tables are; None leaves it to the connection's search_path.
-        constants: the parameters that are the same for all messages.
+        prefix: of the layer.
+        expiry: how long a message may wait.
+        group_expiry: how long a membership lasts; None for ever.
     """
 
-    def __init__(self, schema: str | None, **constants: Any) -> None:
-        self._send_one = _Prepared("send_one", schema, constants)
-        self._publish_one = _Prepared("publish_one", schema, constants)
-        self._send = _Prepared("send", schema, constants)
-        self._publish = _Prepared("publish", schema, {**constants, "queues": True})
-        self._all = [self._send_one, self._publish_one, self._send, self._publish]
+    def __init__(
+        self, schema: str | None, *, prefix: str, expiry: dt.timedelta, group_expiry: dt.timedelta | None
+    ) -> None:
+        self._send_one = _Statement("send_one", schema, prefix=prefix, expiry=expiry)
+        self._publish_one = _Statement("publish_one", schema, prefix=prefix, expiry=expiry)
+        self._send = _Statement("send", schema, prefix=prefix, expiry=expiry)
+        self._publish = _Statement("publish", schema, prefix=prefix, expiry=expiry, queues=True)
+        self._join = _Statement("join", schema, prefix=prefix, expiry=group_expiry)
+        self._leave = _Statement("leave", schema, prefix=prefix)
+        self._all = [self._send_one, self._publish_one, self._send, self._publish, self._join, self._leave]
 
     @property
     def prepare(self) -> str:
@@ -53,24 +60,32 @@ class PreparedSends:
         """The SQL that takes them out of it."""
         return "; ".join(f"DEALLOCATE {statement.name}" for statement in self._all)
 
-    def bind(self, batch: Sequence[Send | GroupSend]) -> Bound:
+    def send(self, batch: Sequence[Send | GroupSend]) -> Bound:
         """Return the statement that inserts a batch of messages, in this order."""
         if len(batch) == 1:
-            return self._bind_one(batch[0])
+            return self._send_one_of(batch[0])
         sends = [item for item in batch if isinstance(item, Send)]
         if len(sends) == len(batch):
             return self._send.bind(_dumped(send_columns(sends)))
         return self._publish.bind(_dumped(publish_columns(batch)))
 
-    def _bind_one(self, item: Send | GroupSend) -> Bound:
+    def join(self, joins: Sequence[Join]) -> Bound:
+        """Return the statement that inserts or renews memberships."""
+        return self._join.bind(_dumped(membership_columns(joins)))
+
+    def leave(self, leaves: Sequence[Leave]) -> Bound:
+        """Return the statement that deletes memberships, and selects how many it missed."""
+        return self._leave.bind(_dumped(membership_columns(leaves)))
+
+    def _send_one_of(self, item: Send | GroupSend) -> Bound:
         if isinstance(item, Send):
             names = {"recipient": item.recipient.encode(), "channel": item.channel.encode()}
             return self._send_one.bind({**names, "payload": item.payload})
         return self._publish_one.bind({"group_name": item.group.encode(), "payload": item.payload})
 
 
-class _Prepared:
-    def __init__(self, name: str, schema: str | None, constants: Mapping[str, Any]) -> None:
+class _Statement:
+    def __init__(self, name: str, schema: str | None, **constants: Any) -> None:
         statement = compiled(schema)[name]
         self.name = f"channels_pg_sa_{name}"
         self._columns = [parameter for parameter in statement.parameters if parameter not in constants]

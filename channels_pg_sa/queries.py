@@ -129,13 +129,13 @@ class Queries:
 
     async def join(self, connection: Connection, joins: Sequence[Join]) -> None:
         """Insert or renew memberships."""
-        await self._run(connection, "join", expiry=self._group_expiry, **_memberships(joins))
+        await self._run(connection, "join", expiry=self._group_expiry, **membership_columns(joins))
 
     async def leave(self, connection: Connection, leaves: Sequence[Leave]) -> None:
         """Delete memberships, those that are renewed meanwhile as well."""
         missed = True
         while missed:
-            ((missed,),) = await self._run(connection, "leave", **_memberships(leaves))
+            ((missed,),) = await self._run(connection, "leave", **membership_columns(leaves))
 
     async def claim(self, connection: Connection, claims: Sequence[Claim]) -> list[list[tuple[int, str, bytes, float]]]:
         """Claim rows of queues; return for each claim the id, channel, payload and expiry of what it got."""
@@ -271,7 +271,8 @@ def publish_columns(batch: Sequence[Send | GroupSend]) -> dict[str, TextArray | 
     }
 
 
-def _memberships(rows: Sequence[Join | Leave]) -> dict[str, list[Any]]:
+def membership_columns(rows: Sequence[Join | Leave]) -> dict[str, TextArray]:
+    """Return the parameters of `join` and `leave`."""
     return {
         "group_name": TextArray(row.group for row in rows),
         "node": TextArray(row.node for row in rows),

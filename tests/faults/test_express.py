@@ -402,7 +402,7 @@ async def test_closing_while_statements_are_prepared(
     """The connection is not broken off for that: the pool would warn of it."""
     layer = make_own_layer()
     await layer.send("jobs", text(1))
-    express(layer)._sends = SlowlyPrepared()
+    express(layer)._prepared = SlowlyPrepared()
     await layer.send("jobs", text(2))
     preparing = f"SELECT pid FROM pg_stat_activity WHERE query = '{SlowlyPrepared.prepare}'"
     await eventually_async(lambda: asyncio.to_thread(query, layer_url, preparing))
@@ -445,9 +445,9 @@ async def test_a_caller_that_is_interrupted(
 ) -> None:
     """Ctrl-C in the moment between: the next sends are none the worse."""
     layer = await hold(make_own_layer())
-    sends = layer._node._outbox._sends  # type: ignore[attr-defined]
+    prepared = layer._node._outbox._prepared  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
-        patch.setattr(type(sends), "bind", interrupted)
+        patch.setattr(type(prepared), "send", interrupted)
         with pytest.raises(KeyboardInterrupt):
             layer.send_sync("jobs", text(1))
     await layer.send("jobs", text(2))

@@ -1,0 +1,88 @@
+"""What callers ask for, done on a connection: again if the server certainly did not do it, and told of if it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+
+from .backoff import Backoff
+from .call import Call
+from .database import Connection, Database, Fate, fate
+from .errors import ChannelLayerError, SchemaError, SendError
+from .queries import Queries
+from .schema import REVISION
+
+J = TypeVar("J")
+
+
+class Attempts:
+    """Do the jobs of calls.
+
+    Args:
+        database: lends connections.
+        queries: the layer's statements.
+        timeout: seconds that an attempt may take.
+    """
+
+    def __init__(self, database: Database, queries: Queries, timeout: float) -> None:
+        self._database = database
+        self._queries = queries
+        self._timeout = timeout
+
+    async def make(
+        self, calls: Sequence[Call[J]], work: Callable[[Connection, list[J]], Awaitable[None]], *, repeatable: bool
+    ) -> None:
+        """Do the jobs of the calls that are still waited for; again, if the server certainly did not do them.
+
+        Args:
+            calls: whose errors are set here.
+            work: does jobs on a connection, in one statement or transaction.
+            repeatable: whether doing them twice is as good as once.
+        """
+        backoff = Backoff()
+        while True:
+            async with self._database.connection(self._timeout) as connection:
+                live = [call for call in calls if call.start()]
+                if not live:
+                    return None
+                try:
+                    return await work(connection, [call.job for call in live])
+                except psycopg.Error as error:
+                    outcome = fate(error)
+                    if outcome is not Fate.NOT_DONE and not (repeatable and outcome is Fate.UNKNOWN):
+                        for call in live:
+                            call.error = await self._explain(call, error, outcome, connection)
+                        return None
+            for call in live:
+                call.started = False
+            await asyncio.sleep(backoff.next())
+
+    async def _explain(
+        self, call: Call[Any], error: psycopg.Error, outcome: Fate, connection: Connection
+    ) -> ChannelLayerError:
+        if outcome is Fate.NO_SCHEMA:
+            return SchemaError(await self._revision(connection), REVISION)
+        return send_error(call, error, outcome)
+
+    async def _revision(self, connection: Connection) -> str | None:
+        try:
+            _, revision, _ = await self._queries.enter(connection)
+        except psycopg.Error:
+            return None
+        return revision
+
+    def late(self, call: Call[Any]) -> SendError:
+        """Return the error of a call whose deadline has passed."""
+        return SendError(maybe_sent=call.started, waited=time.monotonic() - call.since, reason=self._database.trouble)
+
+
+def send_error(call: Call[Any], error: psycopg.Error, outcome: Fate) -> SendError:
+    """Return what a caller is told of an error that the statement met."""
+    waited = time.monotonic() - call.since
+    sent = SendError(maybe_sent=outcome is Fate.UNKNOWN, waited=waited, reason=str(error).strip())
+    sent.__cause__ = error
+    return sent

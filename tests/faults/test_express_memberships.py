@@ -1,0 +1,205 @@
+"""Joins and leaves that the calling thread begins itself: each is done in the end, whatever breaks under it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from channels_pg_sa import SchemaError, SendError
+from tests.support.databases import TestServer, query
+from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.waiting import eventually_async
+
+from .breaking import SwallowingProxy, text
+from .test_express import express, hold
+
+Change = Callable[[PostgresLayer, str], Awaitable[None]]
+
+MEMBERS = "SELECT group_name, channel FROM channels_pg_sa_membership ORDER BY 1, 2"
+BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_membership'::regclass"
+
+CHANGES: dict[str, Change] = {
+    "join": lambda layer, group: layer.group_add(group, "jobs"),
+    "leave": lambda layer, group: layer.group_discard(group, "jobs"),
+    "join_sync": lambda layer, group: asyncio.to_thread(layer.group_add_sync, group, "jobs"),
+    "leave_sync": lambda layer, group: asyncio.to_thread(layer.group_discard_sync, group, "jobs"),
+}
+
+
+@contextmanager
+def locked(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """Lock the memberships, as a migration would; commit or leave the block to release them."""
+    with psycopg.connect(url, application_name="tests") as locker:
+        locker.execute("LOCK TABLE channels_pg_sa_membership IN ACCESS EXCLUSIVE MODE")
+        yield locker
+
+
+async def under_way(layer: PostgresLayer, url: str) -> None:
+    """Wait until a statement of the layer's waits for the lock, on the connection that is held."""
+
+    async def look() -> bool:
+        return query(url, BLOCKED) == [(1,)]
+
+    await eventually_async(look)
+    assert express(layer)._done is not None
+
+
+async def member_of(layer: PostgresLayer, change: str) -> str:
+    """Return a group that the change ends or begins a membership of; the next change may be begun by its caller."""
+    await layer.group_discard("group", "jobs")
+    if change.startswith("leave"):
+        await layer.group_add("group", "jobs")
+    return "group"
+
+
+def expected(change: str) -> list[tuple[Any, ...]]:
+    """Return the memberships after the change."""
+    return [("group", "jobs")] if change.startswith("join") else []
+
+
+@pytest.mark.parametrize("change", ["join", "leave"])
+async def test_a_lone_change_is_begun_by_its_own_thread(
+    make_own_layer: LayerFactory, layer_url: str, change: str
+) -> None:
+    """While the I/O thread is kept from working the statement reaches the server all the same."""
+    layer = make_own_layer()
+    group = await member_of(layer, change)
+    await hold(layer)
+    go_on = threading.Event()
+    layer._node._thread.loop.call_soon_threadsafe(go_on.wait)  # type: ignore[attr-defined]
+    changing = asyncio.ensure_future(CHANGES[change](layer, group))
+    try:
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, MEMBERS) == expected(change)))
+        assert not changing.done()
+    finally:
+        go_on.set()
+    await changing
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_lost_under_the_statement(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str, change: str
+) -> None:
+    """Done twice is as good as once, so the caller does not notice."""
+    layer = make_own_layer(url=proxy.url)
+    group = await member_of(layer, change)
+    await hold(layer)
+    with locked(layer_url) as locker:
+        changing = asyncio.ensure_future(CHANGES[change](layer, group))
+        await under_way(layer, layer_url)
+        proxy.drop()
+        locker.commit()
+        await changing
+    assert query(layer_url, MEMBERS) == expected(change)
+
+
+async def test_ended_under_the_statement(make_own_layer: LayerFactory, server: TestServer, layer_url: str) -> None:
+    """The server says that it did not do it: it is done again, and before what was asked for after it."""
+    layer = await hold(make_own_layer())
+    with locked(layer_url) as locker:
+        joining = asyncio.create_task(layer.group_add("group", "jobs"))
+        await under_way(layer, layer_url)
+        leaving = asyncio.create_task(layer.group_discard("group", "jobs"))
+        await asyncio.sleep(0)
+        server.terminate(server.connections(layer_url))
+        locker.commit()
+        await asyncio.gather(joining, leaving)
+    assert query(layer_url, MEMBERS) == []
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_statement_that_takes_too_long(make_own_layer: LayerFactory, layer_url: str, change: str) -> None:
+    """Its caller is told after send_timeout."""
+    layer = make_own_layer(send_timeout=1)
+    group = await member_of(layer, change)
+    await hold(layer)
+    with locked(layer_url):
+        started = time.monotonic()
+        changing = asyncio.ensure_future(CHANGES[change](layer, group))
+        await under_way(layer, layer_url)
+        with pytest.raises(SendError):
+            await changing
+        assert 1 <= time.monotonic() - started < 3
+
+
+async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """The statement tells that it missed one: the rest is done the long way."""
+    layer = make_own_layer()
+    await layer.group_add("group", "jobs")
+    await hold(layer)
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with psycopg.connect(layer_url, application_name="tests") as other:
+        other.execute("UPDATE channels_pg_sa_membership SET expires_at = expires_at + interval '0'")
+        leaving = asyncio.create_task(layer.group_discard("group", "jobs"))
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, waits) == [(1,)]))
+        assert express(layer)._done is not None
+        other.commit()
+    await leaving
+    assert query(layer_url, MEMBERS) == []
+
+
+async def test_joins_and_leaves_together(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Of each membership what was asked for last is done, whether they make one statement or two."""
+    layer = make_own_layer()
+    channels = [f"jobs-{number}" for number in range(40)]
+    for channel in channels[::2]:
+        await layer.group_add("group", channel)
+    await hold(layer)
+    await asyncio.gather(
+        *(
+            verb("group", channel)
+            for place, channel in enumerate(channels)
+            for verb in (
+                [layer.group_add, layer.group_discard] if place % 2 else [layer.group_discard, layer.group_add]
+            )
+        )
+    )
+    assert query(layer_url, MEMBERS) == sorted(("group", channel) for channel in channels[::2])
+
+
+async def test_a_member_hears_what_is_sent_at_once(make_own_layer: LayerFactory) -> None:
+    """A channel of this process does not join before its node listens, though a connection is there."""
+    layer = await hold(make_own_layer())
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    await layer.group_send("group", text(1))
+    await layer.group_discard("group", channel)
+    assert await asyncio.wait_for(layer.receive(channel), 5) == text(1)
+
+
+@pytest.mark.parametrize("seconds", [0, 100])
+async def test_a_membership_lasts_as_it_should(make_own_layer: LayerFactory, layer_url: str, seconds: int) -> None:
+    """For group_expiry seconds, or for ever."""
+    layer = await hold(make_own_layer(group_expiry=seconds))
+    await layer.group_add("group", "jobs")
+    lasts = "SELECT extract(epoch FROM expires_at - now())::float8 FROM channels_pg_sa_membership"
+    ((left,),) = query(layer_url, lasts if seconds else "SELECT expires_at = 'infinity' FROM channels_pg_sa_membership")
+    assert left is True if seconds == 0 else 90 < left <= 100
+
+
+async def test_tables_that_are_gone(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """The error names the command that mends it."""
+    layer = await hold(make_own_layer())
+    query(layer_url, "DROP TABLE channels_pg_sa_membership")
+    with pytest.raises(SchemaError, match="upgrade"):
+        await layer.group_add("group", "jobs")
+
+
+async def test_a_layer_whose_channels_have_a_capacity(make_own_layer: LayerFactory) -> None:
+    """Its sends go the long way, and its joins need not."""
+    layer = make_own_layer(capacity=10)
+
+    async def look() -> bool:
+        await layer.group_add("group", "jobs")
+        return bool(express(layer).is_open)
+
+    await eventually_async(look)
