@@ -47,6 +47,22 @@ async def test_of_many_calls_half_go_together() -> None:
     assert [len(batch) for batch in bench.batches] == [1, 3 * ENOUGH, 3 * ENOUGH // 2, ENOUGH, ENOUGH // 2]
 
 
+async def test_calls_that_nobody_waits_for_all_go_together() -> None:
+    """Their callers are not held up by it, and more statements would only cost more."""
+    bench = Bench()
+    first = bench.call(0)
+    await bench.entered.wait()
+    told: list[int] = []
+    for number in range(6 * ENOUGH):
+        unconfirmed = Call(number, 30, asyncio.get_running_loop(), report=lambda call: told.append(call.job))
+        bench.lane.submit(unconfirmed)
+    bench.gate.set()
+    await outcome(first)
+    await outcome(bench.call(0))
+    assert [len(batch) for batch in bench.batches] == [1, 6 * ENOUGH, 1]
+    assert told == list(range(6 * ENOUGH))
+
+
 async def test_a_full_lane_refuses() -> None:
     """Waiting calls are bounded."""
     bench = Bench(limit=2)
