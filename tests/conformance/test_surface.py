@@ -9,6 +9,7 @@ import pytest
 from channels.exceptions import ChannelFull
 
 from tests.support.layers import Layer, LayerFactory, PostgresLayer
+from tests.support.waiting import eventually_async
 
 from .backends import Conversation, Maker, in_memory_breaks, not_in_memory, text
 
@@ -99,7 +100,11 @@ async def test_repr_is_the_dashboard(make_layer: LayerFactory) -> None:
     await layer.send(channel, text(1))
     waiting = asyncio.create_task(layer.receive(await layer.new_channel()))
     assert await layer.receive(channel) == text(1)
-    assert re.search(r"listening, 1 waiting, 0 unread", repr(layer))
+
+    async def listens() -> bool:  # what the node finds when it starts is here a moment before that
+        return "listening, 1 waiting, 0 unread" in repr(layer)
+
+    await eventually_async(listens)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
 
