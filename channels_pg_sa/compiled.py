@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import Executable
 
-from . import one_message, statements
+from .statements import memberships, messages, nodes, one_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +39,22 @@ def compiled(schema: str | None) -> Mapping[str, Compiled]:
 def _build(schema: str | None) -> dict[str, Executable]:
     routines = getattr(func, schema) if schema else func
     topic = routines.channels_pg_sa_topic
-    plain = (
-        "send send_within_capacity publish plain_members join leave claim fetch forget waiting enter known_node"
-        " register members restore beat renew leave_all tell adopt_orphans bury_nodes"
-        " sweep_messages sweep_memberships sweep_nodes"
-    )
     return {
-        **{name: getattr(statements, name)() for name in plain.split()},
-        "send_one": one_message.send_one(),
-        "publish_one": one_message.publish_one(),
-        "put_back": statements.put_back(topic),
-        "message_table": statements.message_table(schema),
-        "dead_messages": statements.dead_messages(schema),
-        "flush": statements.flush(topic),
-        "sweeping": statements.sweep_lock(exclusive=True),
-        "registering": statements.sweep_lock(exclusive=False),
+        **_each(messages, "send send_within_capacity publish claim fetch forget waiting sweep_messages"),
+        **_each(one_message, "send_one publish_one"),
+        **_each(memberships, "join leave members plain_members restore sweep_memberships"),
+        **_each(nodes, "enter known_node register beat renew leave_all tell adopt_orphans bury_nodes sweep_nodes"),
+        "put_back": messages.put_back(topic),
+        "message_table": messages.message_table(schema),
+        "dead_messages": messages.dead_messages(schema),
+        "flush": nodes.flush(topic),
+        "sweeping": nodes.sweep_lock(exclusive=True),
+        "registering": nodes.sweep_lock(exclusive=False),
     }
+
+
+def _each(room: ModuleType, names: str) -> dict[str, Executable]:
+    return {name: getattr(room, name)() for name in names.split()}
 
 
 def compiled_statement(statement: Executable, schema: str | None = None) -> Compiled:

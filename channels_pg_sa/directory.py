@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy.sql import Executable, Select
 
-from . import host_statements as statements
 from .config import Settings
 from .names import check_channel, check_group
 from .schema import tables
+from .statements import listings
 
 Rows = Sequence[Sequence[Any]]
 
@@ -58,7 +58,7 @@ class Directory:
 
     def group_channels_statement(self, group: str) -> Select[str]:
         """Return a statement that selects the channels in a group, in the order of their names."""
-        return statements.group_channels(tables(self._settings.schema), self._settings.prefix, check_group(group))
+        return listings.group_channels(tables(self._settings.schema), self._settings.prefix, check_group(group))
 
     async def group_channels(self, group: str) -> list[str]:
         """Return the channels in a group, in the order of their names."""
@@ -70,7 +70,7 @@ class Directory:
 
     def group_count_statement(self, group: str) -> Select[int]:
         """Return a statement that selects how many channels are in a group."""
-        return statements.group_count(tables(self._settings.schema), self._settings.prefix, check_group(group))
+        return listings.group_count(tables(self._settings.schema), self._settings.prefix, check_group(group))
 
     async def group_count(self, group: str) -> int:
         """Return how many channels are in a group."""
@@ -82,7 +82,7 @@ class Directory:
 
     def groups_of_statement(self, channel: str) -> Select[str]:
         """Return a statement that selects the groups that a channel is in, in the order of their names."""
-        return statements.groups_of(tables(self._settings.schema), self._settings.prefix, check_channel(channel))
+        return listings.groups_of(tables(self._settings.schema), self._settings.prefix, check_channel(channel))
 
     async def groups_of(self, channel: str) -> list[str]:
         """Return the groups that a channel is in, in the order of their names."""
@@ -94,7 +94,7 @@ class Directory:
 
     def nodes_statement(self) -> Select[str, str, int, str, dt.datetime, dt.datetime]:
         """Return a statement that selects the fields of a LiveNode, of each that there is, the oldest first."""
-        return statements.nodes(tables(self._settings.schema), self._settings.prefix)
+        return listings.nodes(tables(self._settings.schema), self._settings.prefix)
 
     async def nodes(self) -> list[LiveNode]:
         """Return the nodes that receive now, of this layer's prefix, the oldest first."""

@@ -12,8 +12,8 @@ from .codec import Message, MessageCodec
 from .compiled import compiled
 from .config import Settings
 from .names import check_channel, check_group, recipient_of
-from .one_message import insert_group_message, insert_message
 from .schema import tables
+from .statements.one_message import insert_group_message, insert_message
 
 
 class TransactionalSends:

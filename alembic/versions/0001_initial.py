@@ -321,7 +321,7 @@ $body$
 $routine$,
 
 -- Sends to a group: one row for each node that has members, found by a loose index scan, and one for each member that
--- no single node reads. channels_pg_sa.statements.publish is its twin.
+-- no single node reads. channels_pg_sa.statements.messages.publish is its twin.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_group_send(
     group_name text, message jsonb, prefix text DEFAULT 'asgi', expiry interval DEFAULT '60 s') RETURNS void

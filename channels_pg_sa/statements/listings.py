@@ -7,9 +7,10 @@ import datetime as dt
 from sqlalchemy import Table, and_, exists, func, or_, select
 from sqlalchemy.sql import ColumnElement, Select
 
-from .names import node_of
-from .schema import Tables
-from .statements import CLOCK
+from channels_pg_sa.names import node_of
+from channels_pg_sa.schema import Tables
+
+from .parts import CLOCK
 
 
 def _is_live(nodes: Table) -> ColumnElement[bool]:

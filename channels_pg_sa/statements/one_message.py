@@ -7,8 +7,11 @@ import datetime as dt
 from sqlalchemy import Insert, LargeBinary, Text, bindparam, insert, null, select, union_all
 from sqlalchemy.sql import ColumnElement
 
-from .schema import Tables, tables
-from .statements import CLOCK, EXPIRY, MESSAGE, NO_NODE, PREFIX, next_node_of, queue_of
+from channels_pg_sa.schema import Tables, tables
+
+from .memberships import next_node_of
+from .messages import MESSAGE, queue_of
+from .parts import CLOCK, EXPIRY, NO_NODE, PREFIX
 
 Value = ColumnElement[str]
 

@@ -1,0 +1,1 @@
+"""Every SQL statement of the layer, built with SQLAlchemy Core from the tables."""

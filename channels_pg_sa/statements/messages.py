@@ -1,0 +1,223 @@
+"""Statements about messages: sends, claims, what waits, and what is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    bindparam,
+    case,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    literal_column,
+    null,
+    or_,
+    select,
+    table,
+    union_all,
+    update,
+)
+from sqlalchemy.sql import ColumnElement, Executable, FromClause, Select
+
+from channels_pg_sa.schema import installation, membership, message
+
+from .memberships import next_node_of, plain_members_of
+from .parts import BATCH, CLOCK, EXPIRY, NO_NODE, NODE, NOW, PLACE, PREFIX, ROWS, epoch, given_rows, is_any, place_of
+
+MESSAGE = ["prefix", "recipient", "channel", "group_name", "payload", "expires_at"]
+
+
+def queue_of(channel: ColumnElement[str]) -> ColumnElement[str]:
+    """The queue of a channel that no single node reads; names.queue_of is its twin."""
+    return case((channel.contains("!"), func.split_part(channel, "!", 1) + "!"), else_=channel)
+
+
+def _sends(given: FromClause) -> Select[Any]:
+    return select(PREFIX, given.c.recipient, given.c.channel, null(), given.c.payload, CLOCK + EXPIRY)
+
+
+def send() -> Executable:
+    """Insert a batch of messages to channels."""
+    given = given_rows(recipient=Text(), channel=Text(), payload=LargeBinary())
+    return insert(message).from_select(MESSAGE, _sends(given), include_defaults=False)
+
+
+def send_within_capacity() -> Executable:
+    """Insert those messages of a batch that find room; return the places of the others."""
+    given = given_rows(recipient=Text(), channel=Text(), payload=LargeBinary(), capacity=Integer())
+    waiting = (
+        select(literal_column("1"))
+        .where(message.c.prefix == PREFIX, message.c.recipient == given.c.recipient, message.c.expires_at > CLOCK)
+        .limit(given.c.capacity)
+        .correlate(given)
+        .subquery("waiting")
+    )
+    earlier = func.row_number().over(partition_by=given.c.recipient, order_by=given.c.place)
+    room = select(given.c.capacity - func.count()).select_from(waiting).scalar_subquery()
+    judged = select(given, (func.coalesce(earlier <= room, literal_column("true"))).label("fits")).cte("judged")
+    added = (
+        insert(message)
+        .from_select(MESSAGE, _sends(judged).where(judged.c.fits).order_by(judged.c.place), include_defaults=False)
+        .cte("added")
+    )
+    return select(judged.c.place).where(~judged.c.fits).add_cte(added)
+
+
+def publish() -> Executable:
+    """Insert a batch of messages to channels and groups: for a group one for each node, and one for each plain member.
+
+    The nodes of a group are found by a loose index scan: one descent for each node, however many members it has.
+    Without `queues` the plain members are left out: the caller sends to them with an eye on their capacity.
+    """
+    given = given_rows(recipient=Text(), channel=Text(), group_name=Text(), payload=LargeBinary()).alias("given")
+    batch = select(given).cte("batch")
+    nodes = (
+        select(batch.c.group_name, NO_NODE.label("node"))
+        .where(batch.c.group_name.is_not(None))
+        .distinct()
+        .cte("nodes", recursive=True)
+    )
+    following = next_node_of(membership, PREFIX, nodes.c.group_name, nodes.c.node)
+    nodes = nodes.union_all(select(nodes.c.group_name, following).where(nodes.c.node.is_not(None)))
+    plain = plain_members_of(batch.c.group_name)
+    to_channels = select(batch.c.place, batch.c.recipient, batch.c.channel, batch.c.group_name, batch.c.payload).where(
+        batch.c.group_name.is_(None)
+    )
+    to_nodes = (
+        select(batch.c.place, nodes.c.node, null(), batch.c.group_name, batch.c.payload)
+        .join_from(batch, nodes, batch.c.group_name == nodes.c.group_name)
+        .where(nodes.c.node != "")
+    )
+    to_queues = (
+        select(batch.c.place, queue_of(plain.c.channel), plain.c.channel, null(), batch.c.payload)
+        .join_from(batch, plain, literal_column("true"))
+        .where(bindparam("queues", type_=Boolean), batch.c.group_name.is_not(None))
+    )
+    rows = union_all(to_channels, to_nodes, to_queues).subquery("rows")
+    return insert(message).from_select(
+        MESSAGE,
+        select(PREFIX, rows.c.recipient, rows.c.channel, rows.c.group_name, rows.c.payload, CLOCK + EXPIRY).order_by(
+            rows.c.place
+        ),
+        include_defaults=False,
+    )
+
+
+def claim() -> Executable:
+    """Move waiting rows of queues to this node's mailbox, oldest first, passing over what others are claiming.
+
+    Moved, not deleted: if the answer is lost with the connection, the rows are found when the node next reads what
+    waits for it.
+    """
+    given = given_rows(queue=Text(), only_channel=Text(), floor=BigInteger(), count=Integer())
+    waiting = (
+        select(message.c.id, PLACE.label("tid"))
+        .where(
+            message.c.prefix == PREFIX,
+            message.c.recipient == given.c.queue,
+            func.starts_with(message.c.channel, given.c.queue),  # what is in a node's mailbox is nobody else's
+            message.c.id >= given.c.floor,
+            message.c.expires_at > CLOCK,
+            or_(given.c.only_channel.is_(None), message.c.channel == given.c.only_channel),
+        )
+        .order_by(message.c.id)
+        .limit(given.c.count)
+        .with_for_update(skip_locked=True)
+        .lateral("waiting")
+    )
+    picked = (
+        select(given.c.place, waiting.c.id, waiting.c.tid)
+        .select_from(given.join(waiting, literal_column("true")))
+        .cte("picked")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    claimant = select(picked.c.place).where(picked.c.id == message.c.id).limit(1).scalar_subquery()
+    return (
+        update(message)
+        .values(recipient=NODE)
+        .where(is_any(select(picked.c.tid)))
+        .returning(claimant, message.c.id, message.c.channel, message.c.payload, epoch(message.c.expires_at))
+    )
+
+
+def _each(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -> ColumnElement[bool]:
+    """Rows of a table by their keys, each looked up in the index by itself.
+
+    With a join the planner, who knows nothing of a table that was empty a moment ago, would walk through it all.
+    """
+    return is_any(select(place_of(whole, key, given)).select_from(given))
+
+
+def _mine(rows: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Rows of the node's mailbox by their ids."""
+    wanted = func.unnest(rows).table_valued(column("id", BigInteger), name="wanted").render_derived()
+    key = [message.c.prefix == PREFIX, message.c.recipient == NODE, message.c.id == wanted.c.id]
+    return _each(message, key, wanted)
+
+
+def fetch() -> Executable:
+    """Select the payloads of rows in this node's mailbox."""
+    return select(message.c.id, message.c.payload).where(_mine(ROWS))
+
+
+def forget() -> Executable:
+    """Delete rows of this node's mailbox."""
+    return delete(message).where(_mine(ROWS))
+
+
+def waiting() -> Executable:
+    """Select what waits in this node's mailbox, without the payloads."""
+    return (
+        select(message.c.id, message.c.channel, message.c.group_name, epoch(message.c.expires_at))
+        .where(message.c.prefix == PREFIX, message.c.recipient == NODE, message.c.expires_at > CLOCK)
+        .order_by(message.c.id)
+    )
+
+
+def put_back(topic: Any) -> Executable:
+    """Move claimed rows that nobody read back to their queues, and ring there."""
+    back = (
+        update(message)
+        .values(recipient=queue_of(message.c.channel))
+        .where(_mine(ROWS))
+        .returning(message.c.recipient, message.c.id)
+    )
+    rows = back.cte("back")
+    ring = literal_column("'Q'", Text) + cast(func.min(rows.c.id), Text) + " " + rows.c.recipient
+    secret = select(installation.c.secret).scalar_subquery()
+    return select(func.pg_notify(topic(secret, "queue", PREFIX, rows.c.recipient), ring)).group_by(rows.c.recipient)
+
+
+def sweep_messages() -> Executable:
+    """Delete a batch of messages that nobody read in time."""
+    key = list(message.primary_key)
+    old = select(*key).where(message.c.expires_at <= NOW).limit(BATCH).with_for_update(skip_locked=True).cte("old")
+    return delete(message).where(*(part == old.c[part.name] for part in key))
+
+
+def _message_table(schema: str | None) -> ColumnElement[Any]:
+    """The table of messages as an object of its own; its name is no parameter: it is found when the plan is made."""
+    name = message.name if schema is None else f'"{schema}".{message.name}'
+    return literal_column(f"'{name}'::regclass")
+
+
+def message_table(schema: str | None) -> Executable:
+    """Select the full name of the table of messages, and whether this role may vacuum it."""
+    catalog = table("pg_class", column("oid"), column("relowner"), schema="pg_catalog")
+    may = func.pg_has_role(catalog.c.relowner, literal_column("'USAGE'"))
+    return select(cast(_message_table(schema), Text).label("name"), may).where(catalog.c.oid == _message_table(schema))
+
+
+def dead_messages(schema: str | None) -> Executable:
+    """Select how many dead rows the table of messages has, as far as the statistics know."""
+    return select(func.pg_stat_get_dead_tuples(_message_table(schema)))

@@ -1,0 +1,138 @@
+"""Statements about nodes: their leases, what they tell each other, and the sweeping of dead ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ARRAY, BindParameter, Interval, Text, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.sql import ColumnElement, Executable
+
+from channels_pg_sa.schema import installation, membership, message, node
+
+from .memberships import MEMBERS
+from .parts import ASYNCHRONOUS, CLOCK, INFINITY, NO_NODE, NODE, NOW, PREFIX, epoch
+
+
+def enter() -> Executable:
+    """Select the installation's secret and revision, and the database's clock."""
+    return select(installation.c.secret, installation.c.revision, epoch(CLOCK))
+
+
+def known_node() -> Executable:
+    """Select whether the node's row is there, and its own rather than a sweeper's placeholder."""
+    return select(exists().where(node.c.id == NODE, node.c.pid.is_not(None)))
+
+
+def register() -> Executable:
+    """Insert the node, or renew it."""
+    values: dict[str, BindParameter[Any]] = {name: bindparam(name) for name in ("host", "pid", "version")}
+    fresh = upsert(node).values(
+        id=NODE, prefix=PREFIX, lease_until=CLOCK + bindparam("lease", type_=Interval), **values
+    )
+    return fresh.on_conflict_do_update(
+        index_elements=[node.c.id],
+        set_={"seen_at": CLOCK, **{name: fresh.excluded[name] for name in (*values, "lease_until")}},
+    )
+
+
+def _renewal() -> list[ColumnElement[Any]]:
+    """Whether the node's lease could be renewed, whether the session LISTENs to its topic, and the time."""
+    renewed = (
+        update(node)
+        .where(node.c.id == NODE, node.c.pid.is_not(None))
+        .values(seen_at=CLOCK, lease_until=CLOCK + bindparam("lease", type_=Interval))
+        .returning(node.c.id)
+        .cte("renewed")
+    )
+    heard = func.pg_listening_channels().column_valued("heard")
+    hears = exists().where(heard == bindparam("topic", type_=Text))
+    return [exists(select(renewed.c.id)), hears, epoch(CLOCK)]
+
+
+def renew() -> Executable:
+    """Renew the node's lease, and see whether the session still LISTENs to its topic."""
+    return select(*_renewal())
+
+
+def beat() -> Executable:
+    """Renew, and see what there is to sweep and to claim.
+
+    All in one statement: it is the only one an idle process sends. It notifies nobody, because that would wake every
+    process that listens.
+    """
+    due = or_(
+        exists().where(message.c.expires_at <= NOW),
+        exists().where(node.c.lease_until <= NOW),
+        exists().where(membership.c.expires_at <= NOW, membership.c.expires_at < INFINITY),
+    )
+    queue = func.unnest(bindparam("queues", type_=ARRAY(Text))).column_valued("queue")
+    filled = select(func.array_agg(queue)).where(
+        exists().where(message.c.prefix == PREFIX, message.c.recipient == queue, message.c.expires_at > CLOCK)
+    )
+    return select(*_renewal(), due, filled.scalar_subquery())
+
+
+def leave_all() -> Executable:
+    """Delete the node, its memberships and its mailbox: it closes."""
+    gone = delete(node).where(node.c.id == NODE).cte("gone")
+    parted = delete(membership).where(MEMBERS).cte("parted")
+    return (
+        delete(message)
+        .where(message.c.prefix == PREFIX, message.c.recipient == NODE, select(ASYNCHRONOUS).exists())
+        .add_cte(gone, parted)
+    )
+
+
+def flush(topic: Any) -> Executable:
+    """Delete all messages and memberships of the prefix, and tell its nodes; return the ids of those that live."""
+    emptied = delete(message).where(message.c.prefix == PREFIX).cte("emptied")
+    parted = delete(membership).where(membership.c.prefix == PREFIX).cte("parted")
+    secret = select(installation.c.secret).scalar_subquery()
+    sign = bindparam("sign", type_=Text)
+    return (
+        select(node.c.id, func.pg_notify(topic(secret, "node", PREFIX, node.c.id), sign))
+        .where(node.c.prefix == PREFIX, node.c.pid.is_not(None), node.c.lease_until > CLOCK)
+        .add_cte(emptied, parted)
+    )
+
+
+def tell() -> Executable:
+    """Notify one topic."""
+    return select(func.pg_notify(bindparam("topic", type_=Text), bindparam("sign", type_=Text)))
+
+
+def sweep_lock(*, exclusive: bool) -> Executable:
+    """Take the lock that keeps sweepers one at a time, and nodes from registering meanwhile, until the commit."""
+    key = func.hashtextextended(installation.c.secret, 0)
+    return select(func.pg_try_advisory_xact_lock(key) if exclusive else func.pg_advisory_xact_lock_shared(key))
+
+
+def bury_nodes() -> Executable:
+    """Declare dead whose lease ran out: without a process, so that its members leave without notice to it."""
+    return update(node).where(node.c.lease_until <= NOW, node.c.pid.is_not(None)).values(pid=None)
+
+
+def sweep_nodes() -> Executable:
+    """Delete dead nodes that have no members left."""
+    return delete(node).where(
+        node.c.pid.is_(None),
+        node.c.lease_until <= NOW,
+        ~exists().where(membership.c.prefix == node.c.prefix, membership.c.node == node.c.id, membership.c.node != ""),
+    )
+
+
+def adopt_orphans() -> Executable:
+    """Give nodes that have members but no row (after a crash of the server) a lease, to come back in or be swept."""
+    nodes = select(NO_NODE.label("node")).cte("nodes", recursive=True)
+    following = (
+        select(membership.c.node)
+        .where(membership.c.prefix == PREFIX, membership.c.node > nodes.c.node, membership.c.node != "")
+        .order_by(membership.c.node)
+        .limit(1)
+        .scalar_subquery()
+    )
+    nodes = nodes.union_all(select(following).where(nodes.c.node.is_not(None)))
+    rows = select(nodes.c.node, PREFIX, CLOCK + bindparam("lease", type_=Interval)).where(nodes.c.node != "")
+    fresh = upsert(node).from_select(["id", "prefix", "lease_until"], rows, include_defaults=False)
+    return fresh.on_conflict_do_nothing()

@@ -1,0 +1,68 @@
+"""What statements are made of: their parameters, the clock, the rows of a batch, and rows by their places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Float,
+    Integer,
+    Interval,
+    Table,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    column,
+    extract,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.sql import ColumnElement, FromClause, Select
+from sqlalchemy.types import TypeEngine
+
+from channels_pg_sa.schema import Timestamp
+
+
+def given_rows(**columns: TypeEngine[Any]) -> FromClause:
+    """The rows of a batch: parallel arrays, one parameter a column, whatever the number of rows."""
+    arrays = [bindparam(name, type_=ARRAY(kind)) for name, kind in columns.items()]
+    fields = [column(name, kind) for name, kind in columns.items()]
+    return func.unnest(*arrays).table_valued(*fields, with_ordinality="place", name="given").render_derived()
+
+
+def epoch(moment: ColumnElement[Any]) -> ColumnElement[float]:
+    """A time as Unix time."""
+    return cast(extract("epoch", moment), Float)
+
+
+PREFIX = bindparam("prefix", type_=Text)
+NODE = bindparam("node", type_=Text)
+ROWS = bindparam("rows", type_=ARRAY(BigInteger))
+EXPIRY = bindparam("expiry", type_=Interval)
+BATCH = bindparam("batch", type_=Integer)
+CLOCK = func.clock_timestamp(type_=Timestamp)
+# The same for who looks for what is over: this one does not change within a statement, so it can bound an index scan.
+NOW = func.statement_timestamp(type_=Timestamp)
+INFINITY: ColumnElement[Any] = literal_column("'infinity'::timestamptz")
+# Memberships survive a crash but for the last moments; nodes restore those. So joins need not wait for the disk. Set
+# for the one transaction only, because behind a pooler the session is not ours.
+ASYNCHRONOUS = select(func.set_config("synchronous_commit", "off", literal_column("true"))).subquery("asynchronous")
+# Where a loose index scan through nodes begins. Not in a condition: one that says that a node is not this one makes the
+# index on prefix and node fit for it, which for the planner is as good as any other while it takes the table for empty.
+NO_NODE: ColumnElement[str] = literal_column("'' COLLATE \"C\"", Text)
+PLACE: ColumnElement[Any] = literal_column("ctid")
+
+
+def place_of(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -> ColumnElement[Any]:
+    """The place of the row with the key of a given one, NULL if there is none."""
+    return select(PLACE).select_from(whole).where(*key).correlate(given).scalar_subquery()
+
+
+def is_any(places: Select[Any]) -> ColumnElement[bool]:
+    """Whether a row is at one of the places."""
+    return PLACE == any_(func.array(places.scalar_subquery()))  # noqa: SIM300 - it is a column
