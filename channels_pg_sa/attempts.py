@@ -11,8 +11,10 @@ import psycopg
 
 from .backoff import Backoff
 from .call import Call
-from .database import Connection, Database, Fate, fate
+from .connection import Connection
+from .database import Database
 from .errors import ChannelLayerError, SchemaError, SendError
+from .fate import Fate, fate
 from .queries import Queries
 from .schema import REVISION
 

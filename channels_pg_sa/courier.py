@@ -14,8 +14,9 @@ import psycopg
 
 from .backlog import Backlog
 from .claims import Claim, ClaimBook
-from .database import OUTAGE, Database, Fate, fate
+from .database import Database
 from .dispatcher import Dispatcher
+from .fate import OUTAGE, Fate, fate
 from .mailboxes import Effects
 from .names import queue_of
 from .queries import Queries

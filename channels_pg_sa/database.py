@@ -1,48 +1,31 @@
-"""The connections that statements run on: an AsyncEngine over a psycopg_pool, and what their errors mean."""
+"""The connections that statements run on, lent by an AsyncEngine over a psycopg_pool."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import logging
-import os
-import select
-import socket
-import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.pq import ConnStatus
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from .backoff import Backoff
 from .config import Settings
+from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, is_pooled, sever, time_limit
 from .errors import LayerClosed
+from .held import Held
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 logger = logging.getLogger(__name__)
 
-Connection = psycopg.AsyncConnection[Any]
-
-# What a host of ours wants to know of a network that went away: not after the kernel's two hours.
-# https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-KEEPALIVES
-DEFAULTS: dict[str, Any] = {
-    "connect_timeout": 10,
-    "keepalives": 1,
-    "keepalives_idle": 30,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,
-}
 POOL_DEFAULTS: dict[str, Any] = {"min_size": 0, "max_size": 2, "reconnect_timeout": 0.5, "timeout": 2.0}
 POLL = 0.005
 """Seconds between two looks at the pool while it is closed."""
@@ -50,128 +33,6 @@ KEPT = 1.0
 """Seconds that a connection is kept at hand after its last statement, before it goes back to the pool."""
 CHECK = 2.0
 """Seconds that a connection which rested in the pool may take to show that it is still one."""
-
-# Planning the shortest statements costs more than running them. Each looks its rows up in an index, whatever it is
-# given, and must still do so when a table that was empty at the time of planning has filled.
-# https://www.postgresql.org/docs/current/runtime-config-query.html
-SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
-    ('plan_cache_mode', 'force_generic_plan'), ('enable_seqscan', 'off'), ('jit', 'off')) AS wanted (name, value)"""
-
-# The server's word that it did not do the statement, but would at another time.
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_AGAIN = frozenset({"40001", "40P01", "57P01", "57P02", "57P03", "57P05"})
-_NO_SUCH_THING = frozenset({"42P01", "42703", "42883", "3F000"})
-
-
-OUTAGE = (psycopg.Error, DBAPIError, OSError, asyncio.TimeoutError, LayerClosed)
-"""What work that meets an outage raises; anything else is a mistake of ours."""
-
-
-class Fate(enum.Enum):
-    """What an error says about the statement that met it."""
-
-    NOT_DONE = "not done, and it may be tried again"
-    REFUSED = "not done, and it will not be"
-    NO_SCHEMA = "not done: it needs tables that are not there"
-    UNKNOWN = "nobody can tell whether it was done"
-
-
-def fate(error: Exception) -> Fate:
-    """Tell what an error means for the statement.
-
-    An error with an SQLSTATE is the server's answer in place of a commit. Without one the connection was lost, and the
-    answer with it.
-    """
-    state = error.sqlstate if isinstance(error, psycopg.Error) else None
-    if state is None:
-        # libpq's own, of an answer that it cannot read, is no more than a DatabaseError.
-        is_lost = isinstance(error, psycopg.OperationalError) or type(error) is psycopg.DatabaseError
-        return Fate.UNKNOWN if is_lost else Fate.REFUSED
-    if state.startswith("08"):  # a pooler's, which has lost the server under the statement
-        return Fate.UNKNOWN
-    if state in _AGAIN:
-        return Fate.NOT_DONE
-    return Fate.NO_SCHEMA if state in _NO_SUCH_THING else Fate.REFUSED
-
-
-def sever(connection: Connection) -> None:
-    """Break a connection off, so that who waits for its answer is told at once; works on a dead network too."""
-    if connection.pgconn.status == ConnStatus.OK:
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as twin:
-            twin.shutdown(socket.SHUT_RDWR)
-
-
-@contextlib.contextmanager
-def time_limit(connection: Connection, seconds: float) -> Iterator[None]:
-    """Break the connection off if the statements in the block take longer: cancelling them would want an answer."""
-    timer = asyncio.get_running_loop().call_later(seconds, sever, connection)
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-class CleanConnection(psycopg.AsyncConnection[Any]):
-    """A connection that goes back to the pool it is from, and leaves no open socket where connecting failed."""
-
-    @classmethod
-    async def connect(cls, *arguments: Any, **parameters: Any) -> Self:
-        """Connect as psycopg does, whose errors hold the socket until the garbage collector comes by."""
-        try:
-            return await super().connect(*arguments, **parameters)
-        except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None:
-                traceback.clear_frames(cause.__traceback__)
-                cause = cause.__context__
-            raise
-
-    async def close(self) -> None:
-        """Return the connection to the pool that lent it, which counts one that has ended too; else close it.
-
-        https://www.psycopg.org/psycopg3/docs/advanced/pool.html#pool-sqlalchemy; the option close_returns needs
-        psycopg 3.3, and does not return one that has ended.
-        """
-        pool: AsyncConnectionPool[Any] | None = getattr(self, "_pool", None)
-        await (super().close() if pool is None else pool.putconn(self))
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """A connection of the engine's, taken out of it once for many statements."""
-
-    engine_s: AsyncConnection
-    driver: Connection
-    poll: select.poll = field(default_factory=select.poll)
-    timer: asyncio.TimerHandle | None = None
-    doubted: bool = False
-
-    def __post_init__(self) -> None:
-        self.poll.register(self.driver.pgconn.socket, select.POLLIN)
-        self.driver.add_notice_handler(self._heed)
-
-    def is_alive(self) -> bool:
-        """Tell whether the server's end was still there a moment ago; costs a system call, and no round trip."""
-        try:
-            if self.has_news():
-                self.driver.pgconn.consume_input()
-        except (psycopg.Error, OSError):
-            return False
-        return self.driver.pgconn.status == ConnStatus.OK
-
-    def has_news(self) -> bool:
-        """Tell whether anything has come from the server's end that nobody has looked at."""
-        return bool(self.poll.poll(0))
-
-    async def give_back(self) -> None:
-        """Return the connection to the engine."""
-        self.driver.remove_notice_handler(self._heed)
-        with contextlib.suppress(DBAPIError, psycopg.Error):
-            await self.engine_s.close()
-
-    def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
-        """Hear a server that ends the connection: told between two statements, that is no error but a notice."""
-        self.doubted = self.doubted or notice.severity_nonlocalized == "FATAL"
 
 
 class Database:
@@ -393,10 +254,3 @@ def _sized(given: Mapping[str, Any]) -> dict[str, Any]:
     if "max_size" not in given or (options["max_size"] is None and options["min_size"] == 0):
         options["max_size"] = max(options["min_size"], POOL_DEFAULTS["max_size"])
     return options
-
-
-async def is_pooled(connection: Connection) -> bool:
-    """Tell whether a pooler stands in between: then it is not the server's process id that the client was given."""
-    cursor = await connection.execute("SELECT pg_backend_pid()")
-    row = await cursor.fetchone()
-    return row is not None and row[0] != connection.info.backend_pid

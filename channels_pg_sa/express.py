@@ -21,7 +21,10 @@ from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGconn, PGresult
 
 from .call import resolve
-from .database import KEPT, OUTAGE, Database, Held, sever, time_limit
+from .connection import sever, time_limit
+from .database import KEPT, Database
+from .fate import OUTAGE
+from .held import Held
 from .prepared import Bound, Prepared
 
 logger = logging.getLogger(__name__)

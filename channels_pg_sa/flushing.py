@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import psycopg
 
-from .database import Connection, Database
+from .connection import Connection
+from .database import Database
 from .listener import Listener
 from .parcels import Acknowledged, Flushed
 from .queries import Queries

@@ -12,7 +12,9 @@ from typing import Any
 from psycopg.errors import InvalidSqlStatementName
 
 from .clock import Clock
-from .database import OUTAGE, Connection, Database
+from .connection import Connection
+from .database import Database
+from .fate import OUTAGE
 from .listener import ConnectionLost, Listener
 from .queries import Pulse, Queries
 

@@ -13,7 +13,7 @@ from psycopg.pq import PGnotify
 
 from .address import Connector
 from .backoff import Backoff
-from .database import DEFAULTS, SETTINGS, CleanConnection, Connection, sever, time_limit
+from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, sever, time_limit
 
 T = TypeVar("T")
 

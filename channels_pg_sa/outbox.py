@@ -16,10 +16,12 @@ from .attempts import Attempts, send_error
 from .call import Call
 from .callqueue import LaneFull
 from .compiled import Compiled
-from .database import Connection, Database, Fate, fate
+from .connection import Connection
+from .database import Database
 from .drops import DropLog
 from .errors import SendError
 from .express import Express
+from .fate import Fate, fate
 from .lane import Lane, Over
 from .names import recipient_of
 from .prepared import Prepared

@@ -17,11 +17,13 @@ import psycopg
 
 from .clock import Clock
 from .config import Settings
+from .connection import Connection, is_pooled
 from .courier import Courier
-from .database import OUTAGE, Connection, Database, Fate, fate, is_pooled
+from .database import Database
 from .dispatcher import Dispatcher
 from .drops import DropLog
 from .errors import ChannelLayerError, LayerClosed, PoolerError, SchemaError
+from .fate import OUTAGE, Fate, fate
 from .flushing import Flushes
 from .heartbeat import Heartbeat
 from .inbox import Inbox

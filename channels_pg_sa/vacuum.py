@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .database import OUTAGE, Database
+from .database import Database
+from .fate import OUTAGE
 from .queries import Queries
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from benchmarks.growth.counters import Cost, Meter, counted, middle
 from benchmarks.growth.crowd import PREFIX, Crowd, node_id
 from benchmarks.growth.model import Load
 from channels_pg_sa.compiled import compiled
-from channels_pg_sa.database import SETTINGS
+from channels_pg_sa.connection import SETTINGS
 from channels_pg_sa.layer import Layer
 from channels_pg_sa.queries import GroupSend, Queries, Send
 

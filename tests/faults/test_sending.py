@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
 from channels_pg_sa import LayerClosed, SendError, node
-from channels_pg_sa.database import Fate, fate
+from channels_pg_sa.fate import Fate, fate
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.proxy import Proxy

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from channels_pg_sa.compiled import compiled
-from channels_pg_sa.database import SETTINGS
+from channels_pg_sa.connection import SETTINGS
 from tests.support.databases import TestServer
 from tests.support.layers import LayerFactory
 

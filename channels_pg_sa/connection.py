@@ -1,0 +1,86 @@
+"""A connection to the server: what it is told, how it ends, and whether a pooler stands in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import traceback
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.pq import ConnStatus
+from psycopg_pool import AsyncConnectionPool
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Connection = psycopg.AsyncConnection[Any]
+
+# What a host of ours wants to know of a network that went away: not after the kernel's two hours.
+# https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-KEEPALIVES
+DEFAULTS: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+# Planning the shortest statements costs more than running them. Each looks its rows up in an index, whatever it is
+# given, and must still do so when a table that was empty at the time of planning has filled.
+# https://www.postgresql.org/docs/current/runtime-config-query.html
+SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
+    ('plan_cache_mode', 'force_generic_plan'), ('enable_seqscan', 'off'), ('jit', 'off')) AS wanted (name, value)"""
+
+
+def sever(connection: Connection) -> None:
+    """Break a connection off, so that who waits for its answer is told at once; works on a dead network too."""
+    if connection.pgconn.status == ConnStatus.OK:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def time_limit(connection: Connection, seconds: float) -> Iterator[None]:
+    """Break the connection off if the statements in the block take longer: cancelling them would want an answer."""
+    timer = asyncio.get_running_loop().call_later(seconds, sever, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class CleanConnection(psycopg.AsyncConnection[Any]):
+    """A connection that goes back to the pool it is from, and leaves no open socket where connecting failed."""
+
+    @classmethod
+    async def connect(cls, *arguments: Any, **parameters: Any) -> Self:
+        """Connect as psycopg does, whose errors hold the socket until the garbage collector comes by."""
+        try:
+            return await super().connect(*arguments, **parameters)
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                traceback.clear_frames(cause.__traceback__)
+                cause = cause.__context__
+            raise
+
+    async def close(self) -> None:
+        """Return the connection to the pool that lent it, which counts one that has ended too; else close it.
+
+        https://www.psycopg.org/psycopg3/docs/advanced/pool.html#pool-sqlalchemy; the option close_returns needs
+        psycopg 3.3, and does not return one that has ended.
+        """
+        pool: AsyncConnectionPool[Any] | None = getattr(self, "_pool", None)
+        await (super().close() if pool is None else pool.putconn(self))
+
+
+async def is_pooled(connection: Connection) -> bool:
+    """Tell whether a pooler stands in between: then it is not the server's process id that the client was given."""
+    cursor = await connection.execute("SELECT pg_backend_pid()")
+    row = await cursor.fetchone()
+    return row is not None and row[0] != connection.info.backend_pid
