@@ -5,37 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import secrets
-import socket
 import threading
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
-
-import psycopg
 
 from .clock import Clock
 from .config import Settings
-from .connection import Connection, is_pooled
+from .connection import Connection
 from .courier import Courier
 from .database import Database
 from .dispatcher import Dispatcher
 from .drops import DropLog
-from .errors import ChannelLayerError, LayerClosed, PoolerError, SchemaError
-from .fate import OUTAGE, Fate, fate
+from .errors import ChannelLayerError, LayerClosed
+from .fate import OUTAGE
 from .flushing import Flushes
 from .heartbeat import Heartbeat
 from .inbox import Inbox
 from .iothread import IOThread
 from .listener import ConnectionLost, Listener
 from .mailboxes import Effects, Entry
-from .names import node_of, topic
-from .parcels import Acknowledged, Flushed, Parcel, parse
+from .parcels import Acknowledged, Flushed, parse
 from .queries import Queries
-from .schema import REVISION
+from .recovery import Recovery
 from .vacuum import Vacuum
-from .version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +35,6 @@ RECANCEL = 0.5
 """Seconds after which a task that was cancelled and goes on is cancelled again."""
 READY = 0.005
 """Seconds between two looks whether the listener is up."""
-POOLER_PATIENCE = 2.0
-"""Seconds that a notification to oneself may take where a pooler is suspected of swallowing it."""
 
 
 class Reception:
@@ -77,12 +67,9 @@ class Reception:
         self._database = database
         self._queries = queries
         self._announcements = announcements
-        self._secret = ""
         self._started = False
         self._starting = threading.Lock()
         self._is_away = False
-        self._registered = False
-        self._mark = 0
         self._tasks: list[asyncio.Task[Any]] = []
         self._clock = Clock()
         self.inbox = Inbox(
@@ -113,19 +100,29 @@ class Reception:
             expiry=settings.expiry,
             bounded=settings.bounded,
         )
+        self._recovery = Recovery(
+            node_id,
+            settings,
+            database=database,
+            queries=queries,
+            inbox=self.inbox,
+            clock=self._clock,
+            listener=self._listener,
+            courier=self._courier,
+        )
         self._heartbeat = Heartbeat(
             settings.heartbeat,
             database,
             queries,
             self._listener,
             self._clock,
-            topic=self._topic,
+            topic=self._recovery.topic,
             queues=lambda: sorted(self._courier.book.queues),
             filled=self._courier.overlooked,
             deleted=vacuum.note,
             spawn=spawn,
         )
-        self._flushes = Flushes(node_id, database, queries, self._listener, self._topic)
+        self._flushes = Flushes(node_id, database, queries, self._listener, self._recovery.topic)
 
     # For the node --------------------------------------------------------------------------------
 
@@ -207,7 +204,7 @@ class Reception:
 
     async def sign_off(self, patience: float) -> None:
         """Delete what is this node's. If the database is away, others will sweep it."""
-        if self._registered:
+        if self._recovery.is_registered:
             with contextlib.suppress(*OUTAGE):
                 await asyncio.wait_for(self._leave_all(patience), patience)
 
@@ -220,90 +217,17 @@ class Reception:
         ]
 
     async def _recover(self, connection: Connection) -> None:
-        """Make a new connection of the listener's ours: LISTEN first, then read what the tables have for this node."""
-        pooled = await is_pooled(connection)
-        if pooled:  # the session may have been another's, whose prepared statements are still there
-            connection.prepare_threshold = None
-        await self._enter(connection)
-        with self.inbox.decisions() as dispatcher:
-            known = dispatcher.known
-        queues = sorted(self._courier.book.queues)
-        await self._listener.listen(connection, [self._topic(), *self._queue_topics(queues)])
-        if pooled:
-            await self._check_pooler(connection)
-        await self._register(connection)
-        # In this order: who joined before a message was sent is a member when the second is read.
-        waiting = await self._queries.waiting(connection)
-        members = await self._queries.members(connection)
-        with self.inbox.decisions() as dispatcher:
-            dispatcher.members.replace(members)
-            dispatcher.vanished(known.difference(parcel.id for parcel in waiting))
-            self._take_in(dispatcher, waiting)
-        await self._send_mark(connection)
-        self._courier.hears(queues)
-
-    def _take_in(self, dispatcher: Dispatcher, waiting: list[Parcel]) -> None:
-        """Take in what the mailbox holds, which until a mark comes round may be notified of once more."""
-        self._mark += 1
-        dispatcher.recover(waiting, self._mark, self._clock.now())
-
-    async def _send_mark(self, connection: Connection) -> None:
-        """Notify ourselves, to hear where the notifications end that may tell once more of what a table showed.
-
-        Only their order tells: a row can be read before those who listen are notified of it, so the answer to a
-        statement, or time, would say nothing. If this fails, the reading must be done again, with a mark of its own.
-        """
-        await self._queries.tell(connection, self._topic(), f"B{self._mark}")
-
-    async def _enter(self, connection: Connection) -> None:
-        before = time.monotonic()
-        try:
-            self._secret, revision, now = await self._queries.enter(connection)
-        except psycopg.Error as error:
-            if fate(error) is Fate.NO_SCHEMA:
-                raise SchemaError(None, REVISION) from error
-            raise
-        self._clock.observe(before, time.monotonic(), now)
-        if revision < REVISION:
-            raise SchemaError(revision, REVISION)
-
-    async def _check_pooler(self, connection: Connection) -> None:
-        """Notify ourselves by another way: what never comes was swallowed by a pooler in transaction mode."""
-        for _ in range(3):  # once may be chance
-            sign = f"B-{secrets.randbelow(2**31)}"
-            async with self._database.connection(POOLER_PATIENCE) as other:
-                await self._queries.tell(other, self._topic(), sign)
-            if not await self._listener.hears(connection, sign.encode(), POOLER_PATIENCE):
-                raise PoolerError
-
-    async def _register(self, connection: Connection) -> None:
-        async with connection.transaction():
-            known = await self._queries.register(
-                connection, host=socket.gethostname(), pid=os.getpid(), version=__version__
-            )
-            if not known:
-                # New, or taken for dead and swept: what is a member here is one still.
-                with self.inbox.decisions() as dispatcher:
-                    members = list(dispatcher.members)
-                await self._queries.restore(connection, members)
-        self._registered = True
+        await self._recovery.recover(connection)
 
     async def _reread(self) -> None:
-        """Find rows that were claimed by a statement whose answer was lost."""
-        async with self._database.connection(self._settings.send_timeout) as connection:
-            waiting = await self._queries.waiting(connection)
-            # Of all the rest we hear; we may not have heard yet of the joins that a message to a group is for.
-            claimed = [parcel for parcel in waiting if not parcel.grouped and node_of(parcel.name) is None]
-            with self.inbox.decisions() as dispatcher:
-                self._take_in(dispatcher, claimed)
-            await self._send_mark(connection)
+        await self._recovery.reread()
 
     async def _leave_all(self, patience: float) -> None:
         async with self._database.connection(patience) as connection:
             await self._queries.leave_all(connection)
 
     async def _listen_to_queues(self, queues: list[str], stop: bool) -> bool:
-        return await self._listener.add(self._queue_topics(queues), stop=stop)
+        return await self._listener.add(self._recovery.queue_topics(queues), stop=stop)
 
     # What is heard -------------------------------------------------------------------------------
 
@@ -361,9 +285,3 @@ class Reception:
     def _soon(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended: so has what this was about
             self._thread.loop.call_soon_threadsafe(function, *arguments)
-
-    def _topic(self) -> str:
-        return topic(self._secret, "node", self._settings.prefix, self._node_id)
-
-    def _queue_topics(self, queues: Iterable[str]) -> list[str]:
-        return [topic(self._secret, "queue", self._settings.prefix, queue) for queue in queues]

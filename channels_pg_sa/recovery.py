@@ -1,0 +1,156 @@
+"""A new connection of the listener's becomes this node's, at the start as after an outage."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable
+
+import psycopg
+
+from .clock import Clock
+from .config import Settings
+from .connection import Connection, is_pooled
+from .courier import Courier
+from .database import Database
+from .dispatcher import Dispatcher
+from .errors import PoolerError, SchemaError
+from .fate import Fate, fate
+from .inbox import Inbox
+from .listener import Listener
+from .names import node_of, topic
+from .parcels import Parcel
+from .queries import Queries
+from .schema import REVISION
+from .version import __version__
+
+POOLER_PATIENCE = 2.0
+"""Seconds that a notification to oneself may take where a pooler is suspected of swallowing it."""
+
+
+class Recovery:
+    """LISTEN, and then read from the tables what has happened meanwhile.
+
+    Args:
+        node_id: of the node.
+        settings: of the layer.
+        database: lends connections.
+        queries: the layer's statements.
+        inbox: takes in what the tables have for this node.
+        clock: the database's.
+        listener: whose connections they are.
+        courier: knows whose doorbells are to be listened for.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        settings: Settings,
+        *,
+        database: Database,
+        queries: Queries,
+        inbox: Inbox,
+        clock: Clock,
+        listener: Listener,
+        courier: Courier,
+    ) -> None:
+        self.is_registered = False
+        self._node_id = node_id
+        self._settings = settings
+        self._database = database
+        self._queries = queries
+        self._inbox = inbox
+        self._clock = clock
+        self._listener = listener
+        self._courier = courier
+        self._secret = ""
+        self._mark = 0
+
+    def topic(self) -> str:
+        """Return what this node listens on."""
+        return topic(self._secret, "node", self._settings.prefix, self._node_id)
+
+    def queue_topics(self, queues: Iterable[str]) -> list[str]:
+        """Return where the doorbells of queues are heard."""
+        return [topic(self._secret, "queue", self._settings.prefix, queue) for queue in queues]
+
+    async def recover(self, connection: Connection) -> None:
+        """Make a new connection of the listener's this node's."""
+        pooled = await is_pooled(connection)
+        if pooled:  # the session may have been another's, whose prepared statements are still there
+            connection.prepare_threshold = None
+        await self._enter(connection)
+        with self._inbox.decisions() as dispatcher:
+            known = dispatcher.known
+        queues = sorted(self._courier.book.queues)
+        await self._listener.listen(connection, [self.topic(), *self.queue_topics(queues)])
+        if pooled:
+            await self._check_pooler(connection)
+        await self._register(connection)
+        # In this order: who joined before a message was sent is a member when the second is read.
+        waiting = await self._queries.waiting(connection)
+        members = await self._queries.members(connection)
+        with self._inbox.decisions() as dispatcher:
+            dispatcher.members.replace(members)
+            dispatcher.vanished(known.difference(parcel.id for parcel in waiting))
+            self._take_in(dispatcher, waiting)
+        await self._send_mark(connection)
+        self._courier.hears(queues)
+
+    async def reread(self) -> None:
+        """Find rows that were claimed by a statement whose answer was lost."""
+        async with self._database.connection(self._settings.send_timeout) as connection:
+            waiting = await self._queries.waiting(connection)
+            # Of all the rest we hear; we may not have heard yet of the joins that a message to a group is for.
+            claimed = [parcel for parcel in waiting if not parcel.grouped and node_of(parcel.name) is None]
+            with self._inbox.decisions() as dispatcher:
+                self._take_in(dispatcher, claimed)
+            await self._send_mark(connection)
+
+    def _take_in(self, dispatcher: Dispatcher, waiting: list[Parcel]) -> None:
+        """Take in what the mailbox holds, which until a mark comes round may be notified of once more."""
+        self._mark += 1
+        dispatcher.recover(waiting, self._mark, self._clock.now())
+
+    async def _send_mark(self, connection: Connection) -> None:
+        """Notify ourselves, to hear where the notifications end that may tell once more of what a table showed.
+
+        Only their order tells: a row can be read before those who listen are notified of it, so the answer to a
+        statement, or time, would say nothing. If this fails, the reading must be done again, with a mark of its own.
+        """
+        await self._queries.tell(connection, self.topic(), f"B{self._mark}")
+
+    async def _enter(self, connection: Connection) -> None:
+        before = time.monotonic()
+        try:
+            self._secret, revision, now = await self._queries.enter(connection)
+        except psycopg.Error as error:
+            if fate(error) is Fate.NO_SCHEMA:
+                raise SchemaError(None, REVISION) from error
+            raise
+        self._clock.observe(before, time.monotonic(), now)
+        if revision < REVISION:
+            raise SchemaError(revision, REVISION)
+
+    async def _check_pooler(self, connection: Connection) -> None:
+        """Notify ourselves by another way: what never comes was swallowed by a pooler in transaction mode."""
+        for _ in range(3):  # once may be chance
+            sign = f"B-{secrets.randbelow(2**31)}"
+            async with self._database.connection(POOLER_PATIENCE) as other:
+                await self._queries.tell(other, self.topic(), sign)
+            if not await self._listener.hears(connection, sign.encode(), POOLER_PATIENCE):
+                raise PoolerError
+
+    async def _register(self, connection: Connection) -> None:
+        async with connection.transaction():
+            known = await self._queries.register(
+                connection, host=socket.gethostname(), pid=os.getpid(), version=__version__
+            )
+            if not known:
+                # New, or taken for dead and swept: what is a member here is one still.
+                with self._inbox.decisions() as dispatcher:
+                    members = list(dispatcher.members)
+                await self._queries.restore(connection, members)
+        self.is_registered = True
