@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from .mailboxes import Entry, Mailboxes
+from .entry import Entry
+from .mailboxes import Mailboxes
 from .members import MemberIndex
 from .names import MAX_LENGTH, node_of, queue_of
 from .parcels import Flushed, Frame, Joined, Left, Mark, Parcel, Ring

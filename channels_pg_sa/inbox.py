@@ -12,7 +12,8 @@ from .call import resolve
 from .clock import Clock
 from .dispatcher import Dispatcher
 from .drops import DropLog
-from .mailboxes import Effects, Entry, Reader
+from .entry import Entry
+from .mailboxes import Effects, Reader
 
 
 class Inbox:

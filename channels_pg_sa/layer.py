@@ -16,8 +16,8 @@ from .codec import Message, MessageCodec
 from .compiled import compiled_statement
 from .config import Settings, settings_from_mapping
 from .directory import Directory, Rows
+from .entry import Entry
 from .errors import ChannelFull, DecodeError, MessageTooLarge
-from .mailboxes import Entry
 from .names import check_channel, check_group, check_prefix, new_channel, new_node
 from .node import Node
 from .transactional import TransactionalSends

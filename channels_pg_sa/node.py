@@ -18,9 +18,9 @@ from .config import Settings
 from .database import Database
 from .dispatcher import Dispatcher
 from .drops import DropLog
+from .entry import Entry
 from .errors import LayerClosed
 from .iothread import IOThread
-from .mailboxes import Entry
 from .names import node_of, recipient_of
 from .outbox import Outbox, Sending
 from .prepared import Prepared

@@ -16,6 +16,7 @@ from .courier import Courier
 from .database import Database
 from .dispatcher import Dispatcher
 from .drops import DropLog
+from .entry import Entry
 from .errors import ChannelLayerError, LayerClosed
 from .fate import OUTAGE
 from .flushing import Flushes
@@ -23,7 +24,7 @@ from .heartbeat import Heartbeat
 from .inbox import Inbox
 from .iothread import IOThread
 from .listener import ConnectionLost, Listener
-from .mailboxes import Effects, Entry
+from .mailboxes import Effects
 from .parcels import Acknowledged, Flushed, parse
 from .queries import Queries
 from .recovery import Recovery

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from channels_pg_sa.dispatcher import Dispatcher
-from channels_pg_sa.mailboxes import Effects, Entry
+from channels_pg_sa.entry import Entry
+from channels_pg_sa.mailboxes import Effects
 from channels_pg_sa.parcels import Acknowledged, Flushed, Joined, Left, Mark, Parcel, Ring
 
 NODE = "0123456789ab"
@@ -98,12 +99,12 @@ def test_members_in_several_threads_may_decode_their_message_at_the_same_moment(
     decode, inner = base64.b64decode, list[bytes]()
 
     def slow(text: bytes) -> bytes:
-        monkeypatch.setattr("channels_pg_sa.mailboxes.base64.b64decode", decode)
+        monkeypatch.setattr("channels_pg_sa.entry.base64.b64decode", decode)
         inner.append(entry.payload)  # another reader comes while this one decodes
         assert entry.is_here
         return decode(text)
 
-    monkeypatch.setattr("channels_pg_sa.mailboxes.base64.b64decode", slow)
+    monkeypatch.setattr("channels_pg_sa.entry.base64.b64decode", slow)
     assert entry.payload == b"abcd"
     assert inner == [b"abcd"]
     assert entry.payload == b"abcd"

@@ -17,7 +17,8 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from channels_pg_sa.dispatcher import Dispatcher
-from channels_pg_sa.mailboxes import Effects, Entry
+from channels_pg_sa.entry import Entry
+from channels_pg_sa.mailboxes import Effects
 from channels_pg_sa.names import node_of, queue_of, recipient_of
 from channels_pg_sa.parcels import Parcel, parse
 

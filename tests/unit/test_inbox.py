@@ -11,8 +11,8 @@ import pytest
 from channels_pg_sa.clock import Clock
 from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.drops import DropLog
+from channels_pg_sa.entry import Entry
 from channels_pg_sa.inbox import Inbox
-from channels_pg_sa.mailboxes import Entry
 
 CHANNEL = "s.0123456789ab!a"
 
