@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from .call import resolve
@@ -56,6 +56,7 @@ class Express:
         self._held: Held | None = None
         self._socket = -1
         self._done: Done | None = None
+        self._at_rest: list[Callable[[], None]] = []
         self._error: psycopg.Error | None = None
         self._result: PGresult | None = None
         self._since = 0.0
@@ -94,13 +95,16 @@ class Express:
                 pgconn.send_query_prepared(statement.name, statement.values, formats)
                 if pgconn.flush():
                     self._loop.call_soon_threadsafe(self._write_rest, held)
-            except BaseException as error:
-                # Whatever has gone out of it, nothing may follow. A thread may be interrupted anywhere.
-                sever(held.driver)
-                self._error = psycopg.OperationalError(f"interrupted: {error!r}")
+            except psycopg.Error as error:
+                sever(held.driver)  # whatever has gone out of it, nothing may follow
+                self._error = error
                 self._loop.call_soon_threadsafe(self._conclude, held)
-                if not isinstance(error, psycopg.Error):
-                    raise
+            except BaseException:  # a thread may be interrupted anywhere: libpq has all of the statement, or nothing
+                if held.driver.pgconn.transaction_status == TransactionStatus.IDLE:
+                    self._done = None
+                else:
+                    self._loop.call_soon_threadsafe(self._write_rest, held)
+                raise
         return True
 
     # On the I/O loop -----------------------------------------------------------------------------
@@ -121,6 +125,14 @@ class Express:
             if self._done is None:
                 self._release()
 
+    def when_at_rest(self, function: Callable[[], None]) -> None:
+        """Call a function as soon as no statement is under way, after whoever waits for that has been told."""
+        with self._lock:
+            if self._done is not None:
+                self._at_rest.append(function)
+                return
+        function()
+
     async def close(self) -> None:
         """Give the connection back, and hold none any more; a statement that is under way is broken off."""
         self._not_before = float("inf")
@@ -134,11 +146,17 @@ class Express:
             if held.driver.prepare_threshold is None:  # a pooler stands in between, which shares sessions
                 self._not_before = float("inf")
                 return
-            await self._execute(held, self._prepared.prepare)
-            with self._watching(held):
-                await self._until_left(held)
-            if held.is_alive():
-                await self._execute(held, self._prepared.deallocate)
+            # libpq closes its socket in whatever thread it meets the end, and the number is free for others at once:
+            # the loop watches a duplicate.
+            self._socket = os.dup(held.driver.fileno())
+            try:
+                await self._execute(held, self._prepared.prepare)
+                with self._watching(held):
+                    await self._until_left(held)
+                if held.is_alive():
+                    await self._execute(held, self._prepared.deallocate)
+            finally:
+                os.close(self._socket)
 
     async def _execute(self, held: Held, statements: str) -> None:
         """Run all of them or, so that no session keeps one, end it. Closing waits for them, which are soon over."""
@@ -157,9 +175,6 @@ class Express:
 
     @contextlib.contextmanager
     def _watching(self, held: Held) -> Iterator[None]:
-        # libpq closes its socket in whatever thread it meets the end, and the number is free for others at once: the
-        # loop watches a duplicate.
-        self._socket = os.dup(held.driver.fileno())
         self._loop.add_reader(self._socket, self._readable, held)
         try:
             with self._lock:
@@ -170,7 +185,6 @@ class Express:
             self._break_off(held)
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
-            os.close(self._socket)
 
     async def _until_left(self, held: Held) -> None:
         """Wait until the connection is not wanted any more: for a while, by others, or at all."""
@@ -238,6 +252,9 @@ class Express:
                 self._release()
         if done is not None:
             done(error, result)
+        at_rest, self._at_rest = self._at_rest, []
+        for function in at_rest:
+            function()
 
     def _release(self) -> None:
         """Let go of the connection; with the lock held, from any thread."""

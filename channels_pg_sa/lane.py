@@ -36,6 +36,7 @@ class Lane(Generic[J]):
         shortcut: begins a batch of started calls, from any thread, and returns True; or False if that cannot be done
             now. When it is over it calls the given function on the lane's loop: with True if the results and errors
             are set, with False if nothing was done and `run` shall do it.
+        at_rest: calls a function on the lane's loop as soon as the shortcut has no batch under way.
         cost: of a job, in bytes; a batch ends where `budget` is reached.
         batch: the most calls that go together.
         limit: the most calls that may wait.
@@ -49,6 +50,7 @@ class Lane(Generic[J]):
         *,
         late: Callable[[Call[J]], BaseException],
         shortcut: Callable[[list[Call[J]], Over], bool] | None = None,
+        at_rest: Callable[[Callable[[], None]], None] = lambda function: function(),
         cost: Callable[[J], int] = lambda _job: 0,
         budget: int = 4 * 1024 * 1024,
         batch: int = 1000,
@@ -59,6 +61,7 @@ class Lane(Generic[J]):
         self._run = run
         self._late = late
         self._shortcut = shortcut
+        self._at_rest = at_rest
         self._calls: CallQueue[J] = CallQueue(cost=cost, budget=budget, batch=batch, limit=limit)
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -88,7 +91,9 @@ class Lane(Generic[J]):
                 self._gathered()
         except BaseException:  # a KeyboardInterrupt, for example, which may come anywhere
             if call.leads:
-                self._loop.call_soon_threadsafe(self._go_on_after, call)
+                # Not beside a batch that it may have begun.
+                self._loop.call_soon_threadsafe(self._at_rest, functools.partial(self._go_on_after, call))
+                self._watch_soon()
             raise
         return call
 

@@ -82,6 +82,7 @@ class Outbox:
             self._run_sends,
             late=self._attempts.late,
             shortcut=None if bounded else self._begin_sends,
+            at_rest=self._express.when_at_rest,
             cost=lambda job: len(job.payload),
         )
         self.memberships: Lane[Membership] = Lane(
@@ -90,6 +91,7 @@ class Outbox:
             self._run_memberships,
             late=self._attempts.late,
             shortcut=self._begin_memberships,
+            at_rest=self._express.when_at_rest,
         )
         self.reads: Lane[Compiled] = Lane("channels_pg_sa reads", loop, self._run_reads, late=self._attempts.late)
         self.flushes: Lane[None] = Lane("channels_pg_sa flushes", loop, self._run_flushes, late=self._attempts.late)
@@ -209,8 +211,7 @@ class Outbox:
     @staticmethod
     def _conclude_memberships(left: bool, over: Over, error: psycopg.Error | None, result: PGresult | None) -> None:
         """Tell the lane. What is not done for certain is done again the long way, which does no harm."""
-        missed = left and (result is None or result.get_value(0, 0) != b"0")
-        over(error is None and not missed)
+        over(error is None and not (left and (result is None or result.get_value(0, 0) != b"0")))
 
     async def _change_memberships(self, connection: Connection, jobs: list[Membership]) -> None:
         """Bring each membership into the state that was asked for last."""

@@ -18,12 +18,13 @@ from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
 from .breaking import SwallowingProxy, text
-from .test_express import express, hold
+from .test_express import express, hold, interrupted
 
 Change = Callable[[PostgresLayer, str], Awaitable[None]]
 
 MEMBERS = "SELECT group_name, channel FROM channels_pg_sa_membership ORDER BY 1, 2"
 BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_membership'::regclass"
+WAITS = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 CHANGES: dict[str, Change] = {
     "join": lambda layer, group: layer.group_add(group, "jobs"),
@@ -39,6 +40,21 @@ def locked(url: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(url, application_name="tests") as locker:
         locker.execute("LOCK TABLE channels_pg_sa_membership IN ACCESS EXCLUSIVE MODE")
         yield locker
+
+
+@contextmanager
+def busy(url: str, prefix: str, change: str) -> Iterator[psycopg.Connection[Any]]:
+    """Have a transaction of another's keep a join or leave waiting, and not its opposite, until it is rolled back."""
+    with psycopg.connect(url, application_name="tests") as other:
+        if change.startswith("join"):
+            columns = "prefix, group_name, node, channel"
+            other.execute(
+                f"INSERT INTO channels_pg_sa_membership ({columns}) VALUES (%s, 'group', '', 'jobs')", [prefix]
+            )
+        else:
+            other.execute("SELECT 1 FROM channels_pg_sa_membership FOR KEY SHARE")
+        yield other
+        other.rollback()
 
 
 async def under_way(layer: PostgresLayer, url: str) -> None:
@@ -100,6 +116,68 @@ async def test_lost_under_the_statement(
     assert query(layer_url, MEMBERS) == expected(change)
 
 
+class Interrupted:
+    """A libpq connection under which a signal comes before the statement is handed over, or right after."""
+
+    def __init__(self, connection: Any, *, sent: bool) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._sent = sent
+        connection.pgconn = self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pgconn, name)
+
+    def send_query_prepared(self, *arguments: Any) -> None:
+        """Be interrupted, once."""
+        self._connection.pgconn = self._pgconn
+        if self._sent:
+            self._pgconn.send_query_prepared(*arguments)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("place", ["within", "after"])
+@pytest.mark.parametrize("change", ["join_sync", "leave_sync"])
+async def test_a_caller_that_is_interrupted_cleans_up(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, change: str, place: str
+) -> None:
+    """Ctrl-C, or a time limit of Celery's, while the statement is under way: what the caller undoes comes after it."""
+    layer = make_own_layer()
+    await member_of(layer, change)
+    await hold(layer)
+    if place == "within":
+        Interrupted(express(layer)._held.driver, sent=True)
+    else:
+        monkeypatch.setattr(layer._node._outbox.memberships, "_watch_soon", interrupted)  # type: ignore[attr-defined]
+    verbs = [layer.group_add_sync, layer.group_discard_sync]
+    do, undo = verbs if change == "join_sync" else reversed(verbs)
+    with busy(layer_url, make_own_layer.prefix, change) as other:
+        with pytest.raises(KeyboardInterrupt):
+            do("group", "jobs")
+        monkeypatch.undo()
+        undoing = asyncio.create_task(asyncio.to_thread(undo, "group", "jobs"))
+        await asyncio.wait([undoing], timeout=0.5)
+        other.rollback()
+        await undoing
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITS) == [(0,)]))
+    assert query(layer_url, MEMBERS) == ([] if change == "join_sync" else [("group", "jobs")])
+
+
+async def test_a_caller_that_is_interrupted_before_anything_is_sent(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Nothing was done, and the connection is as good as before."""
+    layer = await hold(make_own_layer())
+    await layer.group_add("group", "jobs")
+    Interrupted(express(layer)._held.driver, sent=False)
+    with pytest.raises(KeyboardInterrupt):
+        layer.group_discard_sync("group", "jobs")
+    assert express(layer).is_open
+    await layer.group_add("group", "others")
+    assert express(layer).is_open
+    assert query(layer_url, MEMBERS) == [("group", "jobs"), ("group", "others")]
+
+
 async def test_ended_under_the_statement(make_own_layer: LayerFactory, server: TestServer, layer_url: str) -> None:
     """The server says that it did not do it: it is done again, and before what was asked for after it."""
     layer = await hold(make_own_layer())
@@ -136,11 +214,10 @@ async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(
     layer = make_own_layer()
     await layer.group_add("group", "jobs")
     await hold(layer)
-    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     with psycopg.connect(layer_url, application_name="tests") as other:
         other.execute("UPDATE channels_pg_sa_membership SET expires_at = expires_at + interval '0'")
         leaving = asyncio.create_task(layer.group_discard("group", "jobs"))
-        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, waits) == [(1,)]))
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITS) == [(1,)]))
         assert express(layer)._done is not None
         other.commit()
     await leaving
