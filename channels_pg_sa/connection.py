@@ -7,10 +7,11 @@ import contextlib
 import os
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg import capabilities
 from psycopg.pq import ConnStatus
 from psycopg_pool import AsyncConnectionPool
 
@@ -30,6 +31,9 @@ DEFAULTS: dict[str, Any] = {
     "tcp_user_timeout": 30_000,
 }
 
+CANCEL = 1.0
+"""Seconds that it may take to ask the server to give up a statement."""
+
 # Planning the shortest statements costs more than running them. Each looks its rows up in an index, whatever it is
 # given, and must still do so when a table that was empty at the time of planning has filled.
 # https://www.postgresql.org/docs/current/runtime-config-query.html
@@ -44,14 +48,40 @@ def sever(connection: Connection) -> None:
             twin.shutdown(socket.SHUT_RDWR)
 
 
-@contextlib.contextmanager
-def time_limit(connection: Connection, seconds: float) -> Iterator[None]:
-    """Break the connection off if the statements in the block take longer: cancelling them would want an answer."""
-    timer = asyncio.get_running_loop().call_later(seconds, sever, connection)
+async def give_up(connection: Connection) -> None:
+    """Break the connection off, and ask the server to give up the statement that is under way on it.
+
+    A server does not notice that its client is gone while it waits for a lock: without this, each try during a long
+    lock would leave one more session that waits. And what was given up might be done after what followed it.
+    """
+    cancelling = asyncio.ensure_future(_cancel(connection))
+    asyncio.get_running_loop().call_soon(sever, connection)  # now that the cancellation knows whom to ask
+    await asyncio.wait([cancelling])
+
+
+async def _cancel(connection: Connection) -> None:
+    """Ask by a connection of its own, if libpq can do so without blocking; it may be that nobody can be reached.
+
+    https://www.postgresql.org/docs/current/libpq-cancel.html
+    """
+    if capabilities.has_cancel_safe():
+        with contextlib.suppress(psycopg.Error, OSError):
+            await connection.cancel_safe(timeout=CANCEL)
+
+
+@contextlib.asynccontextmanager
+async def time_limit(connection: Connection, seconds: float) -> AsyncIterator[None]:
+    """Give the connection up if the statements in the block take longer."""
+    given_up: list[asyncio.Future[None]] = []
+    timer = asyncio.get_running_loop().call_later(
+        seconds, lambda: given_up.append(asyncio.ensure_future(give_up(connection)))
+    )
     try:
         yield
     finally:
         timer.cancel()
+        if given_up:
+            await asyncio.wait(given_up)
 
 
 class CleanConnection(psycopg.AsyncConnection[Any]):

@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from .backoff import Backoff
 from .config import Settings
-from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, is_pooled, sever, time_limit
+from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, give_up, is_pooled, sever, time_limit
 from .errors import LayerClosed
 from .held import Held
 
@@ -82,8 +82,7 @@ class Database:
         self._closed = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._until_returned(), patience)
-        for held in self._lent:
-            sever(held.driver)
+        await asyncio.gather(*(give_up(held.driver) for held in self._lent))
         while self._kept:
             await self._kept.pop().give_back()
         with contextlib.suppress(asyncio.TimeoutError):
@@ -98,9 +97,8 @@ class Database:
         Args:
             timeout: seconds that the statements on it may take; then the connection is broken off.
         """
-        async with self.hold() as held:
-            with time_limit(held.driver, timeout):
-                yield held.driver
+        async with self.hold() as held, time_limit(held.driver, timeout):
+            yield held.driver
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[Held]:
@@ -218,11 +216,13 @@ class Database:
         If it is not, or nobody waits for the answer any more, the connection is given back.
         """
         answers = False
+        timer = asyncio.get_running_loop().call_later(self.check, sever, held.driver)
         try:
-            with contextlib.suppress(psycopg.Error), time_limit(held.driver, self.check):
+            with contextlib.suppress(psycopg.Error):
                 await AsyncConnectionPool.check_connection(held.driver)
                 held.doubted, answers = False, True
         finally:
+            timer.cancel()
             if not answers:
                 await held.give_back()
         return answers

@@ -21,7 +21,7 @@ from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from .call import resolve
-from .connection import sever, time_limit
+from .connection import give_up, sever, time_limit
 from .database import KEPT, Database
 from .fate import OUTAGE
 from .held import Held
@@ -136,6 +136,9 @@ class Express:
     async def close(self) -> None:
         """Give the connection back, and hold none any more; a statement that is under way is broken off."""
         self._not_before = float("inf")
+        held = self._held
+        if held is not None and self._done is not None:
+            await give_up(held.driver)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -161,7 +164,7 @@ class Express:
     async def _execute(self, held: Held, statements: str) -> None:
         """Run all of them or, so that no session keeps one, end it. Closing waits for them, which are soon over."""
         executing = asyncio.ensure_future(held.driver.execute(statements))
-        with time_limit(held.driver, self._database.check):
+        async with time_limit(held.driver, self._database.check):
             try:
                 await asyncio.shield(executing)
             except psycopg.Error:
@@ -195,9 +198,10 @@ class Express:
                 quiet = time.monotonic() - self._since
                 if self._done is None and quiet >= KEPT:
                     self._release()
-                elif self._done is not None and quiet >= self._limit:
-                    sever(held.driver)
+                late = self._done is not None and quiet >= self._limit
                 pause = max(0.01, min(KEPT, self._limit - quiet))
+            if late:
+                await give_up(held.driver)
 
     def _break_off(self, held: Held) -> None:
         """Leave no statement under way, and no caller without an answer."""

@@ -89,7 +89,7 @@ class Listener:
         """LISTEN to topics on a connection that `recover` was given, or UNLISTEN."""
         verb = sql.SQL("UNLISTEN" if stop else "LISTEN")
         statement = sql.SQL("; ").join(sql.SQL("{} {}").format(verb, sql.Identifier(topic)) for topic in topics)
-        with time_limit(connection, PATIENCE):
+        async with time_limit(connection, PATIENCE):
             await connection.execute(statement)
 
     async def hears(self, connection: Connection, sign: bytes, patience: float) -> bool:
@@ -152,7 +152,7 @@ class Listener:
             connection.pgconn.notify_handler = self._collect
             self._lost = loop.create_future()
             self._connection = connection
-            with time_limit(connection, PATIENCE):
+            async with time_limit(connection, PATIENCE):
                 await self._recover(connection)
                 await connection.execute(LENT)
             backoff.reset()

@@ -194,7 +194,7 @@ async def test_ended_under_the_statement(make_own_layer: LayerFactory, server: T
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_statement_that_takes_too_long(make_own_layer: LayerFactory, layer_url: str, change: str) -> None:
-    """Its caller is told after send_timeout."""
+    """Its caller is told after send_timeout, and the server gives it up: it does not come after what follows."""
     layer = make_own_layer(send_timeout=1)
     group = await member_of(layer, change)
     await hold(layer)
@@ -205,6 +205,9 @@ async def test_a_statement_that_takes_too_long(make_own_layer: LayerFactory, lay
         with pytest.raises(SendError):
             await changing
         assert 1 <= time.monotonic() - started < 3
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITS) == [(0,)]))
+    await layer.group_add("group", "others")
+    assert query(layer_url, MEMBERS) == [("group", "jobs")] * change.startswith("leave") + [("group", "others")]
 
 
 async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(

@@ -83,7 +83,7 @@ async def test_an_idle_process_wakes_no_other(
     layer = make_own_layer(heartbeat=0.5, lease=10)
     await warm(layer)
     await until_beats(layer, layer_url, 1)
-    topic = inside(layer)._topic()
+    topic = inside(layer)._recovery.topic()
     with psycopg.connect(layer_url, autocommit=True, application_name="tests") as other:
 
         def heard() -> list[str]:

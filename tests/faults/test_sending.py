@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
+from psycopg import capabilities, sql
 from psycopg_pool import AsyncConnectionPool
 
 from channels_pg_sa import LayerClosed, SendError, node
@@ -29,6 +29,8 @@ from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role
 
 BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_message'::regclass"
 OWN = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'channels_pg_sa' AND datname = current_database()"
+INSERTING = """SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock' AND query ILIKE '%insert%'"""
 HANGING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
 
 Verb = Callable[[PostgresLayer], Any]
@@ -351,9 +353,10 @@ async def test_the_reason_is_told_and_no_password(
 
 
 async def test_jobs_are_found_whose_claim_was_given_up(
-    make_own_layer: LayerFactory, layer_url: str, caplog: pytest.LogCaptureFixture
+    make_own_layer: LayerFactory, layer_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that the server finishes long after this process gave it up takes its jobs to nobody: they are found."""
+    monkeypatch.setattr(capabilities, "has_cancel_safe", lambda: False)  # so with an older libpq
     query(
         layer_url,
         """CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $body$
@@ -380,6 +383,22 @@ async def test_jobs_are_found_whose_claim_was_given_up(
         await sender.send("jobs", text(2))
         locker.execute("SELECT pg_advisory_unlock(7)")
         assert sorted(message["number"] for message in await reader) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("verb", ["send", "group_send", "flush", "send_sync"])
+async def test_a_long_lock_piles_up_no_sessions(make_own_layer: LayerFactory, layer_url: str, verb: str) -> None:
+    """What is given up here is given up by the server too, which would not notice while it waits for the lock."""
+    layer = make_own_layer(send_timeout=0.3)
+    await warm(layer)
+    with locked_messages(layer_url):
+        for _ in range(6):
+            with pytest.raises(SendError):
+                await VERBS[verb](layer)
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, INSERTING) == [(0,)]))
+        assert query(layer_url, OWN) <= [(2,)]
+    await layer.send("others", text(2))
+    assert await take(layer, "others", 1) == [text(2)]
+    assert query(layer_url, "SELECT count(*) FROM channels_pg_sa_message WHERE channel = 'jobs'") == [(0,)]
 
 
 async def test_a_role_that_may_not_is_told_so(
