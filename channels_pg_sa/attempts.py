@@ -60,6 +60,7 @@ class Attempts:
                             call.error = await self._explain(call, error, outcome, connection)
                         return None
             for call in live:
+                call.doubtful = call.doubtful or outcome is Fate.UNKNOWN
                 call.started = False
             await asyncio.sleep(backoff.next())
 
@@ -79,12 +80,17 @@ class Attempts:
 
     def late(self, call: Call[Any]) -> SendError:
         """Return the error of a call whose deadline has passed."""
-        return SendError(maybe_sent=call.started, waited=time.monotonic() - call.since, reason=self._database.trouble)
+        return SendError(
+            maybe_sent=call.started or call.doubtful,
+            waited=time.monotonic() - call.since,
+            reason=self._database.trouble,
+        )
 
 
 def send_error(call: Call[Any], error: psycopg.Error, outcome: Fate) -> SendError:
     """Return what a caller is told of an error that the statement met."""
     waited = time.monotonic() - call.since
-    sent = SendError(maybe_sent=outcome is Fate.UNKNOWN, waited=waited, reason=str(error).strip())
+    maybe_sent = outcome is Fate.UNKNOWN or call.doubtful
+    sent = SendError(maybe_sent=maybe_sent, waited=waited, reason=str(error).strip())
     sent.__cause__ = error
     return sent

@@ -27,7 +27,7 @@ class Call(Generic[J]):
 
     __slots__ = (
         *("job", "since", "deadline", "loop", "report", "future", "gate"),
-        *("leads", "started", "settled", "result", "error"),
+        *("leads", "started", "doubtful", "settled", "result", "error"),
     )
 
     def __init__(
@@ -53,6 +53,7 @@ class Call(Generic[J]):
             self.gate.acquire()
         self.leads = False
         self.started = False
+        self.doubtful = False  # whether an attempt ended without an answer, so that it may be done already
         self.settled = False
         self.result: Any = None
         self.error: BaseException | None = None

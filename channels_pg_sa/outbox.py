@@ -206,11 +206,16 @@ class Outbox:
         if joins and leaves:  # they take two statements
             return False
         statement = self._prepared.join(joins) if joins else self._prepared.leave(leaves)
-        return self._express.run(statement, functools.partial(self._conclude_memberships, bool(leaves), over))
+        return self._express.run(statement, functools.partial(self._conclude_memberships, calls, bool(leaves), over))
 
     @staticmethod
-    def _conclude_memberships(left: bool, over: Over, error: psycopg.Error | None, result: PGresult | None) -> None:
+    def _conclude_memberships(
+        calls: list[Call[Membership]], left: bool, over: Over, error: psycopg.Error | None, result: PGresult | None
+    ) -> None:
         """Tell the lane. What is not done for certain is done again the long way, which does no harm."""
+        if error is not None and fate(error) is Fate.UNKNOWN:
+            for call in calls:
+                call.doubtful = True
         over(error is None and not (left and (result is None or result.get_value(0, 0) != b"0")))
 
     async def _change_memberships(self, connection: Connection, jobs: list[Membership]) -> None:

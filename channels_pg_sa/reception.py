@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -69,7 +68,6 @@ class Reception:
         self._queries = queries
         self._announcements = announcements
         self._started = False
-        self._starting = threading.Lock()
         self._is_away = False
         self._tasks: list[asyncio.Task[Any]] = []
         self._clock = Clock()
@@ -130,10 +128,8 @@ class Reception:
     def start(self) -> None:
         """Start to listen, unless that has been done."""
         if not self._started:
-            with self._starting:
-                start, self._started = not self._started, True
-            if start:
-                self._soon(self._start)
+            self._soon(self._start)  # first: a thread may be interrupted between the two
+            self._started = True
 
     def receive(self, channel: str, *, shared: bool) -> Awaitable[Entry]:
         """Wait for the next message of a channel.
@@ -212,6 +208,8 @@ class Reception:
     # Listening -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        if self._tasks or isinstance(self.inbox.failure, LayerClosed):
+            return
         self._tasks = [
             self._thread.spawn(self._listener.run(), "channels_pg_sa listener"),
             self._thread.spawn(self._heartbeat.run(), "channels_pg_sa heartbeat"),

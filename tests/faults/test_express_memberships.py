@@ -116,6 +116,23 @@ async def test_lost_under_the_statement(
     assert query(layer_url, MEMBERS) == expected(change)
 
 
+async def test_lost_under_the_statement_and_late(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Nobody knows whether it was done, though nothing was under way when its time was over."""
+    layer = make_own_layer(url=proxy.url, send_timeout=1)
+    await member_of(layer, "join")
+    await hold(layer)
+    with locked(layer_url):
+        joining = asyncio.create_task(layer.group_add("group", "jobs"))
+        await under_way(layer, layer_url)
+        proxy.cut()
+        with pytest.raises(SendError, match="may have been done") as caught:
+            await joining
+    assert caught.value.maybe_sent
+    await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, MEMBERS) == [("group", "jobs")]))
+
+
 class Interrupted:
     """A libpq connection under which a signal comes before the statement is handed over, or right after."""
 

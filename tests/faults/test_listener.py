@@ -60,6 +60,31 @@ async def until_listening(layer: PostgresLayer) -> None:
     await eventually_async(look, within=20)
 
 
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_whose_first_caller_is_interrupted(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    """Ctrl-C just before, or just after, the I/O thread is told to listen: the next caller finds it listening."""
+    layer = make_own_layer()
+    await layer.send("jobs", text(1))
+    soon = inside(layer)._soon
+
+    def interrupted(*arguments: Any) -> None:
+        monkeypatch.undo()
+        if is_told:
+            soon(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inside(layer), "_soon", interrupted)
+    channel = await layer.new_channel()
+    with pytest.raises(KeyboardInterrupt):
+        layer.group_add_sync("group", channel)
+    assert await take(layer, "jobs", 1) == [text(1)]
+    await layer.group_add("group", channel)
+    mine = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()"
+    assert query(layer_url, mine, [LISTENER]) == [(1,)]
+
+
 async def until_waiting(layer: PostgresLayer, readers: int) -> None:
     """Wait until so many receive() calls are pending."""
 
