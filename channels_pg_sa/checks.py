@@ -20,8 +20,9 @@ BACKEND = "channels_pg_sa.core.PostgresChannelLayer"
 
 def configs() -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Give the name and the CONFIG of each entry of CHANNEL_LAYERS that is ours."""
-    for name, entry in getattr(settings, "CHANNEL_LAYERS", {}).items():
-        if entry.get("BACKEND") == BACKEND:
+    layers = getattr(settings, "CHANNEL_LAYERS", {})
+    for name, entry in layers.items() if isinstance(layers, Mapping) else ():
+        if isinstance(entry, Mapping) and entry.get("BACKEND") == BACKEND:
             yield name, entry.get("CONFIG", {})
 
 
@@ -61,7 +62,7 @@ def _about_tables(name: str, config: Mapping[str, Any], databases: Sequence[str]
     try:
         migrate.check(made.connect, schema=made.schema)
     except (ChannelLayerError, DBAPIError) as error:
-        return checks.Warning(str(error), obj=_place(name), id="channels_pg_sa.W001")
+        return checks.Warning(migrate.reason_of(error), obj=_place(name), id="channels_pg_sa.W001")
     return None
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import migrate
 from .errors import ConfigurationError, SchemaError
+from .version import __version__
 
 FAILED = 1
 MISUSED = 2
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"Without --url the environment is asked: {', then '.join(migrate.URL_VARIABLES)}.",
     )
     add_commands(parser)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--url", help="a SQLAlchemy URL, or a libpq URI or string, of the database")
     parser.add_argument("--schema", help="the PostgreSQL schema of the tables; default: the connection's search_path")
     arguments = parser.parse_args(argv)
@@ -104,6 +106,5 @@ def _check_revision(arguments: argparse.Namespace) -> None:
 
 
 def _complain(error: Exception, code: int) -> int:
-    reason = error.orig if isinstance(error, DBAPIError) else error
-    print(f"channels-pg-sa: {str(reason).strip()}", file=sys.stderr)
+    print(f"channels-pg-sa: {migrate.reason_of(error)}", file=sys.stderr)
     return code

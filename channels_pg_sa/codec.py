@@ -28,6 +28,9 @@ _BOXED = "\uffff"  # bytes in JSON, as the specification suggests
 _MAY_BE_BOXED = re.compile(rb"\xef\xbf\xbf|\\u[fF]{4}")
 _JSON_MARK = b"{"
 _OWN_MARK = b"\xc1"  # the one byte msgpack never uses: a frame of the project's own serializer
+FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What values of classes of the sender's own, and serializers, raise. The rest is no fault of the message's: a time
+limit's exception, for example, may come from a signal handler at any moment."""
 _UNCHANGING = frozenset({str, bytes, int, float, bool, type(None)})
 
 
@@ -50,10 +53,10 @@ class MessageCodec:
     """
 
     def __init__(self, serializer: str = "msgpack", keys: Sequence[str | bytes] = ()) -> None:
-        self._dumps = {"msgpack": _dump_msgpack, "json": _dump_json}.get(serializer)
+        self._dumps = SERIALIZERS.get(serializer)
         self._own: Serializer | None = None
         if self._dumps is None:
-            self._own = _load_serializer(serializer)
+            self._own = load_serializer(serializer)
             self._dumps = self._dump_own
         self._fernet = MultiFernet([_fernet(key) for key in keys]) if keys else None
 
@@ -74,7 +77,7 @@ class MessageCodec:
             raise TypeError(str(refusal)) from None
         except MessageTooLarge:
             raise
-        except Exception as error:  # a value of a class of the sender's own, or a serializer, may raise anything
+        except FAULTS as error:
             raise TypeError(f"The message cannot be encoded: {type(error).__name__}: {error}") from error
         if self._fernet is not None:
             data = base64.urlsafe_b64decode(self._fernet.encrypt(data))
@@ -258,7 +261,12 @@ def _fernet(key: str | bytes) -> Fernet:
     return Fernet(base64.urlsafe_b64encode(hashlib.sha256(raw).digest()))
 
 
-def _load_serializer(path: str) -> Serializer:
+def load_serializer(path: str) -> Serializer:
+    """Import a serializer.
+
+    Raises:
+        ConfigurationError: the path leads to none.
+    """
     module_name, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name) if module_name else importlib.import_module(name)
@@ -269,3 +277,7 @@ def _load_serializer(path: str) -> Serializer:
     if not callable(getattr(serializer, "dumps", None)) or not callable(getattr(serializer, "loads", None)):
         raise ConfigurationError(f"serializer: {path!r} has no functions dumps(message) and loads(data).")
     return serializer
+
+
+SERIALIZERS: dict[str, Callable[[Message], bytes]] = {"msgpack": _dump_msgpack, "json": _dump_json}
+"""Those of the package, by name."""

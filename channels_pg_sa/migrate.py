@@ -14,6 +14,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine, inspect, select
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 
 from .address import Connector, Url, connector
 from .config import checked_schema
@@ -190,3 +191,8 @@ def opening_statements(schema: str | None) -> list[str]:
         make = f'IF to_regnamespace(\'"{schema}"\') IS NULL THEN CREATE SCHEMA "{schema}"; END IF;'
         statements += [f"DO $$ BEGIN {make} END $$", f'SET LOCAL search_path TO "{schema}"']
     return statements
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says, of the database's own without what SQLAlchemy adds for programmers."""
+    return str(error.orig if isinstance(error, DBAPIError) else error).strip()

@@ -131,8 +131,13 @@ class Publisher(TransactionalSends, Directory):
 
 
 def _check_engine(engine: object, config: Mapping[str, Any]) -> None:
-    if not isinstance(engine, (Engine, AsyncEngine)) or engine.dialect.name != "postgresql":
-        raise ConfigurationError(f'"engine" must be a SQLAlchemy Engine or AsyncEngine for PostgreSQL, not {engine!r}.')
+    if not isinstance(engine, (Engine, AsyncEngine)):
+        raise ConfigurationError(  # not what it is: an address may hold a password
+            f'"engine" must be a SQLAlchemy Engine or AsyncEngine, not of type {type(engine).__name__}. An address of '
+            'the database is called "url" here.'
+        )
+    if engine.dialect.name != "postgresql":
+        raise ConfigurationError(f'"engine" must be one for PostgreSQL, not {engine!r}.')
     if "url" in config:
         raise ConfigurationError('"url" and "engine" both say where the database is. Keep one.')
     check_keys(config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ from typing import Any
 from psycopg_pool import AsyncConnectionPool
 
 from .address import connector
+from .codec import SERIALIZERS, load_serializer
 from .errors import ConfigurationError
 
+MAX_SECONDS = 10**9  # more than 30 years; sums of times must not overflow
 MAX_IDENTIFIER = 63  # bytes; https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 
 _REFUSED = object()
@@ -59,7 +60,7 @@ class Rule:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_SECONDS
 
 
 def _is_count(value: object) -> bool:
@@ -75,7 +76,13 @@ def _is_keys(value: object) -> bool:
 
 
 def _is_serializer(value: object) -> bool:
-    return isinstance(value, str) and (value in {"msgpack", "json"} or _DOTTED_PATH.fullmatch(value) is not None)
+    return isinstance(value, str) and (value in SERIALIZERS or _DOTTED_PATH.fullmatch(value) is not None)
+
+
+def _loadable(name: str) -> str:
+    if name not in SERIALIZERS:
+        load_serializer(name)
+    return name
 
 
 def _is_schema(value: object) -> bool:
@@ -129,8 +136,9 @@ def _check_sizes(options: Mapping[str, Any]) -> None:
         )
 
 
-_SECONDS = Rule("a number of seconds above 0", lambda value: _is_number(value) and value > 0)
+_SECONDS = Rule(f"a number of seconds above 0, at most {MAX_SECONDS:,}", lambda value: _is_number(value) and value > 0)
 _COUNT = Rule("a whole number", _is_count)
+_FUNCTION = Rule("a function, or None", callable, if_none=None)
 _MESSAGE_TYPE = Rule('the type of a message, such as "layer.lost", or None', _is_text, if_none=None)
 _POOL_RULES: dict[str, Rule] = {
     "min_size": _COUNT,
@@ -138,13 +146,16 @@ _POOL_RULES: dict[str, Rule] = {
     "max_waiting": _COUNT,
     "num_workers": Rule("a whole number above 0", lambda value: _is_count(value) and value > 0),
     **dict.fromkeys(("timeout", "max_lifetime", "max_idle", "reconnect_timeout"), _SECONDS),
+    **dict.fromkeys(("configure", "check", "reset", "reconnect_failed"), _FUNCTION),
 }
 RULES: dict[str, Rule] = {
     "url": Rule("", lambda _: True, lambda value: connector(value, "url")),
     "listen_url": Rule("", lambda _: True, lambda value: connector(value, "listen_url"), if_none=None),
     "prefix": Rule("a text of at least one character", _is_text),
     "expiry": _SECONDS,
-    "group_expiry": Rule("a number of seconds, or 0 for never", lambda value: _is_number(value) and value >= 0),
+    "group_expiry": Rule(
+        f"a number of seconds, at most {MAX_SECONDS:,}, or 0 for never", lambda value: _is_number(value) and value >= 0
+    ),
     "capacity": Rule(
         "a whole number above 0, or None for no limit", lambda value: _is_count(value) and value > 0, if_none=None
     ),
@@ -160,7 +171,7 @@ RULES: dict[str, Rule] = {
         lambda patterns: tuple(map(_pattern, patterns)),
         if_none=(),
     ),
-    "serializer": Rule('"msgpack", "json" or the dotted path of a serializer', _is_serializer),
+    "serializer": Rule('"msgpack", "json" or the dotted path of a serializer', _is_serializer, _loadable),
     "schema": Rule(
         f'the name of a PostgreSQL schema (letters, digits and "_", at most {MAX_IDENTIFIER} bytes, '
         'neither starting with a digit nor with "pg_"), or None',

@@ -437,12 +437,12 @@ def test_statements_are_made_without_a_connection() -> None:
         ({}, 'Nothing says where the database is. Give "url"'),
         ({"url": "postgresql://h/d", "prefx": "a"}, 'Unknown key "prefx". Did you mean "prefix"?'),
         ({"engine": True, "prefx": "a"}, 'Unknown key "prefx". Did you mean "prefix"?'),
-        ({"engine": True, "expiry": 0}, '"expiry" must be a number of seconds above 0, not 0'),
+        ({"engine": True, "expiry": 0}, '"expiry" must be a number of seconds above 0, at most 1,000,000,000, not 0'),
         ({"engine": True, "url": "postgresql://h/d"}, '"url" and "engine" both say where the database is. Keep one.'),
         ({"engine": True, "capacity": 9}, '"capacity" is for a Publisher with connections of its own'),
         ({"engine": True, "serializer": "no.such"}, "serializer: 'no.such' is neither"),
-        ({"engine": "postgresql://h/d"}, '"engine" must be a SQLAlchemy Engine or AsyncEngine for PostgreSQL'),
-        ({"engine": create_engine("sqlite://")}, '"engine" must be a SQLAlchemy Engine or AsyncEngine for PostgreSQL'),
+        ({"engine": "postgresql://h/d"}, '"engine" must be a SQLAlchemy Engine or AsyncEngine, not of type str. An'),
+        ({"engine": create_engine("sqlite://")}, '"engine" must be one for PostgreSQL'),
     ],
 )
 def test_a_wrong_configuration_is_refused(config: dict[str, Any], said: str) -> None:

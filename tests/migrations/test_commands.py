@@ -16,7 +16,7 @@ from django.core import checks
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
-from channels_pg_sa import cli, migrate
+from channels_pg_sa import __version__, cli, migrate
 from channels_pg_sa.checks import BACKEND, check_config, check_tables
 from channels_pg_sa.config import Settings
 from channels_pg_sa.management.commands.channels_pg_sa import Command
@@ -284,8 +284,25 @@ def test_a_wrong_config_is_an_error_of_the_system_checks(layers: Callable[..., N
     assert isinstance(message, checks.Error)
     assert (message.id, message.obj) == ("channels_pg_sa.E001", 'CHANNEL_LAYERS["wrong"]')
     assert 'Did you mean "expiry"' in message.msg
-    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}):
-        assert check_config() == []
+    for others in ({"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}, {"default": None}, [], None):
+        with override_settings(CHANNEL_LAYERS=others):
+            assert check_config() == []
+
+
+@pytest.mark.parametrize("config", [None, "postgresql://h/d", []])
+def test_a_config_that_is_no_mapping_is_an_error_too(config: object) -> None:
+    """Not a traceback of whichever command runs the checks."""
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": BACKEND, "CONFIG": config}}):
+        (message,) = check_config()
+    assert message.msg.startswith('CHANNEL_LAYERS: "CONFIG" must be a mapping of keys to values, not ')
+    assert check_tables(databases=["default"]) == []
+
+
+def test_the_version(run: Callable[..., tuple[int, str, str]], capsys: pytest.CaptureFixture[str]) -> None:
+    """As other commands tell theirs."""
+    with pytest.raises(SystemExit) as caught:
+        run("--version")
+    assert (caught.value.code, capsys.readouterr().out) == (0, f"channels-pg-sa {__version__}\n")
 
 
 def test_missing_tables_are_a_warning_where_databases_are_checked(

@@ -438,3 +438,16 @@ def test_a_copier_refuses_what_decode_refuses() -> None:
     for payload in (b"", b"\xc1", b"\x01"):
         with pytest.raises(DecodeError):
             MessageCodec().copier(payload)
+
+
+def test_an_exception_that_is_no_fault_of_the_message_is_not_taken_for_one(own: Callable[..., str]) -> None:
+    """A time limit's may come from a signal handler while a message is encoded, and its handler must see it."""
+
+    class TimeLimit(Exception):
+        """As Celery's SoftTimeLimitExceeded."""
+
+    def dumps(_: object) -> bytes:
+        raise TimeLimit
+
+    with pytest.raises(TimeLimit):
+        MessageCodec(own(dumps=dumps, loads=lambda _: {})).encode({})

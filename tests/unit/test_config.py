@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL
 
 from channels_pg_sa.config import ALL_KEYS, Settings, checked_schema, settings_from_mapping
 from channels_pg_sa.errors import ConfigurationError
+from tests.support.serializers import COMPRESSED_PATH
 
 SECRET = "tiger"
 ADDRESS = "postgresql://scott@db.example/app"
@@ -174,7 +175,7 @@ def test_every_key_arrives() -> None:
         group_expiry=86400,
         capacity=100,
         symmetric_encryption_keys=["new", b"old"],
-        serializer="project.serializers.Cbor",
+        serializer=COMPRESSED_PATH,
         schema="layer_1",
         PSYCOPG_OPTIONS={"min_size": 1, "max_size": None, "max_lifetime": 600, "name": "chat"},
         send_timeout=3,
@@ -185,7 +186,10 @@ def test_every_key_arrives() -> None:
         on_reconnect="layer.back",
     )
     assert (made.prefix, made.expiry, made.group_expiry, made.capacity) == ("chat", 1.5, 86400, 100)
-    assert (made.symmetric_encryption_keys, made.serializer) == (("new", b"old"), "project.serializers.Cbor")
+    assert (made.symmetric_encryption_keys, made.serializer) == (
+        ("new", b"old"),
+        "tests.support.serializers.COMPRESSED",
+    )
     assert (made.schema, made.send_timeout, made.heartbeat, made.lease) == ("layer_1", 3, 1, 3)
     assert made.pool == {"min_size": 1, "max_size": None, "max_lifetime": 600, "name": "chat"}
     assert (made.on_disconnect, made.on_reconnect, made.confirm_sends) == ("layer.lost", "layer.back", False)
@@ -224,9 +228,11 @@ def test_none_stands_for_an_empty_collection(key: str) -> None:
         ("expiry", None, "a number of seconds above 0"),
         ("expiry", float("nan"), "a number of seconds above 0"),
         ("expiry", float("inf"), "a number of seconds above 0"),
-        ("group_expiry", -1, "a number of seconds, or 0 for never"),
-        ("group_expiry", False, "a number of seconds, or 0 for never"),
-        ("group_expiry", None, "a number of seconds, or 0 for never"),
+        ("expiry", 1e14, "at most 1,000,000,000"),
+        ("expiry", 10**400, "at most 1,000,000,000"),
+        ("group_expiry", -1, "a number of seconds, at most 1,000,000,000, or 0 for never"),
+        ("group_expiry", False, "a number of seconds, at most 1,000,000,000, or 0 for never"),
+        ("group_expiry", None, "a number of seconds, at most 1,000,000,000, or 0 for never"),
         ("capacity", 0, "a whole number above 0, or None for no limit"),
         ("capacity", 1.5, "a whole number above 0, or None for no limit"),
         ("capacity", True, "a whole number above 0, or None for no limit"),
@@ -317,7 +323,8 @@ def test_every_key_is_named_to_one_who_is_far_off() -> None:
             {"min_size": 5, "max_size": 4},
             '"max_size" in "PSYCOPG_OPTIONS" must be at least 5 beside "min_size" 5, not 4.',
         ),
-        ({"timeout": 0}, '"timeout" in "PSYCOPG_OPTIONS" must be a number of seconds above 0, not 0.'),
+        ({"timeout": 0}, '"timeout" in "PSYCOPG_OPTIONS" must be a number of seconds above 0, at most'),
+        ({"configure": 5}, '"configure" in "PSYCOPG_OPTIONS" must be a function, or None, not 5.'),
         ({"num_workers": 0}, '"num_workers" in "PSYCOPG_OPTIONS" must be a whole number above 0, not 0.'),
     ],
 )

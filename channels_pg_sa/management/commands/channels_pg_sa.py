@@ -16,6 +16,7 @@ from channels_pg_sa.cli import MISUSED, add_commands, run
 from channels_pg_sa.config import Settings
 from channels_pg_sa.django import settings_from_config
 from channels_pg_sa.errors import ChannelLayerError, ConfigurationError
+from channels_pg_sa.migrate import reason_of
 
 
 class Command(BaseCommand):
@@ -42,7 +43,7 @@ class Command(BaseCommand):
         except (ImproperlyConfigured, ConfigurationError, AlembicError) as error:
             raise CommandError(str(error), returncode=MISUSED) from error
         except (ChannelLayerError, DBAPIError) as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(reason_of(error)) from error
 
 
 def settings_for(layer: str, database: str | None = None) -> Settings:
