@@ -11,10 +11,11 @@ from .errors import (
     LayerClosed,
     MessageTooLarge,
     PoolerError,
+    PrivilegeError,
     SchemaError,
     SendError,
 )
-from .layer import Layer
+from .layer import Layer, close_layers
 from .publisher import Publisher
 from .version import __version__
 
@@ -28,8 +29,10 @@ __all__ = [
     "LiveNode",
     "MessageTooLarge",
     "PoolerError",
+    "PrivilegeError",
     "Publisher",
     "SchemaError",
     "SendError",
     "__version__",
+    "close_layers",
 ]

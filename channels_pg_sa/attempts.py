@@ -28,12 +28,16 @@ class Attempts:
         database: lends connections.
         queries: the layer's statements.
         timeout: seconds that an attempt may take.
+        trouble: tells what else keeps calls waiting.
     """
 
-    def __init__(self, database: Database, queries: Queries, timeout: float) -> None:
+    def __init__(
+        self, database: Database, queries: Queries, timeout: float, *, trouble: Callable[[], str | None]
+    ) -> None:
         self._database = database
         self._queries = queries
         self._timeout = timeout
+        self._trouble = trouble
 
     async def make(
         self, calls: Sequence[Call[J]], work: Callable[[Connection, list[J]], Awaitable[None]], *, repeatable: bool
@@ -83,7 +87,7 @@ class Attempts:
         return SendError(
             maybe_sent=call.started or call.doubtful,
             waited=time.monotonic() - call.since,
-            reason=self._database.trouble,
+            reason=self._database.trouble or self._trouble(),
         )
 
 

@@ -41,6 +41,21 @@ class SchemaError(ChannelLayerError):
         )
 
 
+class PrivilegeError(ChannelLayerError):
+    """The role may not do what a process that receives has to do.
+
+    Args:
+        reason: what the server says.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"The role of the layer's connections lacks a right: {reason}. docs/sqlalchemy.md has the GRANTs for a "
+            "process that receives or joins groups."
+        )
+
+
 class PoolerError(ChannelLayerError):
     """LISTEN goes through a pooler that hands the session to others, so nothing would ever be heard."""
 

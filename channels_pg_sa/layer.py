@@ -98,6 +98,7 @@ class Layer(TransactionalSends, Directory):
             ValueError: the channel belongs to another process.
             SchemaError: the tables are missing or too old.
             PoolerError: the listening connection passes through a pooler in transaction mode.
+            PrivilegeError: the role lacks a right.
             LayerClosed: the layer was closed meanwhile.
         """
         node = self._node or self._open()
@@ -249,6 +250,12 @@ class Layer(TransactionalSends, Directory):
 _LAYERS: weakref.WeakSet[Layer] = weakref.WeakSet()
 _PARENTS: list[Any] = []
 """What a child must neither use nor free: it would close its parent's sockets, or complain of its loops."""
+
+
+def close_layers() -> None:
+    """Close every layer that this process has open, and so every connection: before a test database is dropped, say."""
+    for layer in list(_LAYERS):
+        layer.close_sync()
 
 
 def _after_fork() -> None:

@@ -109,6 +109,7 @@ class Node:
             drops=self.drops,
             is_ready=lambda: not self._reception.is_away,
             ready=self._reception.ready,
+            trouble=lambda: self._reception.trouble,
             flush=self._reception.flush,
             timeout=settings.send_timeout,
         )
@@ -165,7 +166,7 @@ class Node:
 
         Raises:
             ValueError: the channel belongs to another node.
-            SchemaError, PoolerError: the layer cannot work as it is set up.
+            SchemaError, PoolerError, PrivilegeError: the layer cannot work as it is set up.
             LayerClosed: it was closed meanwhile.
         """
         owner = node_of(channel)

@@ -46,6 +46,7 @@ class Outbox:
         drops: is told of messages to groups that members have no room for.
         is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
         ready: waits until that is so.
+        trouble: tells why it is not.
         flush: deletes all messages and memberships, and sees to it that every node knows.
         timeout: seconds until a call gives up.
     """
@@ -62,6 +63,7 @@ class Outbox:
         drops: DropLog,
         is_ready: Callable[[], bool],
         ready: Callable[[], Awaitable[None]],
+        trouble: Callable[[], str | None],
         flush: Callable[[Connection], Awaitable[None]],
         timeout: float,
     ) -> None:
@@ -73,7 +75,7 @@ class Outbox:
         self._ready = ready
         self._flush = flush
         self._timeout = timeout
-        self._attempts = Attempts(database, queries, timeout)
+        self._attempts = Attempts(database, queries, timeout, trouble=trouble)
         self._prepared = prepared
         self._express = Express(loop, database, prepared, limit=timeout)
         self.sends: Lane[Sending] = Lane(

@@ -69,6 +69,7 @@ class Reception:
         self._announcements = announcements
         self._started = False
         self._is_away = False
+        self._trouble: str | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._clock = Clock()
         self.inbox = Inbox(
@@ -143,7 +144,7 @@ class Reception:
         return self.inbox.receive(channel, shared=shared)
 
     def check(self) -> None:
-        """Raise what keeps this node from receiving, if anything does: SchemaError, PoolerError or LayerClosed."""
+        """Raise what keeps this node from receiving, if anything does: a set-up that does not work, or LayerClosed."""
         self.inbox.check()
 
     async def ready(self) -> None:
@@ -167,6 +168,11 @@ class Reception:
     def is_away(self) -> bool:
         """Whether the database has been lost."""
         return self._started and not self._listener.is_listening
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this node does not listen, as far as is known; None if it does."""
+        return self._trouble
 
     @property
     def counters(self) -> dict[str, int]:
@@ -252,6 +258,7 @@ class Reception:
         if not isinstance(self.inbox.failure, LayerClosed):
             self.inbox.failure = None
         self._courier.listen_to_late()
+        self._trouble = None
         if away is not None:
             logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, away)
             self._announce(self._announcements[1])
@@ -260,8 +267,8 @@ class Reception:
     def _went_down(self, error: Exception) -> None:
         """Say so once. If the setup is at fault, those who wait are told; it may be mended, so the listener goes on."""
         self._database.doubt()
+        self._trouble = reason = str(error).strip() or type(error).__name__
         if not self._is_away:
-            reason = str(error).strip() or type(error).__name__
             expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))
             logger.warning(
                 "Node %s does not hear PostgreSQL, and reconnects: %s",

@@ -16,7 +16,7 @@ from .connection import Connection, is_pooled
 from .courier import Courier
 from .database import Database
 from .dispatcher import Dispatcher
-from .errors import PoolerError, SchemaError
+from .errors import PoolerError, PrivilegeError, SchemaError
 from .fate import Fate, fate
 from .inbox import Inbox
 from .listener import Listener
@@ -77,7 +77,17 @@ class Recovery:
         return [topic(self._secret, "queue", self._settings.prefix, queue) for queue in queues]
 
     async def recover(self, connection: Connection) -> None:
-        """Make a new connection of the listener's this node's."""
+        """Make a new connection of the listener's this node's.
+
+        Raises:
+            SchemaError, PoolerError, PrivilegeError: it cannot be, as things are set up.
+        """
+        try:
+            await self._begin(connection)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise PrivilegeError(str(error).strip()) from error
+
+    async def _begin(self, connection: Connection) -> None:
         pooled = await is_pooled(connection)
         if pooled:  # the session may have been another's, whose prepared statements are still there
             connection.prepare_threshold = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import re
@@ -17,7 +18,7 @@ import pytest
 from psycopg import capabilities, sql
 from psycopg_pool import AsyncConnectionPool
 
-from channels_pg_sa import LayerClosed, SendError, node
+from channels_pg_sa import LayerClosed, PrivilegeError, SendError, node
 from channels_pg_sa.fate import Fate, fate
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -413,6 +414,42 @@ async def test_a_role_that_may_not_is_told_so(
     with pytest.raises(SendError, match="permission denied") as caught:
         await layer.send("jobs", text(1))
     assert not caught.value.maybe_sent
+
+
+async def test_a_role_that_may_not_receive_is_told_so(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """Readers and members hear at once which right their role lacks, and are served when it has it."""
+    role = make_role(fragile, fragile_url, "secret")
+    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    layer = make_fragile(url=url)
+    channel = await layer.new_channel()
+    with psycopg.connect(fragile_url, autocommit=True) as connection:
+        of_role = sql.SQL("SELECT ON channels_pg_sa_installation {} {}")
+        connection.execute(sql.SQL("REVOKE ") + of_role.format(sql.SQL("FROM"), sql.Identifier(role)))
+        for attempt in (layer.receive(channel), layer.group_add("group", channel), layer.flush()):
+            with pytest.raises(PrivilegeError, match=r"channels_pg_sa_installation.*GRANT"):
+                await asyncio.wait_for(attempt, 5)
+        connection.execute(sql.SQL("GRANT ") + of_role.format(sql.SQL("TO"), sql.Identifier(role)))
+
+    async def joins() -> bool:
+        with contextlib.suppress(PrivilegeError):
+            await layer.group_add("group", channel)
+            return True
+        return False
+
+    await eventually_async(joins)
+    await layer.group_send("group", text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+
+
+async def test_why_a_member_waits_is_told(proxy: SwallowingProxy, make_own_layer: LayerFactory) -> None:
+    """A join waits for the listener: the error has the reason that the listener met."""
+    layer = make_own_layer(send_timeout=1, listen_url=proxy.url)
+    proxy.cut()
+    channel = await layer.new_channel()
+    with pytest.raises(SendError, match="refused"):
+        await layer.group_add("group", channel)
 
 
 # Sends that nobody confirms -----------------------------------------------------------------------
