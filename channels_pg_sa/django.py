@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from channels.layers import DEFAULT_CHANNEL_LAYER, get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, ProgrammingError, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.utils import ConnectionHandler, load_backend
 
 from .address import Connector, check_keywords
 from .codec import Message
 from .config import DATABASE_KEYS, Settings, check_keys, nearest_key, settings_from_mapping
-from .errors import ConfigurationError
-from .layer import Layer
+from .errors import ConfigurationError, SchemaError
+from .layer import Layer, close_layers
 from .rules import Rule
+from .schema import REVISION
 
 OWN_ALIAS = "channels_pg_sa"
 
+_UNDEFINED_TABLE = "42P01"
 _POSTGRESQL = "django.db.backends.postgresql"
 # Taken for PostgreSQL without being loaded: PostGIS would want GDAL, and the old name is gone from Django.
 _NAMES_OF_POSTGRESQL = frozenset(
@@ -71,6 +74,7 @@ def send(channel: str, message: Message, *, using: str | None = None, layer: str
         TypeError, MessageTooLarge: as the layer's send().
         django.core.exceptions.ImproperlyConfigured: the layer is not one of ours, or has an address of its own, so that
             nothing says what `using` is; or that database is not PostgreSQL.
+        SchemaError: the tables are missing.
         django.db.Error: the database refuses.
 
     https://docs.djangoproject.com/en/stable/topics/db/transactions/
@@ -85,6 +89,21 @@ def group_send(group: str, message: Message, *, using: str | None = None, layer:
     _execute(using, layer, ours, *ours.group_send_sql(group, message))
 
 
+async def lifespan(_scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+    """Close the layers when the server stops; an ASGI application for the type "lifespan" of a ProtocolTypeRouter.
+
+    Uvicorn, and so Gunicorn, ends itself by a signal that leaves no time for it. Daphne needs none of this.
+
+    https://asgi.readthedocs.io/en/latest/specs/lifespan.html
+    """
+    message = await receive()
+    if message["type"] == "lifespan.startup":
+        await send({"type": "lifespan.startup.complete"})
+        message = await receive()
+    await asyncio.to_thread(close_layers)
+    await send({"type": "lifespan.shutdown.complete"})
+
+
 def settings_from_config(config: Mapping[str, Any]) -> Settings:
     """Make Settings of the CONFIG of a CHANNEL_LAYERS entry.
 
@@ -96,6 +115,7 @@ def settings_from_config(config: Mapping[str, Any]) -> Settings:
         django.core.exceptions.ImproperlyConfigured: for whatever is wrong, naming the key.
     """
     try:
+        _check_mapping(config)
         database = database_keys(config)
         rest = {key: value for key, value in config.items() if key not in database and key != "database"}
         # First: who brings the CONFIG of another layer is told so, and not that a database is missing.
@@ -161,6 +181,11 @@ def _parameters(wrapper: DatabaseWrapper) -> dict[str, Any]:
         escaped = re.sub(r"([\\\s])", r"\\\1", role)
         parameters["options"] = f"{parameters.get('options', '')} -c role={escaped}".lstrip()
     return parameters
+
+
+def _check_mapping(config: object) -> None:
+    if not isinstance(config, Mapping):
+        raise ConfigurationError(f'"CONFIG" must be a mapping of keys to values, not {type(config).__name__}.')
 
 
 def _check_one_way(config: Mapping[str, Any], database: Mapping[str, Any]) -> None:
@@ -235,4 +260,10 @@ def _execute(using: str | None, name: str, layer: Layer, sql: str, parameters: M
     if connection.vendor != DatabaseWrapper.vendor:
         raise ImproperlyConfigured(f'DATABASES["{alias}"] is not PostgreSQL, where the tables of the layer are.')
     with connection.cursor() as cursor:
-        cursor.execute(sql, parameters)
+        try:
+            cursor.execute(sql, parameters)
+        except ProgrammingError as error:
+            # psycopg's name for the SQLSTATE, and psycopg2's; https://www.postgresql.org/docs/current/errcodes-appendix.html
+            if _UNDEFINED_TABLE in {getattr(error.__cause__, name, None) for name in ("sqlstate", "pgcode")}:
+                raise SchemaError(None, REVISION) from error
+            raise

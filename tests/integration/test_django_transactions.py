@@ -15,7 +15,7 @@ from django.core.management import BaseCommand, CommandParser, call_command
 from django.db import ProgrammingError, connection, connections, transaction
 from django.test import TestCase, override_settings
 
-from channels_pg_sa import MessageTooLarge
+from channels_pg_sa import MessageTooLarge, SchemaError
 from channels_pg_sa.django import group_send, send
 from tests.conformance.backends import KEY, Conversation, text
 from tests.support.databases import TestServer, query
@@ -279,11 +279,14 @@ def test_a_wrong_message_leaves_the_transaction_alone(layer_url: str) -> None:
 
 
 def test_missing_tables(databases: Callable[..., None], database_url: str) -> None:
-    """Django's own error names what is missing."""
+    """The error names the command that mends it."""
     databases(default=entry(database_url))
     layers = override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}})
-    with layers, pytest.raises(ProgrammingError, match="channels_pg_sa_message"):
-        send("jobs", text(1))
+    with layers:
+        for verb in (send, group_send):
+            with pytest.raises(SchemaError, match="upgrade") as caught:
+                verb("jobs", text(1))
+            assert isinstance(caught.value.__cause__, ProgrammingError)
 
 
 @pytest.mark.usefixtures("default")

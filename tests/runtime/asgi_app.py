@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from channels_pg_sa import Layer
+from channels_pg_sa.django import lifespan
 
 from .scenarios import use
 
@@ -20,6 +21,9 @@ async def app(
     send: Callable[[dict[str, Any]], Awaitable[None]],
 ) -> None:
     """Answer GET /number with the number and this process's id, once it has gone through the layer."""
+    if scope["type"] == "lifespan":
+        await lifespan(scope, receive, send)
+        return
     if scope["type"] != "http":
         raise RuntimeError("HTTP alone is spoken here.")
     channel = await layer.new_channel()

@@ -1,4 +1,4 @@
-"""Servers that fork after the layer was used: Celery's prefork workers, gunicorn with --preload."""
+"""Servers that fork after the layer was used, or that end in a way of their own: Celery, gunicorn, Uvicorn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.databases import TestServer
+from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory
 from tests.support.processes import ROOT, environment
 from tests.support.waiting import PATIENCE, eventually
@@ -26,6 +26,25 @@ pytestmark = pytest.mark.processes
 SEND = "from tests.runtime.celery_app import tell\nfor number in range(60): tell.delay(number)"
 GOODBYE = "worker: Warm shutdown (MainProcess)"
 """What Celery says at its end, however quiet it shall be."""
+
+
+NODES = "SELECT count(*) FROM channels_pg_sa_node"
+
+
+def get(address: str, number: int) -> int:
+    """Ask the application for the number; return the id of the process that answers."""
+    with urllib.request.urlopen(f"http://{address}/{number}", timeout=PATIENCE) as answer:
+        echo, pid = answer.read().split()
+    assert int(echo) == number
+    return int(pid)
+
+
+def serves(address: str) -> bool:
+    """Tell whether the application answers."""
+    try:
+        return get(address, 0) > 0
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -82,18 +101,21 @@ def test_gunicorn(server: TestServer, layer_url: str) -> None:
         " tests.runtime.asgi_app:app"
     )
 
-    def get(number: int) -> int:
-        with urllib.request.urlopen(f"http://{address}/{number}", timeout=PATIENCE) as answer:
-            echo, pid = answer.read().split()
-        assert int(echo) == number
-        return int(pid)
-
-    def serves() -> bool:
-        try:
-            return get(0) > 0
-        except OSError:
-            return False
-
     with at_most(server, layer_url, 3), serving(command, LAYER_URL=layer_url):
-        eventually(serves, within=2 * PATIENCE)
-        assert len({get(number) for number in range(60)}) == 2
+        eventually(lambda: serves(address), within=2 * PATIENCE)
+        assert len({get(address, number) for number in range(60)}) == 2
+
+
+def test_uvicorn(layer_url: str) -> None:
+    """It ends itself by the signal that stops it: the lifespan closes the layer before."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    command = f"-m uvicorn --port {port} --log-level error tests.runtime.asgi_app:app"
+    environ = environment(LAYER_URL=layer_url)
+    process = subprocess.Popen([sys.executable, *STRICT, *command.split()], cwd=ROOT, env=environ)
+    eventually(lambda: serves(address), within=2 * PATIENCE)
+    assert query(layer_url, NODES) == [(1,)]
+    process.terminate()
+    process.wait(PATIENCE)
+    assert query(layer_url, NODES) == [(0,)]

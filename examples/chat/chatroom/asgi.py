@@ -18,6 +18,7 @@ from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler  # noqa: 
 from django.core.asgi import get_asgi_application  # noqa: E402
 from django.urls import path  # noqa: E402
 
+from channels_pg_sa.django import lifespan  # noqa: E402
 from chatroom.consumers import ChatConsumer  # noqa: E402
 from chatroom.jobs import CHANNEL  # noqa: E402
 from chatroom.presence import Presence  # noqa: E402
@@ -32,5 +33,6 @@ application = ProtocolTypeRouter(
             URLRouter([path("ws", ChatConsumer.as_asgi(presence=presence))]),
         ),
         "channel": ChannelNameRouter({CHANNEL: JobWorker.as_asgi()}),
+        "lifespan": lifespan,
     }
 )
