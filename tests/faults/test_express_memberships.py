@@ -101,16 +101,18 @@ async def test_a_lone_change_is_begun_by_its_own_thread(
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_lost_under_the_statement(
-    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str, change: str
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, server: TestServer, layer_url: str, change: str
 ) -> None:
-    """Done twice is as good as once, so the caller does not notice."""
+    """Done twice is as good as once, so it is done again, and the caller does not notice."""
     layer = make_own_layer(url=proxy.url)
     group = await member_of(layer, change)
     await hold(layer)
     with locked(layer_url) as locker:
         changing = asyncio.ensure_future(CHANGES[change](layer, group))
         await under_way(layer, layer_url)
+        session = express(layer)._held.driver.info.backend_pid
         proxy.drop()
+        server.terminate([session])  # which would go on, and do it
         locker.commit()
         await changing
     assert query(layer_url, MEMBERS) == expected(change)
@@ -195,18 +197,26 @@ async def test_a_caller_that_is_interrupted_before_anything_is_sent(
     assert query(layer_url, MEMBERS) == [("group", "jobs"), ("group", "others")]
 
 
-async def test_ended_under_the_statement(make_own_layer: LayerFactory, server: TestServer, layer_url: str) -> None:
+@pytest.mark.parametrize("followed", [False, True], ids=["alone", "followed"])
+@pytest.mark.parametrize("change", ["join", "leave"])
+async def test_ended_under_the_statement(
+    make_own_layer: LayerFactory, server: TestServer, layer_url: str, change: str, followed: bool
+) -> None:
     """The server says that it did not do it: it is done again, and before what was asked for after it."""
-    layer = await hold(make_own_layer())
+    layer = make_own_layer()
+    await member_of(layer, change)
+    await hold(layer)
+    opposite = "leave" if change == "join" else "join"
     with locked(layer_url) as locker:
-        joining = asyncio.create_task(layer.group_add("group", "jobs"))
+        changing = [asyncio.ensure_future(CHANGES[change](layer, "group"))]
         await under_way(layer, layer_url)
-        leaving = asyncio.create_task(layer.group_discard("group", "jobs"))
-        await asyncio.sleep(0)
+        if followed:
+            changing.append(asyncio.ensure_future(CHANGES[opposite](layer, "group")))
+            await asyncio.sleep(0)
         server.terminate(server.connections(layer_url))
         locker.commit()
-        await asyncio.gather(joining, leaving)
-    assert query(layer_url, MEMBERS) == []
+        await asyncio.gather(*changing)
+    assert query(layer_url, MEMBERS) == expected(opposite if followed else change)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -248,19 +258,23 @@ async def test_joins_and_leaves_together(make_own_layer: LayerFactory, layer_url
     """Of each membership what was asked for last is done, whether they make one statement or two."""
     layer = make_own_layer()
     channels = [f"jobs-{number}" for number in range(40)]
-    for channel in channels[::2]:
+    leaving = [f"leaving-{number}" for number in range(5)]
+    joining = [f"joining-{number}" for number in range(5)]
+    for channel in [*channels[::2], *leaving]:
         await layer.group_add("group", channel)
     await hold(layer)
     await asyncio.gather(
+        *(layer.group_discard("group", channel) for channel in leaving),
         *(
             verb("group", channel)
             for place, channel in enumerate(channels)
             for verb in (
                 [layer.group_add, layer.group_discard] if place % 2 else [layer.group_discard, layer.group_add]
             )
-        )
+        ),
+        *(layer.group_add("group", channel) for channel in joining),
     )
-    assert query(layer_url, MEMBERS) == sorted(("group", channel) for channel in channels[::2])
+    assert query(layer_url, MEMBERS) == sorted(("group", channel) for channel in [*channels[::2], *joining])
 
 
 async def test_a_member_hears_what_is_sent_at_once(make_own_layer: LayerFactory) -> None:
