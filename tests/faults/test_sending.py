@@ -443,6 +443,23 @@ async def test_a_role_that_may_not_receive_is_told_so(
     assert await take(layer, channel, 1) == [text(1)]
 
 
+async def test_closing_waits_for_no_server_that_is_gone(proxy: SwallowingProxy, make_own_layer: LayerFactory) -> None:
+    """A process that only sends, too, ends soon: with the send that waits, which is told."""
+    layer = make_own_layer(url=proxy.url, send_timeout=60)
+    proxy.cut()
+    sending = asyncio.create_task(layer.send("jobs", text(1)))
+
+    async def waits() -> bool:
+        return layer._node is not None and layer._node._database.trouble is not None
+
+    await eventually_async(waits)
+    started = time.monotonic()
+    await layer.close()
+    assert time.monotonic() - started < 4
+    with pytest.raises(LayerClosed):
+        await sending
+
+
 async def test_why_a_member_waits_is_told(proxy: SwallowingProxy, make_own_layer: LayerFactory) -> None:
     """A join waits for the listener: the error has the reason that the listener met."""
     layer = make_own_layer(send_timeout=1, listen_url=proxy.url)
