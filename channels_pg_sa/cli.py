@@ -41,10 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         database = migrate.find_url(arguments.url, os.environ) if needs_database(arguments) else None
         run(arguments, database, arguments.schema, sys.stdout)
+        sys.stdout.flush()
     except (ConfigurationError, CommandError) as error:
         return _complain(error, MISUSED)
     except (SchemaError, DBAPIError) as error:
         return _complain(error, FAILED)
+    except BrokenPipeError:  # who reads has enough; https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     return 0
 
 

@@ -47,12 +47,14 @@ def upgrade(database: Database, *, schema: str | None = None, revision: str = "h
         revision: an identifier, or "head" for the newest.
 
     Raises:
-        ConfigurationError: the address or the schema's name is wrong.
+        ConfigurationError: the address or the schema's name is wrong, or another history has made the tables.
         alembic.util.CommandError: there is no such revision.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
+    config = alembic_config(database, schema=schema)
+    _check_history(database, schema)
     with _ONE_AT_A_TIME:
-        command.upgrade(alembic_config(database, schema=schema), revision)
+        command.upgrade(config, revision)
 
 
 def downgrade(database: Database, *, schema: str | None = None, revision: str) -> None:
@@ -60,8 +62,10 @@ def downgrade(database: Database, *, schema: str | None = None, revision: str) -
 
     Raises: as `upgrade` does.
     """
+    config = alembic_config(database, schema=schema)
+    _check_history(database, schema)
     with _ONE_AT_A_TIME:
-        command.downgrade(alembic_config(database, schema=schema), revision)
+        command.downgrade(config, revision)
 
 
 def write_sql(output: TextIO = sys.stdout, *, schema: str | None = None, revision: str = "head") -> None:
@@ -191,6 +195,16 @@ def opening_statements(schema: str | None) -> list[str]:
         make = f'IF to_regnamespace(\'"{schema}"\') IS NULL THEN CREATE SCHEMA "{schema}"; END IF;'
         statements += [f"DO $$ BEGIN {make} END $$", f'SET LOCAL search_path TO "{schema}"']
     return statements
+
+
+def _check_history(database: Database, schema: str | None) -> None:
+    with engine_for(database).connect() as connection:
+        there = set(inspect(connection).get_table_names(schema))
+    if installation.name in there and VERSION_TABLE not in there:
+        raise ConfigurationError(
+            "The tables are there, and not from this history: a project's own Alembic, or metadata.create_all(), has "
+            "made them. That has to change them too."
+        )
 
 
 def reason_of(error: Exception) -> str:

@@ -298,6 +298,16 @@ def test_a_config_that_is_no_mapping_is_an_error_too(config: object) -> None:
     assert check_tables(databases=["default"]) == []
 
 
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """`channels-pg-sa sql | head`, which closes its end of the pipe: no traceback."""
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    command = [sys.executable, "-m", "channels_pg_sa", "sql"]
+    done = subprocess.run(command, cwd=ROOT, stdout=ours, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(ours)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_the_version(run: Callable[..., tuple[int, str, str]], capsys: pytest.CaptureFixture[str]) -> None:
     """As other commands tell theirs."""
     with pytest.raises(SystemExit) as caught:

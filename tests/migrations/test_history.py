@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import os
 import subprocess
@@ -141,6 +142,16 @@ def test_a_failed_upgrade_leaves_nothing(database_url: str) -> None:
     with pytest.raises(DBAPIError, match="already exists"):
         migrate.upgrade(database_url)
     assert objects(database_url) == before
+
+
+def test_tables_of_another_history_are_left_to_it(database_url: str) -> None:
+    """Whoever has them in a history of their own is told so, instead of that a table exists."""
+    engine = migrate.engine_for(database_url)
+    metadata.create_all(engine)
+    for act in (migrate.upgrade, functools.partial(migrate.downgrade, revision="base")):
+        with pytest.raises(ConfigurationError, match="not from this history"):
+            act(database_url)
+    assert migrate.current(database_url) == REVISION
 
 
 def test_a_downgrade_leaves_the_tables_of_others(database_url: str) -> None:
