@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 from .entry import Entry
 from .mailboxes import Mailboxes
 from .members import MemberIndex
 from .names import MAX_LENGTH, node_of, queue_of
 from .parcels import Flushed, Frame, Joined, Left, Mark, Parcel, Ring
+
+SAME = 0.001
+"""Seconds by which two notes of a message's end may differ: a session may write times with fewer digits."""
 
 
 class Dispatcher(Mailboxes):
@@ -22,7 +26,7 @@ class Dispatcher(Mailboxes):
     def __init__(self, capacity_of: Callable[[str], int | None], *, bounded: bool) -> None:
         super().__init__(capacity_of, bounded=bounded)
         self.members = MemberIndex()
-        self._known: set[int] = set()
+        self._known: dict[int, float] = {}  # when its message expires, by row
         self._unfetched: dict[int, tuple[Entry, list[str]]] = {}
         self._barrier: int | None = None
         self._gone: set[int] = set()
@@ -50,16 +54,23 @@ class Dispatcher(Mailboxes):
                 self._to_do().controls.append(frame)
 
     @property
-    def known(self) -> frozenset[int]:
-        """The ids of rows that have come, and are there as far as this node knows."""
-        return frozenset(self._known)
+    def known(self) -> dict[int, float]:
+        """The rows that have come, and are there as far as this node knows: the end of each one's message, by id."""
+        return dict(self._known)
 
-    def vanished(self, rows: Collection[int]) -> None:
-        """Forget ids whose rows are gone without this node's doing, and may be given to others; messages stay.
+    def vanished(self, known: Mapping[int, float], waiting: Iterable[Parcel]) -> None:
+        """Forget ids whose rows are gone without this node's doing; messages stay.
 
-        A server that crashes loses all rows, and begins to count again.
+        A server that crashes loses all rows, and begins to count again: an id may be another row's already, whose
+        message expires at another time.
+
+        Args:
+            known: before the table was read.
+            waiting: the node's mailbox, as it was read then.
         """
-        self._known.difference_update(rows)
+        there = {parcel.id: parcel.expires for parcel in waiting}
+        rows = {row for row, expires in known.items() if abs(there.get(row, -math.inf) - expires) > SAME}
+        self._forget(rows)
         for box in self.unread.values():
             for entry in box.entries:
                 entry.keeps_row = entry.keeps_row and entry.id not in rows
@@ -79,13 +90,13 @@ class Dispatcher(Mailboxes):
 
     def _end_recovery(self) -> None:
         self._barrier = None
-        self._known -= self._gone
+        self._forget(self._gone)
         self._gone.clear()
 
     def _arrive(self, parcel: Parcel, now: float) -> None:
         if parcel.id in self._known:  # read from the table after a reconnect, and heard of as well
             return
-        self._known.add(parcel.id)
+        self._known[parcel.id] = parcel.expires
         if len(parcel.name) >= MAX_LENGTH:
             self._refuse(parcel.id)
             return
@@ -126,7 +137,7 @@ class Dispatcher(Mailboxes):
             if entry.content is None:
                 entry.expires = 0.0
                 self.counters["vanished"] += 1
-                self._known.discard(row)  # from its queue, where it may be again, it can still come to us
+                self._forget([row])  # from its queue, where it may be again, it can still come to us
             elif not entry.keeps_row:
                 self._to_do().delete.append(row)
             for channel in channels:
@@ -139,7 +150,7 @@ class Dispatcher(Mailboxes):
             if row in self._unfetched:  # the mailbox was read meanwhile
                 self.fetched([row], {row: payload})
             elif row not in self._known:
-                self._known.add(row)
+                self._known[row] = expires
                 if len(channel) >= MAX_LENGTH:
                     self._refuse(row)
                     continue
@@ -151,7 +162,7 @@ class Dispatcher(Mailboxes):
         if self._barrier is not None:
             self._gone.update(rows)
             return
-        self._known.difference_update(rows)
+        self._forget(rows)
 
     def announce(self, payload: bytes, expires: float) -> None:
         """Put a message of the layer's own into the mailbox of each channel that is in a group here or was read lately.
@@ -185,4 +196,8 @@ class Dispatcher(Mailboxes):
 
     def returned(self, rows: Iterable[int]) -> None:
         """Forget the ids of rows that are in their queues again, so that they may be claimed again."""
-        self._known.difference_update(rows)
+        self._forget(rows)
+
+    def _forget(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            self._known.pop(row, None)

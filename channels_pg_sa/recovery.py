@@ -104,7 +104,7 @@ class Recovery:
         members = await self._queries.members(connection)
         with self._inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
-            dispatcher.vanished(known.difference(parcel.id for parcel in waiting))
+            dispatcher.vanished(known, waiting)
             self._take_in(dispatcher, waiting)
         await self._send_mark(connection)
         self._courier.hears(queues)

@@ -387,7 +387,7 @@ async def until_nothing_is_remembered(layer: PostgresLayer) -> None:
     dispatcher = inside(layer).inbox._dispatcher
 
     async def look() -> bool:
-        return (dispatcher._barrier, dispatcher._known, dispatcher._gone) == (None, set(), set())
+        return (dispatcher._barrier, dispatcher._known, dispatcher._gone) == (None, {}, set())
 
     await eventually_async(look)
 
@@ -507,13 +507,42 @@ async def test_after_a_crash_new_messages_are_not_taken_for_old_ones(
         await layer.send(channel, text(number))
 
     async def all_here() -> bool:
-        return layer.counters["received"] >= 5
+        return layer.counters["received"] >= 6  # with the one that it was warmed with
 
     await eventually_async(all_here)
     await asyncio.to_thread(fragile.postgres.restart, crash=True)
     await layer.group_add("group", channel)  # waits until this node is back
     for number in range(5, 10):
         await layer.send(channel, text(number))
+    assert [message["number"] for message in await take(layer, channel, 10)] == list(range(10))
+
+
+async def test_after_a_crash_messages_that_came_before_the_listener_are_new(
+    make_fragile: LayerFactory, fragile: FragileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are back sooner, and their messages have the ids that those in memory have."""
+    layer, sender = make_fragile(capacity=100), make_fragile()
+    channel = await warm(layer)
+    for number in range(5):
+        await layer.send(channel, text(number))
+
+    async def all_here() -> bool:
+        return layer.counters["received"] >= 6
+
+    await eventually_async(all_here)
+    may_come = asyncio.Event()
+    recover = inside(layer)._listener._recover
+
+    async def later(connection: Any) -> None:
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(may_come.wait(), loop))
+        await recover(connection)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(inside(layer)._listener, "_recover", later)
+    await asyncio.to_thread(fragile.postgres.restart, crash=True)
+    for number in range(5, 10):
+        await sender.send(channel, text(number))
+    may_come.set()
     assert [message["number"] for message in await take(layer, channel, 10)] == list(range(10))
 
 

@@ -371,7 +371,7 @@ def test_what_was_read_from_the_table_is_not_taken_again_when_it_is_notified_lat
     it.hear([Mark(4), parcel(1)], NOW)
     assert taken(it) == []
     it.hear([Mark(5)], NOW)
-    assert it._known == it._gone == set()
+    assert (it._known, it._gone) == ({}, set())
     it.deleted([1])
     assert it._gone == set()
 
@@ -385,18 +385,27 @@ def test_what_was_handed_over_before_the_table_was_read_is_not_taken_again() -> 
     assert effects(it).fetch == []
     it.deleted([1])
     it.hear([Mark(1)], NOW)
-    assert it._known == set()
+    assert it._known == {}
 
 
 def test_ids_of_rows_that_vanished_may_be_given_to_others() -> None:
     """What had come before can still be read, and then does not delete a stranger's row."""
     it = dispatcher(10)
     it.hear([parcel(1), parcel(2)], NOW)
-    it.vanished([1])
-    assert it.known == {2}
+    it.vanished(it.known, [parcel(2)])
+    assert list(it.known) == [2]
     it.hear([parcel(1), parcel(2)], NOW)
     assert taken(it) == [1, 2, 1]
     assert effects(it).delete == [2, 1]
+
+
+def test_an_id_that_is_a_stranger_s_row_already_is_told_by_its_end() -> None:
+    """The server lost the row, and others sent before this node had listened again."""
+    it = dispatcher(10)
+    it.hear([parcel(1, expires=NOW + 50), parcel(2, expires=NOW + 50), parcel(3, expires=math.inf)], NOW)
+    waiting = [doorbell(1, expires=NOW + 60), doorbell(2, expires=NOW + 50.00001), doorbell(3, expires=math.inf)]
+    it.vanished(it.known, waiting)
+    assert list(it.known) == [2, 3]
 
 
 def test_a_later_recovery_waits_for_its_own_mark() -> None:
@@ -409,7 +418,7 @@ def test_a_later_recovery_waits_for_its_own_mark() -> None:
     it.hear([Mark(3), parcel(2)], NOW)
     assert taken(it) == [1, 2]
     it.hear([Mark(4)], NOW)
-    assert it._known == set()
+    assert it._known == {}
 
 
 # Capacity, expiry, flush --------------------------------------------------------------------------
@@ -461,7 +470,7 @@ def test_flush_forgets_messages_and_members_but_no_reader() -> None:
     assert sorted(set(done.delete)) == [1, 2]
     it.fetched([1], {1: b"1"})
     it.deleted(done.delete)
-    assert (it.unread_count, it.reader_count, len(it.members), it._known) == (0, 1, 0, set())
+    assert (it.unread_count, it.reader_count, len(it.members), it._known) == (0, 1, 0, {})
     it.hear([parcel(3)], NOW)
     assert reader in it.woken
 

@@ -93,7 +93,7 @@ class World:
         self._stream: list[bytes] | None = []  # None: nobody listens
         self._recovering = False  # LISTENing again, but the table has not been read
         self._read: tuple[list[Parcel], list[tuple[str, str, float]] | None] | None = None
-        self._known: frozenset[int] = frozenset()
+        self._known: dict[int, float] = {}
         self._marks = 0
         self._fetch_todo: list[int] = []
         self._fetching: tuple[list[int], dict[int, bytes]] | None = None
@@ -207,7 +207,7 @@ class World:
             (waiting, members), self._read = self._read, None
             if members is not None:
                 self._dispatcher.members.replace(members)
-                self._dispatcher.vanished(self._known.difference(parcel.id for parcel in waiting))
+                self._dispatcher.vanished(self._known, waiting)
             self._allow_for_memberships_out_of_step(waiting)
             self._dispatcher.recover(waiting, self._marks + 1, self._now)
             self._recovering = False
@@ -467,7 +467,7 @@ class World:
         assert dispatcher.woken == set()
         assert dispatcher._unfetched == {}
         assert dispatcher._gone == set()
-        assert dispatcher._known == set()
+        assert dispatcher._known == {}
         left = [row for row in self._rows.values() if row.expires > self._now and not self._sent[row.id].excused]
         assert left == []
 
