@@ -15,7 +15,7 @@ import psycopg
 from .backlog import Backlog
 from .claims import Claim, ClaimBook
 from .database import Database
-from .dispatcher import Dispatcher
+from .dispatcher import Dispatcher, KnownRow
 from .fate import OUTAGE, Fate, fate
 from .mailboxes import Effects
 from .names import queue_of
@@ -55,6 +55,8 @@ class Courier:
         bounded: bool,
     ) -> None:
         self.book = ClaimBook()
+        self.is_current = True
+        """Whether ids mean what they meant: after a crash of the server others' rows may have them, until recovery."""
         self._database = database
         self._queries = queries
         self._decisions = decisions
@@ -67,11 +69,11 @@ class Courier:
         self._is_unread = False
         self._flushes = 0
         self._idle: set[str] = set()
-        self._returning: list[int] = []
+        self._returning: list[KnownRow] = []
         make = functools.partial(Backlog, spawn=spawn, outage=OUTAGE)
         # Deleting can wait, so that more rows go together: nobody waits for it but senders who count what is unread.
         pause = 0.02 if bounded else 0.1
-        self.deletions: Backlog[int] = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=pause)
+        self.deletions: Backlog[KnownRow] = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=pause)
         self.fetches: Backlog[int] = make("channels_pg_sa fetches", run=self._fetch, batch=32)
         self.claims: Backlog[str] = make("channels_pg_sa claims", run=self._claim, batch=100)
         self.rereads: Backlog[None] = make("channels_pg_sa mailbox", run=lambda _: reread(), batch=1)
@@ -80,7 +82,9 @@ class Courier:
     def work(self, effects: Effects) -> None:
         """Do what the dispatcher has decided."""
         self.fetches.add(effects.fetch)
-        self.deletions.add(effects.delete)
+        if effects.delete:
+            with self._decisions() as dispatcher:
+                self.deletions.add(dispatcher.with_ends(effects.delete))
         for ring in effects.rings:
             self.ring(ring.queue, ring.id)
 
@@ -116,7 +120,7 @@ class Courier:
     def give_back(self) -> None:
         """Return what was claimed here and nobody here reads."""
         with self._decisions() as dispatcher:
-            rows = dispatcher.claimed_unread()
+            rows = dispatcher.with_ends(dispatcher.claimed_unread())
         if rows:
             self._returning.extend(rows)
             self.claims.add([""])  # by the same task as claims, so that no row goes both ways at once
@@ -151,16 +155,24 @@ class Courier:
 
     async def _fetch(self, rows: list[int]) -> None:
         async with self._database.connection(self._patience) as connection:
+            self._check_current()
             payloads = await self._queries.fetch(connection, rows)
         with self._decisions() as dispatcher:
             dispatcher.fetched(rows, payloads)
 
-    async def _delete(self, rows: list[int]) -> None:
+    async def _delete(self, batch: list[KnownRow]) -> None:
         async with self._database.connection(self._patience) as connection:
+            self._check_current()
+            with self._decisions() as dispatcher:
+                rows = dispatcher.known_still(batch)
             await self._queries.forget(connection, rows)
         self._deleted(len(rows))
         with self._decisions() as dispatcher:
             dispatcher.deleted(rows)
+
+    def _check_current(self) -> None:
+        if not self.is_current:
+            raise psycopg.OperationalError("the mailbox is about to be read anew")
 
     async def _claim(self, channels: list[str]) -> None:
         await self._return_rows()
@@ -214,11 +226,14 @@ class Courier:
 
     async def _return_rows(self) -> None:
         if self._returning:
-            rows = list(self._returning)
+            count = len(self._returning)
             async with self._database.connection(self._patience) as connection:
+                self._check_current()
+                with self._decisions() as dispatcher:
+                    rows = dispatcher.known_still(self._returning[:count])
                 await self._queries.put_back(connection, rows)
-            del self._returning[: len(rows)]
+            del self._returning[:count]
             with self._decisions() as dispatcher:
                 dispatcher.returned(rows)
-            for queue in self.book.queues:  # before their doorbell comes, a claim could pass over them
+            for queue in self.book.queues if rows else ():  # before their doorbell comes, a claim could pass over them
                 self.ring(queue, min(rows))

@@ -267,6 +267,7 @@ class Reception:
     def _went_down(self, error: Exception) -> None:
         """Say so once. If the setup is at fault, those who wait are told; it may be mended, so the listener goes on."""
         self._database.doubt()
+        self._courier.is_current = False
         self._trouble = reason = str(error).strip() or type(error).__name__
         if not self._is_away:
             expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))

@@ -106,6 +106,7 @@ class Recovery:
             dispatcher.members.replace(members)
             dispatcher.vanished(known, waiting)
             self._take_in(dispatcher, waiting)
+        self._courier.is_current = True
         await self._send_mark(connection)
         self._courier.hears(queues)
 
