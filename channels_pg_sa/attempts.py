@@ -28,16 +28,12 @@ class Attempts:
         database: lends connections.
         queries: the layer's statements.
         timeout: seconds that an attempt may take.
-        trouble: tells what else keeps calls waiting.
     """
 
-    def __init__(
-        self, database: Database, queries: Queries, timeout: float, *, trouble: Callable[[], str | None]
-    ) -> None:
+    def __init__(self, database: Database, queries: Queries, timeout: float) -> None:
         self._database = database
         self._queries = queries
         self._timeout = timeout
-        self._trouble = trouble
 
     async def make(
         self, calls: Sequence[Call[J]], work: Callable[[Connection, list[J]], Awaitable[None]], *, repeatable: bool
@@ -82,12 +78,12 @@ class Attempts:
             return None
         return revision
 
-    def late(self, call: Call[Any]) -> SendError:
-        """Return the error of a call whose deadline has passed."""
+    def late(self, call: Call[Any], reason: str | None = None) -> SendError:
+        """Return the error of a call whose deadline has passed; for that `reason` if the database is not in trouble."""
         return SendError(
             maybe_sent=call.started or call.doubtful,
             waited=time.monotonic() - call.since,
-            reason=self._database.trouble or self._trouble(),
+            reason=self._database.trouble or reason,
         )
 
 

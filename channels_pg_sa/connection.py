@@ -54,9 +54,10 @@ async def give_up(connection: Connection) -> None:
     A server does not notice that its client is gone while it waits for a lock: without this, each try during a long
     lock would leave one more session that waits. And what was given up might be done after what followed it.
     """
-    cancelling = asyncio.ensure_future(_cancel(connection))
-    asyncio.get_running_loop().call_soon(sever, connection)  # now that the cancellation knows whom to ask
-    await asyncio.wait([cancelling])
+    try:
+        await asyncio.wait([asyncio.ensure_future(_cancel(connection))])
+    finally:
+        sever(connection)  # not before: a pooler forgets whom to cancel when it sees its client go
 
 
 async def _cancel(connection: Connection) -> None:

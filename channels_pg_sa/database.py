@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool
@@ -20,9 +20,6 @@ from .config import Settings
 from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, give_up, is_pooled, sever, time_limit
 from .errors import LayerClosed
 from .held import Held
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +116,11 @@ class Database:
         """Whether whoever wants a connection now has to wait for one that is lent."""
         return self._slots.locked() or bool(self._wanted)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the server cannot be reached; one that has no more connections to give, but some here, can be."""
+        return self.trouble is not None and not self._lent and not self._kept
+
     def doubt(self) -> None:
         """Ask every connection for a sign of life before its next use: another has been lost in silence."""
         for held in (*self._kept, *self._lent):
@@ -142,6 +144,7 @@ class Database:
         while not self._closed:
             held = await self._at_hand() or await self._connect() or await self._left_over(backoff.next())
             if held is not None:
+                self.trouble = None
                 return held
         raise LayerClosed("The layer is closed.")
 

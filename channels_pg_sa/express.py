@@ -136,8 +136,10 @@ class Express:
     async def close(self) -> None:
         """Give the connection back, and hold none any more; a statement that is under way is broken off."""
         self._not_before = float("inf")
-        held = self._held
-        if held is not None and self._done is not None:
+        with self._lock:
+            held = self._held if self._done is not None else None
+            self._leaving = True
+        if held is not None:
             await give_up(held.driver)
         if self._task is not None:
             self._task.cancel()
@@ -199,6 +201,7 @@ class Express:
                 if self._done is None and quiet >= KEPT:
                     self._release()
                 late = self._done is not None and quiet >= self._limit
+                self._leaving = self._leaving or late  # nothing begins on it that would be given up too
                 pause = max(0.01, min(KEPT, self._limit - quiet))
             if late:
                 await give_up(held.driver)

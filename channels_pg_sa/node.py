@@ -214,7 +214,7 @@ class Node:
 
     async def _close(self) -> None:
         closed = LayerClosed("The layer is closed.")
-        is_away = self._reception.is_away or self._database.trouble is not None
+        is_away = self._reception.is_away or self._database.is_away
         end = time.monotonic() + (CLOSING_ALONE if is_away else CLOSING)
         self._reception.refuse(closed)
         await self._outbox.close(closed, end - time.monotonic())

@@ -73,9 +73,10 @@ class Outbox:
         self._drops = drops
         self._is_ready = is_ready
         self._ready = ready
+        self._trouble = trouble
         self._flush = flush
         self._timeout = timeout
-        self._attempts = Attempts(database, queries, timeout, trouble=trouble)
+        self._attempts = Attempts(database, queries, timeout)
         self._prepared = prepared
         self._express = Express(loop, database, prepared, limit=timeout)
         self.sends: Lane[Sending] = Lane(
@@ -91,12 +92,12 @@ class Outbox:
             "channels_pg_sa memberships",
             loop,
             self._run_memberships,
-            late=self._attempts.late,
+            late=self._late,
             shortcut=self._begin_memberships,
             at_rest=self._express.when_at_rest,
         )
         self.reads: Lane[Compiled] = Lane("channels_pg_sa reads", loop, self._run_reads, late=self._attempts.late)
-        self.flushes: Lane[None] = Lane("channels_pg_sa flushes", loop, self._run_flushes, late=self._attempts.late)
+        self.flushes: Lane[None] = Lane("channels_pg_sa flushes", loop, self._run_flushes, late=self._late)
 
     def submit(
         self,
@@ -193,6 +194,10 @@ class Outbox:
         dropped = Counter((plain[place].channel, sends[found[place][0]].group) for place in refused)
         for (channel, group), count in dropped.items():
             self._drops.over_capacity(channel, group, count)
+
+    def _late(self, call: Call[Any]) -> SendError:
+        """Return the error of a call that may have waited for the listener."""
+        return self._attempts.late(call, self._trouble())
 
     async def _run_memberships(self, calls: list[Call[Membership]]) -> None:
         if any(call.job.node for call in calls):

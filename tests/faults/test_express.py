@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from channels_pg_sa import SchemaError, SendError
+from channels_pg_sa.connection import give_up
+from channels_pg_sa.prepared import Bound
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.urls import with_parameters
@@ -193,6 +195,29 @@ async def test_a_statement_that_takes_too_long(make_own_layer: LayerFactory, lay
         locker.commit()
     await layer.send("jobs", text(3))
     assert [message["number"] for message in await take(layer, "jobs", 1)] == [3]
+
+
+async def test_nothing_begins_on_a_connection_that_is_given_up(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer comes in that very moment: what follows would be given up with it."""
+    layer = await hold(make_own_layer(send_timeout=1))
+    refused: list[bool] = []
+
+    async def answered_first(connection: Any) -> None:
+        locker.commit()
+        while express(layer)._done is not None:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+        refused.append(not express(layer).run(Bound(b"channels_pg_sa_send_one", ()), lambda *_: None))
+        await give_up(connection)
+
+    monkeypatch.setattr("channels_pg_sa.express.give_up", answered_first)
+    with locked_messages(layer_url) as locker:
+        with pytest.raises(SendError):
+            await layer.send("jobs", text(1))
+        await eventually_async(lambda: asyncio.to_thread(lambda: refused))
+    assert refused == [True]
+    await layer.send("jobs", text(2))
 
 
 class Garbling(SwallowingProxy):

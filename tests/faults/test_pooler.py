@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from channels_pg_sa import PoolerError
+from channels_pg_sa import PoolerError, SendError
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.urls import with_address, with_database
@@ -241,6 +241,20 @@ async def test_a_server_lost_behind_the_pooler(
     await eventually_async(all_here)
     await end(reader)
     assert tally.twice == []
+
+
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+async def test_a_long_lock_piles_up_no_sessions_behind_it(behind: Behind, fragile_url: str, mode: str) -> None:
+    """The pooler passes on to the server that a statement is given up, as long as its client is there to ask."""
+    layer = behind(mode, listen_url=fragile_url, send_timeout=0.5)
+    await layer.send("others", text(0))
+    with psycopg.connect(fragile_url, application_name="tests") as locker:
+        locker.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
+        for _ in range(4):
+            with pytest.raises(SendError):
+                await layer.send("jobs", text(1))
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(fragile_url, BLOCKED) == [(0,)]))
+    assert query(fragile_url, "SELECT count(*) FROM channels_pg_sa_message WHERE channel = 'jobs'") == [(0,)]
 
 
 async def test_capacity_through_a_pooler(behind: Behind, fragile_url: str) -> None:

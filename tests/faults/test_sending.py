@@ -460,6 +460,30 @@ async def test_closing_waits_for_no_server_that_is_gone(proxy: SwallowingProxy, 
         await sending
 
 
+async def test_closing_does_what_waits_where_connections_are_few(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """A server that has no second connection to give, but works with one, is not gone."""
+    role = make_role(fragile, fragile_url, "secret", limit=1)
+    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    layer = make_fragile(url=url, confirm_sends=False)
+    await layer.send("jobs", text(0))
+    database = layer._node._database  # type: ignore[attr-defined]
+    with locked_messages(fragile_url):
+        await layer.send("jobs", text(1))  # keeps the only connection
+        joining = asyncio.create_task(layer.group_add("group", "jobs"))
+        await eventually_async(lambda: asyncio.to_thread(lambda: database.trouble is not None))
+    await joining
+    with locked_messages(fragile_url) as locker:
+        for number in range(2, 12):
+            await layer.send("jobs", text(number))
+        closing = asyncio.create_task(layer.close())
+        await asyncio.sleep(1.5)
+        locker.commit()
+        await closing
+    assert query(fragile_url, WAITING) == [(12,)]
+
+
 async def test_why_a_member_waits_is_told(proxy: SwallowingProxy, make_own_layer: LayerFactory) -> None:
     """A join waits for the listener: the error has the reason that the listener met."""
     layer = make_own_layer(send_timeout=1, listen_url=proxy.url)
