@@ -43,6 +43,7 @@ class Backlog(Generic[T]):
         self._outage = outage
         self._pause = pause
         self._todo: dict[T, None] = {}
+        self.underway: dict[T, None] = {}  # of the batch, what has not been dropped
         self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -53,6 +54,12 @@ class Backlog(Generic[T]):
         self._todo.update(dict.fromkeys(things))
         if self._todo and (self._task is None or self._task.done()):
             self._task = self._spawn(self._work(), self._name)
+
+    def drop(self, things: Iterable[T]) -> None:
+        """Do without things, those of a batch too that is about to be done, or done again."""
+        for thing in things:
+            self._todo.pop(thing, None)
+            self.underway.pop(thing, None)
 
     async def finish(self, timeout: float) -> None:
         """Wait until nothing is left to do, but no longer than so many seconds."""
@@ -68,6 +75,7 @@ class Backlog(Generic[T]):
             things = [thing for thing, _ in zip(self._todo, range(self._batch), strict=False)]
             for thing in things:
                 del self._todo[thing]
+            self.underway = dict.fromkeys(things)
             try:
                 await self._run(things)
             except Exception as error:
@@ -79,7 +87,7 @@ class Backlog(Generic[T]):
                     str(error).strip() or type(error).__name__,
                     exc_info=not expected,
                 )
-                self._todo = {**dict.fromkeys(things), **self._todo}
+                self._todo = {**self.underway, **self._todo}
                 await asyncio.sleep(backoff.next())
             else:
                 backoff.reset()

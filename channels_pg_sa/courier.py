@@ -15,7 +15,7 @@ import psycopg
 from .backlog import Backlog
 from .claims import Claim, ClaimBook
 from .database import Database
-from .dispatcher import Dispatcher, KnownRow
+from .dispatcher import Dispatcher
 from .fate import OUTAGE, Fate, fate
 from .mailboxes import Effects
 from .names import queue_of
@@ -69,11 +69,11 @@ class Courier:
         self._is_unread = False
         self._flushes = 0
         self._idle: set[str] = set()
-        self._returning: list[KnownRow] = []
+        self._returning: list[int] = []
         make = functools.partial(Backlog, spawn=spawn, outage=OUTAGE)
         # Deleting can wait, so that more rows go together: nobody waits for it but senders who count what is unread.
         pause = 0.02 if bounded else 0.1
-        self.deletions: Backlog[KnownRow] = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=pause)
+        self.deletions: Backlog[int] = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=pause)
         self.fetches: Backlog[int] = make("channels_pg_sa fetches", run=self._fetch, batch=32)
         self.claims: Backlog[str] = make("channels_pg_sa claims", run=self._claim, batch=100)
         self.rereads: Backlog[None] = make("channels_pg_sa mailbox", run=lambda _: reread(), batch=1)
@@ -82,9 +82,7 @@ class Courier:
     def work(self, effects: Effects) -> None:
         """Do what the dispatcher has decided."""
         self.fetches.add(effects.fetch)
-        if effects.delete:
-            with self._decisions() as dispatcher:
-                self.deletions.add(dispatcher.with_ends(effects.delete))
+        self.deletions.add(effects.delete)
         for ring in effects.rings:
             self.ring(ring.queue, ring.id)
 
@@ -113,6 +111,11 @@ class Courier:
         for queue in queues:
             self.ring(queue, 0)
 
+    def vanished(self, rows: set[int]) -> None:
+        """Rows are gone that a server lost which crashed: what was to be done to them is not done to others."""
+        self.deletions.drop(rows)
+        self._returning = [row for row in self._returning if row not in rows]
+
     def flushed(self) -> None:
         """All rows were deleted: what a claim under way returns may be among them."""
         self._flushes += 1
@@ -120,7 +123,7 @@ class Courier:
     def give_back(self) -> None:
         """Return what was claimed here and nobody here reads."""
         with self._decisions() as dispatcher:
-            rows = dispatcher.with_ends(dispatcher.claimed_unread())
+            rows = dispatcher.claimed_unread()
         if rows:
             self._returning.extend(rows)
             self.claims.add([""])  # by the same task as claims, so that no row goes both ways at once
@@ -160,11 +163,10 @@ class Courier:
         with self._decisions() as dispatcher:
             dispatcher.fetched(rows, payloads)
 
-    async def _delete(self, batch: list[KnownRow]) -> None:
+    async def _delete(self, batch: list[int]) -> None:
         async with self._database.connection(self._patience) as connection:
             self._check_current()
-            with self._decisions() as dispatcher:
-                rows = dispatcher.known_still(batch)
+            rows = [row for row in batch if row in self.deletions.underway]
             await self._queries.forget(connection, rows)
         self._deleted(len(rows))
         with self._decisions() as dispatcher:
@@ -226,13 +228,11 @@ class Courier:
 
     async def _return_rows(self) -> None:
         if self._returning:
-            count = len(self._returning)
             async with self._database.connection(self._patience) as connection:
                 self._check_current()
-                with self._decisions() as dispatcher:
-                    rows = dispatcher.known_still(self._returning[:count])
+                rows = list(self._returning)
                 await self._queries.put_back(connection, rows)
-            del self._returning[:count]
+            del self._returning[: len(rows)]
             with self._decisions() as dispatcher:
                 dispatcher.returned(rows)
             for queue in self.book.queues if rows else ():  # before their doorbell comes, a claim could pass over them

@@ -11,8 +11,6 @@ from .members import MemberIndex
 from .names import MAX_LENGTH, node_of, queue_of
 from .parcels import Flushed, Frame, Joined, Left, Mark, Parcel, Ring
 
-KnownRow = tuple[int, float]
-"""A row's id, and when its message expires."""
 SAME = 0.001
 """Seconds by which two notes of a message's end may differ: a session may write times with fewer digits."""
 
@@ -60,16 +58,8 @@ class Dispatcher(Mailboxes):
         """The rows that have come, and are there as far as this node knows: the end of each one's message, by id."""
         return dict(self._known)
 
-    def with_ends(self, rows: Iterable[int]) -> list[KnownRow]:
-        """Return rows with the ends of their messages, by which they are told from others that get their ids."""
-        return [(row, self._known[row]) for row in rows if row in self._known]
-
-    def known_still(self, rows: Iterable[KnownRow]) -> list[int]:
-        """Return the ids of those rows that have not vanished."""
-        return [row for row, expires in rows if self._known.get(row) == expires]
-
-    def vanished(self, known: Mapping[int, float], waiting: Iterable[Parcel]) -> None:
-        """Forget ids whose rows are gone without this node's doing; messages that are here stay.
+    def vanished(self, known: Mapping[int, float], waiting: Iterable[Parcel]) -> set[int]:
+        """Forget, and return, ids whose rows are gone without this node's doing; messages that are here stay.
 
         A server that crashes loses all rows, and begins to count again: an id may be another row's already, whose
         message expires at another time.
@@ -85,6 +75,7 @@ class Dispatcher(Mailboxes):
         for box in self.unread.values():
             for entry in box.entries:
                 entry.keeps_row = entry.keeps_row and entry.id not in rows
+        return rows
 
     def recover(self, waiting: Iterable[Parcel], barrier: int, now: float) -> None:
         """Take in what the node's mailbox holds.

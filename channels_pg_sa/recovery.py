@@ -104,7 +104,7 @@ class Recovery:
         members = await self._queries.members(connection)
         with self._inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
-            dispatcher.vanished(known, waiting)
+            self._courier.vanished(dispatcher.vanished(known, waiting))
             self._take_in(dispatcher, waiting)
         self._courier.is_current = True
         await self._send_mark(connection)
