@@ -68,8 +68,8 @@ class Reception:
         self._queries = queries
         self._announcements = announcements
         self._started = False
-        self._is_away = False
-        self._trouble: str | None = None
+        self.trouble: str | None = None
+        """Why this node does not hear the server, as far as is known; None if it does."""
         self._tasks: list[asyncio.Task[Any]] = []
         self._clock = Clock()
         self.inbox = Inbox(
@@ -170,11 +170,6 @@ class Reception:
         return self._started and not self._listener.is_listening
 
     @property
-    def trouble(self) -> str | None:
-        """Why this node does not listen, as far as is known; None if it does."""
-        return self._trouble
-
-    @property
     def counters(self) -> dict[str, int]:
         """What has been received and dropped so far, and why."""
         return self.inbox.counters
@@ -258,18 +253,17 @@ class Reception:
         if not isinstance(self.inbox.failure, LayerClosed):
             self.inbox.failure = None
         self._courier.listen_to_late()
-        self._trouble = None
         if away is not None:
             logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, away)
             self._announce(self._announcements[1])
-        self._is_away = False
+        self.trouble = None
 
     def _went_down(self, error: Exception) -> None:
         """Say so once. If the setup is at fault, those who wait are told; it may be mended, so the listener goes on."""
         self._database.doubt()
         self._courier.is_current = False
-        self._trouble = reason = str(error).strip() or type(error).__name__
-        if not self._is_away:
+        reason = str(error).strip() or type(error).__name__
+        if self.trouble is None:
             expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))
             logger.warning(
                 "Node %s does not hear PostgreSQL, and reconnects: %s",
@@ -278,7 +272,7 @@ class Reception:
                 exc_info=None if expected else error,
             )
             self._announce(self._announcements[0])
-        self._is_away = True
+        self.trouble = reason
         if isinstance(error, ChannelLayerError) and self.inbox.failure is None:
             self.refuse(error)
 

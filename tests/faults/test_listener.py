@@ -518,7 +518,11 @@ async def test_after_a_crash_new_messages_are_not_taken_for_old_ones(
 
 
 async def test_after_a_crash_messages_that_came_before_the_listener_are_new(
-    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, monkeypatch: pytest.MonkeyPatch
+    make_fragile: LayerFactory,
+    fragile: FragileServer,
+    fragile_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Others are back sooner: their messages have the ids of those in memory, and of those still to be deleted."""
     layer, sender = make_fragile(capacity=100), make_fragile()
@@ -539,12 +543,16 @@ async def test_after_a_crash_messages_that_came_before_the_listener_are_new(
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(may_come.wait(), loop))
         await recover(connection)
 
+    async def tried_in_vain() -> bool:
+        return "about to be read anew" in caplog.text
+
+    caplog.set_level(logging.INFO, LOGGER)
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(inside(layer)._listener, "_recover", later)
     await asyncio.to_thread(fragile.postgres.restart, crash=True)
     for number in range(5, 10):
         await sender.send(channel, text(number))
-    await asyncio.sleep(2)  # what is to be deleted is tried, in vain
+    await eventually_async(tried_in_vain)  # what is to be deleted
     may_come.set()
     assert [message["number"] for message in await take(layer, channel, 8)] == list(range(2, 10))
     await eventually_async(lambda: asyncio.to_thread(lambda: query(fragile_url, WAITING) == [(0,)]))
