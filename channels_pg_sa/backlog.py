@@ -22,7 +22,7 @@ class Backlog(Generic[T]):
         spawn: starts a task and holds it.
         run: does a batch. What it raises is logged, and the batch is done again: so it must bear repetition.
         batch: the most things that go together.
-        outage: exceptions that are nobody's fault; any other is logged as an error.
+        level: gives the logging level of what `run` has raised; that of the same again is INFO.
         pause: seconds to wait before each batch that is not full, so that more comes together.
     """
 
@@ -33,14 +33,14 @@ class Backlog(Generic[T]):
         run: Callable[[list[T]], Awaitable[None]],
         *,
         batch: int,
-        outage: tuple[type[Exception], ...] = (),
+        level: Callable[[Exception], int] = lambda _: logging.ERROR,
         pause: float = 0.0,
     ) -> None:
         self._name = name
         self._spawn = spawn
         self._run = run
         self._batch = batch
-        self._outage = outage
+        self._level = level
         self._pause = pause
         self._todo: dict[T, None] = {}
         self.underway: dict[T, None] = {}  # of the batch, what has not been dropped
@@ -68,7 +68,7 @@ class Backlog(Generic[T]):
             await asyncio.wait([self._task], timeout=timeout)
 
     async def _work(self) -> None:
-        backoff = Backoff()
+        backoff, told = Backoff(), ""
         while self._todo:
             if self._pause and len(self._todo) < self._batch:
                 await asyncio.sleep(self._pause)
@@ -79,15 +79,12 @@ class Backlog(Generic[T]):
             try:
                 await self._run(things)
             except Exception as error:
-                expected = isinstance(error, self._outage)
-                logger.log(
-                    logging.INFO if expected else logging.ERROR,
-                    "%s: %s; trying again",
-                    self._name,
-                    str(error).strip() or type(error).__name__,
-                    exc_info=not expected,
-                )
+                reason = str(error).strip() or type(error).__name__
+                level = logging.INFO if reason == told else self._level(error)
+                logger.log(level, "%s: %s; trying again", self._name, reason, exc_info=level >= logging.ERROR)
+                told = reason
                 self._todo = {**self.underway, **self._todo}
                 await asyncio.sleep(backoff.next())
             else:
                 backoff.reset()
+                told = ""

@@ -16,7 +16,7 @@ from .backlog import Backlog
 from .claims import Claim, ClaimBook
 from .database import Database
 from .dispatcher import Dispatcher
-from .fate import OUTAGE, Fate, fate
+from .fate import Fate, fate, level
 from .mailboxes import Effects
 from .names import queue_of
 from .queries import Queries
@@ -70,7 +70,7 @@ class Courier:
         self._flushes = 0
         self._idle: set[str] = set()
         self._returning: list[int] = []
-        make = functools.partial(Backlog, spawn=spawn, outage=OUTAGE)
+        make = functools.partial(Backlog, spawn=spawn, level=level)
         # Deleting can wait, so that more rows go together: nobody waits for it but senders who count what is unread.
         pause = 0.02 if bounded else 0.1
         self.deletions: Backlog[int] = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=pause)

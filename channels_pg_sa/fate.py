@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 
 import psycopg
 from sqlalchemy.exc import DBAPIError
@@ -45,3 +46,14 @@ def fate(error: Exception) -> Fate:
     if state in _AGAIN:
         return Fate.NOT_DONE
     return Fate.NO_SCHEMA if state in _NO_SUCH_THING else Fate.REFUSED
+
+
+def level(error: Exception) -> int:
+    """Return how loud the log must be about an error of work that is tried again.
+
+    An outage ends by itself. What the server refuses for want of a right or a table, class 42, somebody must mend.
+    """
+    if not isinstance(error, OUTAGE):
+        return logging.ERROR
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return logging.ERROR if state is not None and state.startswith("42") else logging.INFO

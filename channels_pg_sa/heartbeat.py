@@ -14,7 +14,7 @@ from psycopg.errors import InvalidSqlStatementName
 from .clock import Clock
 from .connection import Connection
 from .database import Database
-from .fate import OUTAGE
+from .fate import OUTAGE, level
 from .listener import ConnectionLost, Listener
 from .queries import Pulse, Queries
 
@@ -100,7 +100,7 @@ class Heartbeat:
         try:
             await work()
         except (ConnectionLost, *OUTAGE) as error:
-            logger.info("A %s failed: %s", name, str(error).strip() or type(error).__name__)
+            logger.log(level(error), "A %s failed: %s", name, str(error).strip() or type(error).__name__)
         except Exception:
             logger.exception("A %s failed", name)
 

@@ -443,6 +443,27 @@ async def test_a_role_that_may_not_receive_is_told_so(
     assert await take(layer, channel, 1) == [text(1)]
 
 
+async def test_a_right_that_is_missing_behind_the_scenes_is_told_as_an_error(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What no caller waits for, here a deletion, tells the log, and is made up for when the role has the right."""
+    role = make_role(fragile, fragile_url, "secret")
+    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    layer = make_fragile(url=url)
+    channel = await layer.new_channel()
+    with psycopg.connect(fragile_url, autocommit=True) as connection:
+        of_role = sql.SQL("DELETE ON channels_pg_sa_message {} {}")
+        connection.execute(sql.SQL("REVOKE ") + of_role.format(sql.SQL("FROM"), sql.Identifier(role)))
+        await layer.send(channel, text(1))
+        assert await take(layer, channel, 1) == [text(1)]
+        eventually(lambda: "permission denied for table channels_pg_sa_message" in caplog.text)
+        await asyncio.sleep(0.5)  # in which it is tried several times more
+        (told,) = (record for record in caplog.records if record.name == "channels_pg_sa.backlog")
+        assert told.levelno == logging.ERROR
+        connection.execute(sql.SQL("GRANT ") + of_role.format(sql.SQL("TO"), sql.Identifier(role)))
+        eventually(lambda: query(fragile_url, WAITING) == [(0,)])
+
+
 async def test_closing_waits_for_no_server_that_is_gone(proxy: SwallowingProxy, make_own_layer: LayerFactory) -> None:
     """A process that only sends, too, ends soon: with the send that waits, which is told."""
     layer = make_own_layer(url=proxy.url, send_timeout=60)
