@@ -11,10 +11,12 @@ import psycopg
 
 from .backoff import Backoff
 from .call import Call
+from .callqueue import LaneFull
 from .connection import Connection
 from .database import Database
 from .errors import ChannelLayerError, SchemaError, SendError
 from .fate import Fate, fate
+from .lane import Lane
 from .queries import Queries
 from .schema import REVISION
 
@@ -94,3 +96,17 @@ def send_error(call: Call[Any], error: psycopg.Error, outcome: Fate) -> SendErro
     sent = SendError(maybe_sent=maybe_sent, waited=waited, reason=str(error).strip())
     sent.__cause__ = error
     return sent
+
+
+def enter(lane: Lane[J], call: Call[J]) -> Call[J]:
+    """Queue a call.
+
+    Raises:
+        SendError: too many wait already.
+    """
+    try:
+        return lane.submit(call)
+    except LaneFull as error:
+        call.error = SendError(maybe_sent=False, waited=0.0, reason=str(error))
+        call.settled = True
+        raise call.error from None

@@ -142,6 +142,8 @@ class Layer(TransactionalSends, Directory):
     async def group_discard(self, group: str, channel: str) -> None:
         """End a membership; does nothing if there is none.
 
+        A channel of this process's own leaves in the end even if this fails or is cancelled, unless it joins again.
+
         Raises:
             TypeError, SendError, SchemaError: as `send`.
         """

@@ -24,7 +24,7 @@ from .iothread import IOThread
 from .names import node_of, recipient_of
 from .outbox import Outbox, Sending
 from .prepared import Prepared
-from .queries import GroupSend, Join, Leave, Queries, Send
+from .queries import GroupSend, Queries, Send
 from .reception import Reception
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class Node:
         self.take = self._reception.inbox.take
         """Returns a message that is here already, without a detour; None if `receive` must be asked."""
         self._outbox = Outbox(
+            self.id,
             self._thread.loop,
             self._database,
             queries,
@@ -141,14 +142,13 @@ class Node:
 
     def join(self, group: str, channel: str, loop: Loop | None) -> Call[Any]:
         """Make a channel a member of a group, or renew its membership."""
-        owner = node_of(channel) or ""
-        if owner == self.id:
+        if node_of(channel) == self.id:
             self._listen()
-        return self._outbox.submit(self._outbox.memberships, Join(group, owner, channel), loop)
+        return self._outbox.memberships.join(group, channel, loop)
 
     def leave(self, group: str, channel: str, loop: Loop | None) -> Call[Any]:
         """End a membership."""
-        return self._outbox.submit(self._outbox.memberships, Leave(group, node_of(channel) or "", channel), loop)
+        return self._outbox.memberships.leave(group, channel, loop)
 
     def flush(self, loop: Loop | None) -> Call[Any]:
         """Forget all messages and groups of the prefix, in the database and in every process."""
@@ -236,6 +236,7 @@ class Node:
             if thoroughly:
                 next_round = time.monotonic() + self._settings.heartbeat
             try:
+                self._outbox.memberships.leave_again()
                 await self._reception.keep_house(self.drops, thoroughly=thoroughly)
             except Exception:
                 logger.exception("Housekeeping failed")

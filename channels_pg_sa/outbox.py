@@ -6,15 +6,14 @@ import asyncio
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg.pq.abc import PGresult
 
-from .attempts import Attempts, send_error
+from .attempts import Attempts, enter, send_error
 from .call import Call
-from .callqueue import LaneFull
 from .compiled import Compiled
 from .connection import Connection
 from .database import Database
@@ -23,20 +22,21 @@ from .errors import SendError
 from .express import Express
 from .fate import Fate, fate
 from .lane import Lane, Over
+from .memberships import Memberships
 from .names import recipient_of
 from .prepared import Prepared
-from .queries import GroupSend, Join, Leave, Queries, Send
+from .queries import GroupSend, Queries, Send
 
 J = TypeVar("J")
 
 Sending = Send | GroupSend
-Membership = Join | Leave
 
 
 class Outbox:
     """Do what callers ask of the database, together with what others ask for meanwhile.
 
     Args:
+        node_id: of the node.
         loop: the I/O loop.
         database: lends connections.
         queries: the layer's statements.
@@ -53,6 +53,7 @@ class Outbox:
 
     def __init__(
         self,
+        node_id: str,
         loop: asyncio.AbstractEventLoop,
         database: Database,
         queries: Queries,
@@ -71,7 +72,6 @@ class Outbox:
         self._capacity_of = capacity_of
         self._bounded = bounded
         self._drops = drops
-        self._is_ready = is_ready
         self._ready = ready
         self._trouble = trouble
         self._flush = flush
@@ -88,13 +88,17 @@ class Outbox:
             at_rest=self._express.when_at_rest,
             cost=lambda job: len(job.payload),
         )
-        self.memberships: Lane[Membership] = Lane(
-            "channels_pg_sa memberships",
+        self.memberships = Memberships(
+            node_id,
             loop,
-            self._run_memberships,
+            self._attempts,
+            self._express,
+            queries=queries,
+            prepared=prepared,
+            is_ready=is_ready,
+            ready=ready,
             late=self._late,
-            shortcut=self._begin_memberships,
-            at_rest=self._express.when_at_rest,
+            timeout=timeout,
         )
         self.reads: Lane[Compiled] = Lane("channels_pg_sa reads", loop, self._run_reads, late=self._attempts.late)
         self.flushes: Lane[None] = Lane("channels_pg_sa flushes", loop, self._run_flushes, late=self._late)
@@ -118,22 +122,19 @@ class Outbox:
         Raises:
             SendError: too many calls wait already.
         """
-        call = Call(job, self._timeout, loop, report=report)
-        try:
-            return lane.submit(call)
-        except LaneFull as error:
-            raise SendError(maybe_sent=False, waited=0.0, reason=str(error)) from None
+        return enter(lane, Call(job, self._timeout, loop, report=report))
 
     async def close(self, error: BaseException, timeout: float) -> None:
         """Let what waits be done for `timeout` seconds, and fail the rest with the error."""
-        lanes: list[Lane[Any]] = [self.sends, self.memberships, self.reads, self.flushes]
+        lanes: list[Lane[Any]] = [self.sends, self.memberships.lane, self.reads, self.flushes]
         await asyncio.gather(*(lane.close(error, timeout) for lane in lanes))
         await self._express.close()
 
     async def _run_sends(self, calls: list[Call[Sending]]) -> None:
         if not self._bounded:
             await self._attempts.make(calls, self._send, repeatable=False)
-            self._ask_express(calls)
+            if all(call.error is None for call in calls):
+                self._express.ask()
             return
         # Channels with a capacity are asked for room: each kind has its statement, in the callers' order.
         for kind, some in itertools.groupby(calls, key=lambda call: type(call.job)):
@@ -148,10 +149,6 @@ class Outbox:
             return False
         statement = self._prepared.send([call.job for call in calls])
         return self._express.run(statement, functools.partial(self._conclude_sends, calls, over))
-
-    def _ask_express(self, calls: Sequence[Call[Any]]) -> None:
-        if all(call.error is None for call in calls):
-            self._express.ask()
 
     @staticmethod
     def _conclude_sends(
@@ -199,40 +196,6 @@ class Outbox:
         """Return the error of a call that may have waited for the listener."""
         return self._attempts.late(call, self._trouble())
 
-    async def _run_memberships(self, calls: list[Call[Membership]]) -> None:
-        if any(call.job.node for call in calls):
-            await self._ready()
-        await self._attempts.make(calls, self._change_memberships, repeatable=True)
-        self._ask_express(calls)
-
-    def _begin_memberships(self, calls: list[Call[Membership]], over: Over) -> bool:
-        """Join or leave at once, in the calling thread, if there is a connection for it."""
-        if not self._express.is_open or (any(call.job.node for call in calls) and not self._is_ready()):
-            return False
-        joins, leaves = _last_of([call.job for call in calls])
-        if joins and leaves:  # they take two statements
-            return False
-        statement = self._prepared.join(joins) if joins else self._prepared.leave(leaves)
-        return self._express.run(statement, functools.partial(self._conclude_memberships, calls, bool(leaves), over))
-
-    @staticmethod
-    def _conclude_memberships(
-        calls: list[Call[Membership]], left: bool, over: Over, error: psycopg.Error | None, result: PGresult | None
-    ) -> None:
-        """Tell the lane. What is not done for certain is done again the long way, which does no harm."""
-        if error is not None and fate(error) is Fate.UNKNOWN:
-            for call in calls:
-                call.doubtful = True
-        over(error is None and not (left and (result is None or result.get_value(0, 0) != b"0")))
-
-    async def _change_memberships(self, connection: Connection, jobs: list[Membership]) -> None:
-        """Bring each membership into the state that was asked for last."""
-        joins, leaves = _last_of(jobs)
-        if leaves:
-            await self._queries.leave(connection, leaves)
-        if joins:
-            await self._queries.join(connection, joins)
-
     async def _run_reads(self, calls: list[Call[Compiled]]) -> None:
         for call in calls:
             await self._attempts.make([call], functools.partial(self._read, call), repeatable=True)
@@ -247,9 +210,3 @@ class Outbox:
 
         await self._ready()
         await self._attempts.make(calls, flush, repeatable=True)
-
-
-def _last_of(jobs: Sequence[Membership]) -> tuple[list[Join], list[Leave]]:
-    """Return what was asked for last of each membership."""
-    last = {(job.group, job.channel): job for job in jobs}.values()
-    return [job for job in last if isinstance(job, Join)], [job for job in last if isinstance(job, Leave)]

@@ -1,0 +1,80 @@
+"""Leaves that failed, or whose callers gave up: done all the same, or their channels would stay members for ever."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from .call import Call
+from .queries import Join, Leave
+
+
+class Leaves:
+    """Remember leaves until they are done, or the channel joins again.
+
+    For channels of this node alone: of others another process may know better whether they are members.
+
+    Args:
+        timeout: seconds that another attempt may take.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._calls: dict[tuple[str, str], Call[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def ask(self, call: Call[Any]) -> None:
+        """Take note of a caller who wants a channel to leave."""
+        with self._lock:
+            self._calls[_key(call.job)] = call
+
+    def forget(self, job: Join) -> None:
+        """Take note that a channel is about to join: what it left before is not to be done any more."""
+        with self._lock:
+            self._calls.pop(_key(job), None)
+
+    def tried(self, calls: Iterable[Call[Any]]) -> None:
+        """Forget the leaves that a batch has done."""
+        with self._lock:
+            for call in calls:
+                if isinstance(call.job, Leave) and _is_done(call) and self.is_wanted(call):
+                    del self._calls[_key(call.job)]
+
+    def is_wanted(self, call: Call[Any]) -> bool:
+        """Tell whether nobody has asked for anything else since."""
+        return self._calls.get(_key(call.job)) is call
+
+    def again(self) -> list[Call[Any]]:
+        """Return new calls for the leaves that were not done."""
+        with self._lock:
+            over = [call for call in self._calls.values() if call.settled]
+            for call in over:  # those done are here if they were before we took note of them
+                del self._calls[_key(call.job)]
+            again: list[Call[Any]] = [_Again(call.job, self._timeout, self) for call in over if not _is_done(call)]
+            self._calls.update({_key(call.job): call for call in again})
+        return again
+
+
+class _Again(Call[Leave]):
+    """Another attempt, that nobody waits for."""
+
+    __slots__ = ("_leaves",)
+
+    def __init__(self, job: Leave, timeout: float, leaves: Leaves) -> None:
+        super().__init__(job, timeout, None)
+        self._leaves = leaves
+
+    def start(self) -> bool:
+        return self._leaves.is_wanted(self) and super().start()
+
+
+def _key(job: Join | Leave) -> tuple[str, str]:
+    return job.group, job.channel
+
+
+def _is_done(call: Call[Any]) -> bool:
+    return call.started and call.error is None

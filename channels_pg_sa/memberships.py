@@ -1,0 +1,156 @@
+"""Joins and leaves, on their way to the database: the last word about each membership counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg.pq.abc import PGresult
+
+from .attempts import Attempts, enter
+from .call import Call
+from .connection import Connection
+from .errors import LayerClosed, SendError
+from .express import Express
+from .fate import Fate, fate
+from .lane import Lane, Over
+from .leaves import Leaves
+from .names import node_of
+from .prepared import Prepared
+from .queries import Join, Leave, Queries
+
+Membership = Join | Leave
+
+
+class Memberships:
+    """Bring memberships into the state that callers ask for.
+
+    Args:
+        node_id: of the node, whose own channels join only while it listens, and leave in any case.
+        loop: the I/O loop.
+        attempts: the long way.
+        express: the short way.
+        queries: the statements of the long way.
+        prepared: those of the short way.
+        is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
+        ready: waits until that is so.
+        late: makes the error of a call whose deadline has passed.
+        timeout: seconds until a call gives up.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        loop: asyncio.AbstractEventLoop,
+        attempts: Attempts,
+        express: Express,
+        *,
+        queries: Queries,
+        prepared: Prepared,
+        is_ready: Callable[[], bool],
+        ready: Callable[[], Awaitable[None]],
+        late: Callable[[Call[Any]], SendError],
+        timeout: float,
+    ) -> None:
+        self._node_id = node_id
+        self._attempts = attempts
+        self._express = express
+        self._queries = queries
+        self._prepared = prepared
+        self._is_ready = is_ready
+        self._ready = ready
+        self._timeout = timeout
+        self._leaves = Leaves(timeout)
+        self.lane: Lane[Membership] = Lane(
+            "channels_pg_sa memberships",
+            loop,
+            self._run,
+            late=late,
+            shortcut=self._begin,
+            at_rest=express.when_at_rest,
+        )
+
+    def join(self, group: str, channel: str, loop: asyncio.AbstractEventLoop | None) -> Call[Any]:
+        """Make a channel a member of a group, or renew its membership.
+
+        Raises:
+            SendError: too many calls wait already.
+        """
+        job = Join(group, node_of(channel) or "", channel)
+        if job.node == self._node_id:
+            self._leaves.forget(job)
+        return enter(self.lane, Call(job, self._timeout, loop))
+
+    def leave(self, group: str, channel: str, loop: asyncio.AbstractEventLoop | None) -> Call[Any]:
+        """End a membership; that of a channel of this node's is ended later if the call fails.
+
+        Raises:
+            SendError: too many calls wait already.
+        """
+        job = Leave(group, node_of(channel) or "", channel)
+        call: Call[Membership] = Call(job, self._timeout, loop)
+        try:
+            return enter(self.lane, call)
+        finally:
+            if job.node == self._node_id:
+                self._leaves.ask(call)
+
+    def leave_again(self) -> None:
+        """Try once more to do the leaves that failed."""
+        for call in self._leaves.again():
+            with contextlib.suppress(SendError, LayerClosed):
+                enter(self.lane, call)
+
+    # On the I/O loop, or where the short way begins ------------------------------------------------
+
+    async def _run(self, calls: list[Call[Membership]]) -> None:
+        if any(call.job.node for call in calls):
+            await self._ready()
+        await self._attempts.make(calls, self._change, repeatable=True)
+        self._leaves.tried(calls)
+        if all(call.error is None for call in calls):
+            self._express.ask()
+
+    async def _change(self, connection: Connection, jobs: list[Membership]) -> None:
+        joins, leaves = _last_of(jobs)
+        if leaves:
+            await self._queries.leave(connection, leaves)
+        if joins:
+            await self._queries.join(connection, joins)
+
+    def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
+        """Join or leave at once, in the calling thread, if there is a connection for it."""
+        if not self._express.is_open or (any(call.job.node for call in calls) and not self._is_ready()):
+            return False
+        joins, leaves = _last_of([call.job for call in calls])
+        if joins and leaves:  # they take two statements
+            return False
+        statement = self._prepared.join(joins) if joins else self._prepared.leave(leaves)
+        return self._express.run(statement, functools.partial(self._conclude, calls, bool(leaves), over))
+
+    def _conclude(
+        self,
+        calls: list[Call[Membership]],
+        left: bool,
+        over: Over,
+        error: psycopg.Error | None,
+        result: PGresult | None,
+    ) -> None:
+        """Tell the lane. What is not done for certain is done again the long way, which does no harm."""
+        if error is not None and fate(error) is Fate.UNKNOWN:
+            for call in calls:
+                call.doubtful = True
+        done = error is None and not (left and (result is None or result.get_value(0, 0) != b"0"))
+        if done and left:
+            self._leaves.tried(calls)
+        over(done)
+
+
+def _last_of(jobs: Sequence[Membership]) -> tuple[list[Join], list[Leave]]:
+    """Return what was asked for last of each membership."""
+    last = {(job.group, job.channel): job for job in jobs}.values()
+    return [job for job in last if isinstance(job, Join)], [job for job in last if isinstance(job, Leave)]

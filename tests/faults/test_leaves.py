@@ -1,0 +1,106 @@
+"""Leaves that failed while the database was away: a socket that has gone is no member for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from channels_pg_sa import SendError
+from channels_pg_sa.node import TICK
+from tests.support.databases import query
+from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.waiting import eventually_async
+
+from .breaking import take, text, warm
+from .test_express_memberships import MEMBERS, locked
+
+Attempt = Callable[[PostgresLayer, str], Awaitable[None]]
+PATIENCE = 0.5
+
+
+async def fails(layer: PostgresLayer, channel: str) -> None:
+    """Leave in vain."""
+    with pytest.raises(SendError):
+        await layer.group_discard("group", channel)
+
+
+async def fails_in_a_thread(layer: PostgresLayer, channel: str) -> None:
+    """Leave in vain, without an event loop."""
+    with pytest.raises(SendError):
+        await asyncio.to_thread(layer.group_discard_sync, "group", channel)
+
+
+async def is_cancelled(layer: PostgresLayer, channel: str) -> None:
+    """Leave, and lose patience: so does a server with a consumer that does not end."""
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(layer.group_discard("group", channel), PATIENCE / 5)
+
+
+async def are_cancelled(layer: PostgresLayer, channel: str) -> None:
+    """Leave behind another leave, so that this one has not been begun when it is cancelled."""
+    other = await layer.new_channel()
+    ahead = asyncio.create_task(fails(layer, other))
+    await asyncio.sleep(PATIENCE / 5)
+    await is_cancelled(layer, channel)
+    await ahead
+
+
+async def until_gone(url: str) -> None:
+    """Wait until nobody is a member."""
+
+    async def look() -> bool:
+        return query(url, MEMBERS) == []
+
+    await eventually_async(look)
+
+
+@pytest.mark.parametrize("attempt", [fails, fails_in_a_thread, is_cancelled, are_cancelled])
+async def test_a_leave_that_failed_is_done_when_the_database_answers(
+    make_own_layer: LayerFactory, layer_url: str, attempt: Attempt
+) -> None:
+    """However long that takes: the caller is told that it failed, or has gone, and will not come again."""
+    layer = make_own_layer(send_timeout=PATIENCE)
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    with locked(layer_url):
+        await attempt(layer, channel)
+        await asyncio.sleep(2 * TICK)  # tried again, in vain
+    await until_gone(layer_url)
+    await layer.group_send("group", text(1))
+    await layer.send(channel, text(2))
+    assert await take(layer, channel, 1) == [text(2)]
+
+
+async def test_who_joins_again_stays(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """A leave that failed before is not done any more, nor one that is being tried again."""
+    layer = make_own_layer(send_timeout=2 * TICK)
+    channels = [await warm(layer) for _ in range(2)]
+    for channel in channels:
+        await layer.group_add("group", channel)
+    early, late = channels
+    with locked(layer_url):
+        await asyncio.gather(fails(layer, early), fails(layer, late))
+        again = [asyncio.create_task(layer.group_add("group", early))]
+        await asyncio.sleep(1.5 * TICK)  # the other leave is being tried again
+        again.append(asyncio.create_task(layer.group_add("group", late)))
+        await asyncio.sleep(0.1)
+    await asyncio.gather(*again)
+    await asyncio.sleep(2.5 * TICK)
+    assert query(layer_url, MEMBERS) == sorted(("group", channel) for channel in channels)
+    await layer.group_send("group", text(1))
+    assert [await take(layer, channel, 1) for channel in channels] == [[text(1)]] * 2
+
+
+async def test_a_channel_that_others_read_too_is_left_to_its_caller(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Another process may have made it a member again meanwhile."""
+    layer, other = make_own_layer(send_timeout=PATIENCE), make_own_layer()
+    await layer.group_add("group", "jobs")
+    with locked(layer_url):
+        await fails(layer, "jobs")
+    await other.group_add("group", "jobs")
+    await asyncio.sleep(2 * TICK)
+    assert query(layer_url, MEMBERS) == [("group", "jobs")]

@@ -1,0 +1,85 @@
+"""Which leaves are still to be done, decided without a database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from channels_pg_sa.call import Call
+from channels_pg_sa.leaves import Leaves
+from channels_pg_sa.queries import Join, Leave
+
+NODE = "0123456789ab"
+
+
+def call(channel: str = "c") -> Call[Any]:
+    """Return a thread's call for a leave."""
+    return Call(Leave("group", NODE, channel), 10.0, None)
+
+
+def over(ended: Call[Any], *, started: bool = True, error: Exception | None = None) -> Call[Any]:
+    """Have a call ended."""
+    ended.started, ended.error, ended.settled = started, error, True
+    return ended
+
+
+def test_what_is_done_is_forgotten() -> None:
+    """By the batch that did it; or later, if that was over before anybody took note of the call."""
+    leaves = Leaves(5.0)
+    in_time, late = call("a"), over(call("b"))
+    leaves.ask(in_time)
+    assert len(leaves) == 1
+    leaves.tried([over(in_time), late])
+    assert len(leaves) == 0
+    leaves.ask(late)
+    assert leaves.again() == []
+    assert len(leaves) == 0
+
+
+def test_what_was_not_done_is_tried_again_once_at_a_time() -> None:
+    """Whether it failed, or nobody waited for it any more before it was begun."""
+    leaves = Leaves(5.0)
+    failed, cancelled, waits = over(call("a"), error=OSError()), over(call("b"), started=False), call("c")
+    for asked in (failed, cancelled, waits):
+        leaves.ask(asked)
+    leaves.tried([failed, cancelled])
+    again = leaves.again()
+    assert [attempt.job for attempt in again] == [failed.job, cancelled.job]
+    assert leaves.again() == []  # those are under way
+    over(again[0], error=OSError())
+    assert [attempt.job for attempt in leaves.again()] == [failed.job]
+
+
+def test_another_attempt_ends_it() -> None:
+    """As the first would have."""
+    leaves = Leaves(5.0)
+    leaves.ask(over(call(), error=OSError()))
+    (attempt,) = leaves.again()
+    assert attempt.start()
+    leaves.tried([attempt])
+    assert len(leaves) == 0
+
+
+def test_who_joins_meanwhile_does_not_leave() -> None:
+    """An attempt that waits is not begun any more; one of another channel is."""
+    leaves = Leaves(5.0)
+    for channel in "ab":
+        leaves.ask(over(call(channel), error=OSError()))
+    attempts = leaves.again()
+    leaves.forget(Join("group", NODE, "a"))
+    assert [attempt.start() for attempt in attempts] == [False, True]
+    for attempt in attempts:
+        attempt.settled = True
+    leaves.tried(attempts)
+    assert len(leaves) == 0
+
+
+def test_a_leave_that_is_asked_for_again_is_the_callers() -> None:
+    """The outcome of an earlier one says nothing of it."""
+    leaves = Leaves(5.0)
+    earlier, later = call(), call()
+    leaves.ask(earlier)
+    leaves.ask(later)
+    leaves.tried([over(earlier)])
+    assert len(leaves) == 1
+    over(later, error=OSError())
+    assert len(leaves.again()) == 1
