@@ -41,7 +41,8 @@ def _build(schema: str | None) -> dict[str, Executable]:
     topic = routines.channels_pg_sa_topic
     return {
         **_each(messages, "send send_within_capacity publish claim fetch forget waiting sweep_messages"),
-        **_each(one_message, "send_one publish_one"),
+        "send_one": one_message.send_one(routines),
+        "publish_one": one_message.publish_one(routines),
         **_each(memberships, "join leave members plain_members restore sweep_memberships"),
         **_each(nodes, "enter known_node register beat renew leave_all tell adopt_orphans bury_nodes sweep_nodes"),
         "put_back": messages.put_back(topic),

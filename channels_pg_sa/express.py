@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg
 from psycopg.errors import error_from_result
@@ -23,11 +24,14 @@ from psycopg.pq.abc import PGconn, PGresult
 from .call import resolve
 from .connection import give_up, sever, time_limit
 from .database import KEPT, Database
-from .fate import OUTAGE
+from .fate import OUTAGE, Fate, fate
 from .held import Held
 from .prepared import Bound, Prepared
 
 logger = logging.getLogger(__name__)
+
+REFUSED = 60.0
+"""Seconds until another attempt where the server would not prepare the statements, as if the role may not read."""
 
 Done = Callable[[psycopg.Error | None, PGresult | None], None]
 
@@ -155,7 +159,8 @@ class Express:
             # the loop watches a duplicate.
             self._socket = os.dup(held.driver.fileno())
             try:
-                await self._execute(held, self._prepared.prepare)
+                prepared = await self._execute(held, self._prepared.prepare)
+                self._prepared.learn(await prepared.fetchone())
                 with self._watching(held):
                     await self._until_left(held)
                 if held.is_alive():
@@ -163,12 +168,12 @@ class Express:
             finally:
                 os.close(self._socket)
 
-    async def _execute(self, held: Held, statements: str) -> None:
+    async def _execute(self, held: Held, statements: str) -> psycopg.AsyncCursor[Any]:
         """Run all of them or, so that no session keeps one, end it. Closing waits for them, which are soon over."""
         executing = asyncio.ensure_future(held.driver.execute(statements))
         async with time_limit(held.driver, self._database.check):
             try:
-                await asyncio.shield(executing)
+                return await asyncio.shield(executing)
             except psycopg.Error:
                 sever(held.driver)
                 held.is_alive()
@@ -220,7 +225,8 @@ class Express:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._not_before = time.monotonic() + KEPT
+            refused = isinstance(error, psycopg.Error) and fate(error) is not Fate.UNKNOWN
+            self._not_before = time.monotonic() + (REFUSED if refused else KEPT)
             if not isinstance(error, OUTAGE):
                 logger.error("The task %s died", task.get_name(), exc_info=error)
 

@@ -18,6 +18,7 @@ from psycopg.adapt import Buffer
 
 from .arrays import BytesArray, TextArray, dumped
 from .compiled import compiled
+from .names import node_of, topic
 from .queries import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
 
 
@@ -42,6 +43,9 @@ class Prepared:
     def __init__(
         self, schema: str | None, *, prefix: str, expiry: dt.timedelta, group_expiry: dt.timedelta | None
     ) -> None:
+        self._prefix = prefix
+        self._secret = ""
+        self._enter = compiled(schema)["enter"].sql
         self._send_one = _Statement("send_one", schema, prefix=prefix, expiry=expiry)
         self._publish_one = _Statement("publish_one", schema, prefix=prefix, expiry=expiry)
         self._send = _Statement("send", schema, prefix=prefix, expiry=expiry)
@@ -52,8 +56,14 @@ class Prepared:
 
     @property
     def prepare(self) -> str:
-        """The SQL that prepares them in a session."""
-        return "; ".join(statement.declaration for statement in self._all)
+        """The SQL that prepares them in a session; its first result is for `learn`."""
+        return "; ".join([self._enter, *(statement.declaration for statement in self._all)])
+
+    def learn(self, row: tuple[Any, ...] | None) -> None:
+        """Take in what the statements must know of the installation: its secret, which stands in topics."""
+        if row is None:
+            raise LookupError("channels_pg_sa_installation is empty.")
+        self._secret = row[0]
 
     @property
     def deallocate(self) -> str:
@@ -79,9 +89,11 @@ class Prepared:
 
     def _send_one_of(self, item: Send | GroupSend) -> Bound:
         if isinstance(item, Send):
-            names = {"recipient": item.recipient.encode(), "channel": item.channel.encode()}
-            return self._send_one.bind({**names, "payload": item.payload})
-        return self._publish_one.bind({"group_name": item.group.encode(), "payload": item.payload})
+            where = topic(self._secret, "node" if node_of(item.channel) else "queue", self._prefix, item.recipient)
+            names = {"recipient": item.recipient, "channel": item.channel, "topic": where}
+            return self._send_one.bind({"payload": item.payload, **_encoded(names)})
+        names = {"group_name": item.group, "secret": self._secret}
+        return self._publish_one.bind({"payload": item.payload, **_encoded(names)})
 
 
 class _Statement:
@@ -98,6 +110,10 @@ class _Statement:
 
     def bind(self, values: Mapping[str, Buffer]) -> Bound:
         return Bound(self.name.encode(), [values[column] for column in self._columns])
+
+
+def _encoded(names: Mapping[str, str]) -> dict[str, Buffer]:
+    return {column: name.encode() for column, name in names.items()}
 
 
 def _dumped(columns: Mapping[str, TextArray | BytesArray]) -> dict[str, Buffer]:

@@ -12,6 +12,7 @@ import pytest
 
 from channels_pg_sa import SchemaError, SendError
 from channels_pg_sa.connection import give_up
+from channels_pg_sa.database import KEPT
 from channels_pg_sa.prepared import Bound
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -434,6 +435,39 @@ async def test_closing_while_statements_are_prepared(
     await eventually_async(lambda: asyncio.to_thread(query, layer_url, preparing))
     await layer.close()
     assert caplog.messages == []
+
+
+async def test_a_role_that_may_not_read_sends_the_long_way(
+    make_own_layer: LayerFactory,
+) -> None:
+    """Its statements cannot be prepared. That costs a connection, so it is not tried again each time."""
+    layer = make_own_layer()
+    await layer.send("jobs", text(1))
+    refused = RefusedPrepared()
+    express(layer)._prepared = refused
+    for number in range(2, 6):
+        await layer.send("jobs", text(number))
+        await eventually_async(lambda: at_rest(layer))
+        await asyncio.sleep(0.6 * KEPT)
+    assert refused.attempts == 1
+    assert await take(layer, "jobs", 5) == [text(number) for number in range(1, 6)]
+
+
+class RefusedPrepared:
+    """In place of the statements, some that the server refuses."""
+
+    attempts = 0
+
+    @property
+    def prepare(self) -> str:
+        """Count, and return what is refused."""
+        self.attempts += 1
+        return "SELECT * FROM pg_authid_that_nobody_has"
+
+
+async def at_rest(layer: PostgresLayer) -> bool:
+    """Tell whether no connection is held, nor about to be."""
+    return express(layer)._task is None
 
 
 async def test_closing_while_a_statement_is_under_way(make_own_layer: LayerFactory, layer_url: str) -> None:

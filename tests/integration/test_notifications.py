@@ -1,15 +1,21 @@
-"""What the trigger tells of new messages: how many notifications, to whom, and in which order."""
+"""What is told of new messages: how many notifications, to whom, and in which order."""
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.pq import ExecStatus
 
-from channels_pg_sa.names import recipient_of, topic
+from channels_pg_sa.names import node_of, recipient_of, topic
 from channels_pg_sa.parcels import Frame, Parcel, Ring, parse
+from channels_pg_sa.prepared import Bound, Prepared
+from channels_pg_sa.queries import GroupSend, Send
 
 NODES = ["0123456789a0", "0123456789a1"]
 # In a statement of at most so many rows, each has a notification of its own.
@@ -95,3 +101,106 @@ def test_what_does_not_fit_is_a_doorbell(connection: psycopg.Connection[Any], co
         insert(connection, [(channel, b"x" * size)] * count)
         frames = [frame for _, some in heard(connection) for frame in some if isinstance(frame, Parcel)]
         assert [frame.content is not None for frame in frames] == [travels] * count
+
+
+# The layer's own statements for one message notify in the trigger's place.
+
+
+@pytest.fixture
+def sender(layer_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """Another connection."""
+    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as connected:
+        yield connected
+
+
+@pytest.fixture
+def prepared(sender: psycopg.Connection[Any]) -> Prepared:
+    """The layer's own statements, prepared there."""
+    minute = dt.timedelta(minutes=1)
+    statements = Prepared(None, prefix="asgi", expiry=minute, group_expiry=None)
+    statements.learn(sender.execute(statements.prepare.encode()).fetchone())
+    return statements
+
+
+def run(sender: psycopg.Connection[Any], statement: Bound) -> None:
+    """Run a prepared statement as the layer does."""
+    result = sender.pgconn.exec_prepared(statement.name, statement.values, [1] * len(statement.values))
+    assert result.status == ExecStatus.TUPLES_OK, result.get_error_message()
+
+
+def alike(frames: list[Frame | None]) -> list[Frame | None]:
+    """The frames, without what makes each unique."""
+    return [
+        replace(frame, id=0, expires=0.0)
+        if isinstance(frame, Parcel)
+        else replace(frame, id=0)
+        if isinstance(frame, Ring)
+        else frame
+        for frame in frames
+    ]
+
+
+@pytest.mark.parametrize("channel", [f"specific.{NODES[0]}!a", "jobs"])
+@pytest.mark.parametrize("size", [1, 5800, 5900])
+def test_a_lone_send_is_told_as_the_trigger_tells_it(
+    connection: psycopg.Connection[Any], sender: psycopg.Connection[Any], prepared: Prepared, channel: str, size: int
+) -> None:
+    """Once, on the same topic, with the same words."""
+    run(sender, prepared.send([Send(recipient_of(channel), channel, b"x" * size)]))
+    ((own, own_frames),) = heard(connection)
+    insert(sender, [(channel, b"x" * size)])
+    ((triggered, triggered_frames),) = heard(connection)
+    assert own == triggered
+    assert alike(own_frames) == alike(triggered_frames)
+    ((first, second),) = connection.execute("SELECT min(id), max(id) FROM channels_pg_sa_message").fetchall()
+    ids = [frame.id for frame in own_frames + triggered_frames if isinstance(frame, Parcel | Ring)]
+    assert ids == [first, second]
+
+
+def test_a_lone_send_to_a_group_is_told_as_the_trigger_tells_it(
+    connection: psycopg.Connection[Any], sender: psycopg.Connection[Any], prepared: Prepared
+) -> None:
+    """To each node with members, and to each queue that is one."""
+    members = [f"specific.{node}!{name}" for node in NODES for name in "ab"] + ["jobs", "others"]
+    for member in members:
+        connection.execute(
+            "INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel)"
+            " VALUES ('asgi', 'group', %s, %s)",
+            (node_of(member) or "", member),
+        )
+    heard(connection)
+    run(sender, prepared.send([GroupSend("group", b"hello")]))
+    own = {name: alike(frames) for name, frames in heard(connection)}
+    connection.execute("""SELECT channels_pg_sa_group_send('group', '{"type": "hello"}')""")
+    told = {name: alike(frames) for name, frames in heard(connection)}
+    to_node: list[Frame | None] = [Parcel(0, "group", True, 0.0, base64.b64encode(b"hello"))]
+    nodes = [topic_of(connection, "node", node) for node in NODES]
+    assert own == {**dict.fromkeys(nodes, to_node), topic_of(connection, "queue", "jobs"): [Ring(0, "jobs")]}
+    assert own.keys() == told.keys()
+
+
+def test_a_lone_send_to_an_empty_group(
+    connection: psycopg.Connection[Any], sender: psycopg.Connection[Any], prepared: Prepared
+) -> None:
+    """Nobody is told of anything."""
+    run(sender, prepared.send([GroupSend("nobody", b"hello")]))
+    assert heard(connection) == []
+
+
+def test_the_trigger_is_silent_for_no_longer_than_the_statement(
+    connection: psycopg.Connection[Any], sender: psycopg.Connection[Any], prepared: Prepared
+) -> None:
+    """What the same session inserts afterwards it tells of, whether the lone send was done or failed."""
+    channel = f"specific.{NODES[0]}!a"
+    send = prepared.send([Send(NODES[0], channel, b"x")])
+    for failing in (False, True):
+        if failing:
+            values = [None if value == b"x" else value for value in send.values]
+            result = sender.pgconn.exec_prepared(send.name, values, [1] * len(values))
+            assert result.status == ExecStatus.FATAL_ERROR
+        else:
+            run(sender, send)
+            assert len(heard(connection)) == 1
+        insert(sender, [(channel, b"y")])
+        ((_, frames),) = heard(connection)
+        assert [frame.content for frame in frames if isinstance(frame, Parcel)] == [base64.b64encode(b"y")]
