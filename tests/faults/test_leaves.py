@@ -75,7 +75,7 @@ async def test_a_leave_that_failed_is_done_when_the_database_answers(
 
 async def test_who_joins_again_stays(make_own_layer: LayerFactory, layer_url: str) -> None:
     """A leave that failed before is not done any more, nor one that is being tried again."""
-    layer = make_own_layer(send_timeout=2 * TICK)
+    layer = make_own_layer(send_timeout=4 * TICK)
     channels = [await warm(layer) for _ in range(2)]
     for channel in channels:
         await layer.group_add("group", channel)
