@@ -34,12 +34,9 @@ def parameters_from_url(url: Url, key: str = "url") -> dict[str, Any]:
     Raises:
         ConfigurationError: it is none of these. The address itself is never shown: it may hold a password.
     """
-    if isinstance(url, URL):
-        return _from_sqlalchemy(url, key)
-    scheme = _scheme(url, key)
-    if scheme.startswith("postgresql+") or _repeats_host(url):
-        return _from_sqlalchemy(_parsed(url.replace("postgres://", "postgresql://", 1), key), key)
-    return _from_libpq(url, key)
+    parameters = _from_sqlalchemy(url, key) if isinstance(url, URL) else _from_text(url, key)
+    _check_place(parameters, key)
+    return parameters
 
 
 def connector(url: Url | Callable[[], Url], key: str = "url") -> Connector:
@@ -102,6 +99,13 @@ def checked_address(value: object, key: str) -> Url:
     )
 
 
+def _from_text(url: str, key: str) -> dict[str, Any]:
+    scheme = _scheme(url, key)
+    if scheme.startswith("postgresql+") or _repeats_host(url):
+        return _from_sqlalchemy(_parsed(url.replace("postgres://", "postgresql://", 1), key), key)
+    return _from_libpq(url, key)
+
+
 def _scheme(url: str, key: str) -> str:
     scheme, found, _ = url.partition("://")
     if not found or "=" in scheme:
@@ -145,10 +149,21 @@ def _from_libpq(conninfo: str, key: str) -> dict[str, Any]:
         )
     if option is not None:
         check_keywords({option[1]: None}, key)
-    raise ConfigurationError(
+    raise _unreadable(key)
+
+
+def _unreadable(key: str) -> ConfigurationError:
+    return ConfigurationError(
         f'"{key}" is not an address that libpq can read. Write postgresql://user:password@host:port/name, '
         'with special characters percent-encoded, or "host=… dbname=…".'
     )
+
+
+def _check_place(parameters: Mapping[str, Any], key: str) -> None:
+    """Refuse what ends up in host or port, and then in logs, of a password with an @ or / that is not encoded."""
+    hosts, ports = (str(parameters.get(name) or "").split(",") for name in ("host", "port"))
+    if any("@" in host[1:] for host in hosts) or any(port.strip() and not port.strip().isdecimal() for port in ports):
+        raise _unreadable(key)
 
 
 def _first_line(error: Exception) -> str:

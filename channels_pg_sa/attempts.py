@@ -70,7 +70,8 @@ class Attempts:
         self, call: Call[Any], error: psycopg.Error, outcome: Fate, connection: Connection
     ) -> ChannelLayerError:
         if outcome is Fate.NO_SCHEMA:
-            return SchemaError(await self._revision(connection), REVISION)
+            found = await self._revision(connection)
+            return SchemaError(found, REVISION, database=connection.info.dbname, schema=self._queries.schema)
         return send_error(call, error, outcome)
 
     async def _revision(self, connection: Connection) -> str | None:

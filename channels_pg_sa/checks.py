@@ -11,7 +11,6 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from sqlalchemy.exc import DBAPIError
 
-from . import migrate
 from .django import database_alias, settings_from_config
 from .errors import ChannelLayerError
 
@@ -52,6 +51,8 @@ def check_tables(
 
 
 def _about_tables(name: str, config: Mapping[str, Any], databases: Sequence[str]) -> checks.Warning | None:
+    from . import migrate  # not before: Alembic, which it imports, is slow to load and no concern of a web server
+
     try:
         made = settings_from_config(config)
     except ImproperlyConfigured:

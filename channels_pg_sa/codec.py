@@ -115,7 +115,9 @@ class MessageCodec:
             else:
                 message = msgpack.unpackb(data)
         except Exception as error:  # a serializer may raise anything on hostile bytes
-            raise DecodeError(f"The payload is no message: {type(error).__name__}: {error}") from error
+            encrypted = "; perhaps it is encrypted, and this layer has no symmetric_encryption_keys"
+            hint = encrypted if self._fernet is None else ""
+            raise DecodeError(f"The payload is no message: {type(error).__name__}: {error}{hint}") from error
         if not isinstance(message, dict):
             raise DecodeError(f"The payload holds a {type(message).__name__}, not a dict.")
         return message

@@ -23,7 +23,9 @@ from .held import Held
 
 logger = logging.getLogger(__name__)
 
-POOL_DEFAULTS: dict[str, Any] = {"min_size": 0, "max_size": 2, "reconnect_timeout": 0.5, "timeout": 2.0}
+POOL_DEFAULTS: dict[str, Any] = {
+    "name": "channels_pg_sa", "min_size": 0, "max_size": 2, "reconnect_timeout": 0.5, "timeout": 2.0,
+}  # fmt: skip
 POLL = 0.005
 """Seconds between two looks at the pool while it is closed."""
 KEPT = 1.0

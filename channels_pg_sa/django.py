@@ -265,5 +265,5 @@ def _execute(using: str | None, name: str, layer: Layer, sql: str, parameters: M
         except ProgrammingError as error:
             # psycopg's name for the SQLSTATE, and psycopg2's; https://www.postgresql.org/docs/current/errcodes-appendix.html
             if _UNDEFINED_TABLE in {getattr(error.__cause__, name, None) for name in ("sqlstate", "pgcode")}:
-                raise SchemaError(None, REVISION) from error
+                raise SchemaError(None, REVISION, database=connection.settings_dict["NAME"]) from error
             raise

@@ -29,15 +29,24 @@ class SchemaError(ChannelLayerError):
     Args:
         found: the revision in the database, None if there is none.
         needed: the revision this version of the package works with.
+        database: its name, None if that is not known.
+        schema: where the tables were looked for, None for the search_path.
     """
 
-    def __init__(self, found: str | None, needed: str) -> None:
+    def __init__(
+        self, found: str | None, needed: str, *, database: str | None = None, schema: str | None = None
+    ) -> None:
         self.found = found
         self.needed = needed
+        self.database = database
+        self.schema = schema
+        name = "The database" if database is None else f'The database "{database}"'
         state = "has no channels_pg_sa tables" if found is None else f"is at schema revision {found}"
+        where = "" if schema is None else f' in the schema "{schema}"'
         super().__init__(
-            f"The database {state}; this version of channels_pg_sa needs revision {needed}. Run "
-            "`manage.py channels_pg_sa upgrade` (Django), `channels-pg-sa upgrade` or `alembic upgrade head`."
+            f"{name} {state}{where}; this version of channels_pg_sa needs revision {needed}. Run "
+            "`manage.py channels_pg_sa upgrade` (Django) or `channels-pg-sa upgrade`, or the migrations of the project "
+            "that keeps these tables; in tests see channels_pg_sa.testing."
         )
 
 

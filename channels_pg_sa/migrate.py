@@ -109,7 +109,7 @@ def check(database: Database, *, schema: str | None = None) -> None:
     """
     found = current(database, schema=schema)
     if found != REVISION:
-        raise SchemaError(found, REVISION)
+        raise SchemaError(found, REVISION, schema=schema)
 
 
 def history() -> list[tuple[str, str]]:

@@ -99,6 +99,7 @@ class Queries:
             "expiry": dt.timedelta(seconds=expiry),
             "lease": dt.timedelta(seconds=lease),
         }
+        self.schema = schema
         self._group_expiry = dt.timedelta(seconds=group_expiry) if group_expiry else None
         self._compiled = compiled(schema)
 

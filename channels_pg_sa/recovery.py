@@ -139,11 +139,14 @@ class Recovery:
             self._secret, revision, now = await self._queries.enter(connection)
         except psycopg.Error as error:
             if fate(error) is Fate.NO_SCHEMA:
-                raise SchemaError(None, REVISION) from error
+                raise self._schema_error(connection, None) from error
             raise
         self._clock.observe(before, time.monotonic(), now)
         if revision < REVISION:
-            raise SchemaError(revision, REVISION)
+            raise self._schema_error(connection, revision)
+
+    def _schema_error(self, connection: Connection, found: str | None) -> SchemaError:
+        return SchemaError(found, REVISION, database=connection.info.dbname, schema=self._settings.schema)
 
     async def _check_pooler(self, connection: Connection) -> None:
         """Notify ourselves by another way: what never comes was swallowed by a pooler in transaction mode."""

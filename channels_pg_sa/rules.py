@@ -54,7 +54,9 @@ class Rule:
         if value is None and self.if_none is not _REFUSED:
             return self.if_none
         if not self.accepts(value):
-            wrong = f"of type {type(value).__name__}" if self.secret else repr(value)
+            wrong = repr(value)
+            if self.secret:
+                wrong = "this list" if isinstance(value, (list, tuple)) else f"of type {type(value).__name__}"
             raise ConfigurationError(f"{name} must be {self.right}, not {wrong}.")
         return self.kept(value)
 
@@ -114,7 +116,8 @@ def _is_patterns(value: object) -> bool:
 def _checked_pool(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
         if name in _POOL_RESERVED:
-            raise ConfigurationError(f'"PSYCOPG_OPTIONS" must not hold "{name}": the layer sets it itself.')
+            where = ' Parameters of a connection go into "OPTIONS", or the "url".' if name == "kwargs" else ""
+            raise ConfigurationError(f'"PSYCOPG_OPTIONS" must not hold "{name}": the layer sets it itself.{where}')
         if name not in _POOL_OPTIONS:
             near = difflib.get_close_matches(name, sorted(_POOL_OPTIONS), n=1)
             right = f'Did you mean "{near[0]}"?' if near else f"The options are {', '.join(sorted(_POOL_OPTIONS))}."

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from django.db import connections
 from django.db.models.signals import post_migrate
 from django.test.runner import DiscoverRunner
 
@@ -26,7 +27,11 @@ class Runner(DiscoverRunner):  # type: ignore[misc]  # Django ships no types
     def setup_databases(self, **kwargs: Any) -> Any:
         """Make the test databases, with our tables."""
         with upgraded_with_migrate():
-            return super().setup_databases(**kwargs)
+            made = super().setup_databases(**kwargs)
+        for connection in connections.all():
+            # The child of a ChannelsLiveServerTestCase puts "test_" before the name, unless one is given: once more.
+            connection.settings_dict["TEST"]["NAME"] = connection.settings_dict["NAME"]
+        return made
 
     def teardown_databases(self, old_config: Any, **kwargs: Any) -> None:
         """Close every layer, and drop the test databases, which nobody may be connected to."""

@@ -63,6 +63,52 @@ class Committed(TransactionTestCase):
         self.test_it_is_sent()
 """
 
+LIVE_SETTINGS = (
+    SETTINGS
+    + """
+ASGI_APPLICATION = "trial.asgi.application"
+"""
+)
+
+LIVE_APPLICATION = """
+from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.routing import ProtocolTypeRouter
+from django.contrib.contenttypes.models import ContentType
+from django.core.asgi import get_asgi_application
+
+
+class Chat(AsyncWebsocketConsumer):
+    groups = ["room"]
+
+    async def receive(self, text_data):
+        count = await ContentType.objects.acount()  # in the same database
+        await self.channel_layer.group_send("room", {"type": "tell", "text": f"{text_data} {count > 0}"})
+
+    async def tell(self, event):
+        await self.send(event["text"])
+
+
+application = ProtocolTypeRouter({"http": get_asgi_application(), "websocket": Chat.as_asgi()})
+"""
+
+LIVE_TESTS = """
+from channels.testing import ChannelsLiveServerTestCase
+from websockets.sync.client import connect
+
+
+class Live(ChannelsLiveServerTestCase):
+    serve_static = False
+
+    def test_a_chat(self):
+        with connect(self.live_server_ws_url) as one, connect(self.live_server_ws_url) as other:
+            one.send("hello")
+            for page in (one, other):
+                self.assertEqual(page.recv(timeout=10), "hello True")
+
+    def test_another(self):
+        self.test_a_chat()
+"""
+
 
 @pytest.mark.parametrize("arguments", [[], ["--parallel", "2"]], ids=["one process", "two processes"])
 async def test_the_runner_of_the_package(
@@ -71,8 +117,25 @@ async def test_the_runner_of_the_package(
     """Its tests pass, with the layer's own connections open, and nothing is left of the test databases."""
     (tmp_path / "trial_settings.py").write_text(SETTINGS)
     (tmp_path / "trial").mkdir()
-    (tmp_path / "trial" / "__init__.py").touch()
     (tmp_path / "trial" / "tests.py").write_text(TESTS)
+    output = await run_tests(tmp_path, layer_url, *arguments)
+    assert b"Ran 4 tests" in output
+    left = "SELECT datname FROM pg_database WHERE datname LIKE %s"
+    assert query(layer_url, left, [f"test_{database_name(layer_url)}%"]) == []
+
+
+async def test_a_live_server_of_channels_is_in_the_test_database(tmp_path: Path, layer_url: str) -> None:
+    """With its consumers, their layer and their models: Channels would look for another, of which nobody knows."""
+    (tmp_path / "trial_settings.py").write_text(LIVE_SETTINGS)
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "asgi.py").write_text(LIVE_APPLICATION)
+    (tmp_path / "trial" / "tests.py").write_text(LIVE_TESTS)
+    assert b"Ran 2 tests" in await run_tests(tmp_path, layer_url)
+
+
+async def run_tests(tmp_path: Path, layer_url: str, *arguments: str) -> bytes:
+    """Run `manage.py test`, which must pass; return what it says."""
+    (tmp_path / "trial" / "__init__.py").touch()
     environ = environment(DJANGO_SETTINGS_MODULE="trial_settings", PROJECT_URL=layer_url)
     environ["PYTHONPATH"] = f"{tmp_path}:{ROOT}"
     process = await asyncio.create_subprocess_exec(
@@ -83,9 +146,7 @@ async def test_the_runner_of_the_package(
     )
     _, output = await asyncio.wait_for(process.communicate(), 6 * PATIENCE)
     assert process.returncode == 0, output.decode()
-    assert b"Ran 4 tests" in output
-    left = "SELECT datname FROM pg_database WHERE datname LIKE %s"
-    assert query(layer_url, left, [f"test_{database_name(layer_url)}%"]) == []
+    return output
 
 
 async def test_a_server_that_stops_closes_the_layers(make_own_layer: LayerFactory) -> None:

@@ -88,7 +88,7 @@ def test_an_encrypting_layer_refuses_plain_frames_and_the_reverse(plain: str) ->
     secret, open_ = MessageCodec("msgpack", ["key"]), MessageCodec(plain)
     with pytest.raises(DecodeError):
         secret.decode(open_.encode({"type": "x"}))
-    with pytest.raises(DecodeError):
+    with pytest.raises(DecodeError, match="perhaps it is encrypted, and this layer has no symmetric_encryption_keys"):
         open_.decode(secret.encode({"type": "x"}))
 
 

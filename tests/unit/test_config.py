@@ -49,6 +49,7 @@ def complaint(**config: Any) -> str:
         ("postgresql://[::1]:5433/db", {"host": "::1", "port": "5433", "dbname": "db"}),
         ("host=/tmp dbname='a b' password='a://b'", {"host": "/tmp", "dbname": "a b", "password": "a://b"}),
         ("service=chat", {"service": "chat"}),
+        ("host=@abstract port=' 1'", {"host": "@abstract", "port": " 1"}),
         (
             URL.create("postgresql+asyncpg", "u", "p/@", "h", 5, "db"),
             {"user": "u", "password": "p/@", "host": "h", "port": 5, "dbname": "db"},
@@ -105,6 +106,10 @@ def test_parameters_belong_to_the_one_who_asks() -> None:
         ),
         ("postgresql://u:tiger%zz@h/db", '"url" is not an address that libpq can read.'),
         ("u:tiger@h/db", '"url" is not an address that libpq can read.'),
+        ("postgresql://u:se@tiger@h/db", "with special characters percent-encoded"),
+        ("postgres://u:t/tiger@h/db", "with special characters percent-encoded"),
+        ("postgresql+psycopg://u:se@tiger@h/db", "with special characters percent-encoded"),
+        ("postgresql://h:tiger/db", "with special characters percent-encoded"),
         ("postgresql+psycopg://u:tiger@h:port/db", '"url" is not a URL that SQLAlchemy can read.'),
         ("", '"url" must be an address of a PostgreSQL server, such as postgresql://user:password@host/name'),
         ("  ", "or a callable that returns one, not an empty text."),

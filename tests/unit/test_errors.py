@@ -28,6 +28,13 @@ def test_a_schema_error_says_what_to_run() -> None:
     assert (error.found, error.needed) == ("0001", "0002")
 
 
+def test_a_schema_error_says_where_it_looked() -> None:
+    """In tests, and with several databases, it may be another than one thinks."""
+    error = errors.SchemaError(None, "0002", database="test_shop", schema="chat")
+    assert 'The database "test_shop" has no channels_pg_sa tables in the schema "chat"' in str(error)
+    assert (error.database, error.schema) == ("test_shop", "chat")
+
+
 def test_a_message_too_large_has_its_size_and_the_limit() -> None:
     """As numbers, and readable."""
     error = errors.MessageTooLarge(20_000_000, 16_777_216)
