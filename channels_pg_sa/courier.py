@@ -69,7 +69,7 @@ class Courier:
         self._is_unread = False
         self._flushes = 0
         self._idle: set[str] = set()
-        self._returning: list[int] = []
+        self._returning: dict[int, float] = {}
         make = functools.partial(Backlog, spawn=spawn, level=level)
         # Deleting can wait, so that more rows go together: nobody waits for it but senders who count what is unread.
         pause = 0.02 if bounded else 0.1
@@ -114,7 +114,8 @@ class Courier:
     def vanished(self, rows: set[int]) -> None:
         """Rows are gone that a server lost which crashed: what was to be done to them is not done to others."""
         self.deletions.drop(rows)
-        self._returning = [row for row in self._returning if row not in rows]
+        for row in rows:
+            self._returning.pop(row, None)
 
     def flushed(self) -> None:
         """All rows were deleted: what a claim under way returns may be among them."""
@@ -125,7 +126,7 @@ class Courier:
         with self._decisions() as dispatcher:
             rows = dispatcher.claimed_unread()
         if rows:
-            self._returning.extend(rows)
+            self._returning.update(rows)
             self.claims.add([""])  # by the same task as claims, so that no row goes both ways at once
 
     async def rest(self) -> None:
@@ -229,10 +230,10 @@ class Courier:
     async def _return_rows(self) -> None:
         if self._returning:
             async with self._database.connection(self._patience) as connection:
-                self._check_current()
-                rows = list(self._returning)
+                rows = dict(self._returning)
                 await self._queries.put_back(connection, rows)
-            del self._returning[: len(rows)]
+            for row in rows:
+                self._returning.pop(row, None)
             with self._decisions() as dispatcher:
                 dispatcher.returned(rows)
             for queue in self.book.queues if rows else ():  # before their doorbell comes, a claim could pass over them

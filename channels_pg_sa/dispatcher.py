@@ -185,13 +185,13 @@ class Dispatcher(Mailboxes):
         unread = self._forget_unread(lambda _channel, _box: True)
         self._to_do().delete.extend(entry.id for entry in unread if entry.id is not None and entry.keeps_row)
 
-    def claimed_unread(self) -> list[int]:
-        """Return the rows of queues that this node has claimed and nobody here waits for, and drop their messages.
+    def claimed_unread(self) -> dict[int, float]:
+        """Drop the messages of queues that this node has claimed and nobody here waits for; return their ends by id.
 
         Their ids stay known until `returned` tells that they are in their queues again.
         """
         unread = self._forget_unread(self._is_left_over)
-        rows = [entry.id for entry in unread if entry.id is not None]
+        rows = {entry.id: entry.expires for entry in unread if entry.id is not None}
         for row in rows:
             self._unfetched.pop(row, None)
         return rows

@@ -106,6 +106,11 @@ class Inbox:
             readers = self._dispatcher.every_reader()
         self._act(Effects(wake=readers))
 
+    def dismiss(self) -> None:
+        """Let nobody be waited for who was to take a message: all have been told that they get none."""
+        with self.decisions() as dispatcher:
+            dispatcher.leave_all(dispatcher.every_reader())
+
     def keep_house(self, drops: DropLog, *, thoroughly: bool) -> None:
         """Free what was not read in time; tell what was dropped; see to it that no reader holds the next one up."""
         with self.decisions() as dispatcher:

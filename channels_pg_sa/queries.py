@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,9 +162,9 @@ class Queries:
         """Delete rows of the mailbox."""
         await self._run(connection, "forget", rows=IntArray(rows))
 
-    async def put_back(self, connection: Connection, rows: Sequence[int]) -> None:
-        """Return claimed rows to their queues."""
-        await self._run(connection, "put_back", rows=IntArray(rows))
+    async def put_back(self, connection: Connection, rows: Mapping[int, float]) -> None:
+        """Return claimed rows, of which the ends are given by id, to their queues."""
+        await self._run(connection, "put_back", id=IntArray(rows), expires=list(rows.values()))
 
     async def enter(self, connection: Connection) -> tuple[str, str, float]:
         """Return the installation's secret and revision, and the Unix time by the database's clock."""

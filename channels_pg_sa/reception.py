@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -191,8 +192,11 @@ class Reception:
 
     async def finish(self, patience: float) -> None:
         """Return what was claimed and not read, do what is still to be done, and stop listening."""
+        end = time.monotonic() + patience
+        self.inbox.dismiss()
+        await self._courier.finish(patience)  # what a claim under way brings is given back as well
         self._courier.give_back()
-        await self._courier.finish(patience)
+        await self._courier.finish(max(0.0, end - time.monotonic()))
         running = set(self._tasks)
         while running:
             for task in running:

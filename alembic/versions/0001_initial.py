@@ -196,7 +196,7 @@ BEGIN
             SELECT g.prefix, g.node, 'L' || stamp || ' ' || g.group_name || ' ' || g.channel,
                 (SELECT i.secret FROM @.channels_pg_sa_installation i)
             FROM gone g
-            WHERE EXISTS (SELECT FROM @.channels_pg_sa_node n WHERE n.id = g.node)
+            WHERE EXISTS (SELECT FROM @.channels_pg_sa_node n WHERE n.id = g.node AND n.pid IS NOT NULL)
             ORDER BY g.prefix, g.node;
     ELSE
         OPEN frames FOR

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    Float,
     Integer,
     LargeBinary,
     Table,
@@ -33,6 +34,9 @@ from channels_pg_sa.schema import installation, membership, message
 
 from .memberships import next_node_of, plain_members_of
 from .parts import BATCH, CLOCK, EXPIRY, NO_NODE, NODE, NOW, PLACE, PREFIX, ROWS, epoch, given_rows, is_any, place_of
+
+# Seconds by which two notes of a message's end may differ, as in the dispatcher: a session may write fewer digits.
+SAME: ColumnElement[float] = literal_column("0.001", Float)
 
 MESSAGE = ["prefix", "recipient", "channel", "group_name", "payload", "expires_at"]
 
@@ -158,21 +162,24 @@ def _each(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -
     return is_any(select(place_of(whole, key, given)).select_from(given))
 
 
-def _mine(rows: ColumnElement[Any]) -> ColumnElement[bool]:
+def _mine(wanted: FromClause, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     """Rows of the node's mailbox by their ids."""
-    wanted = func.unnest(rows).table_valued(column("id", BigInteger), name="wanted").render_derived()
-    key = [message.c.prefix == PREFIX, message.c.recipient == NODE, message.c.id == wanted.c.id]
+    key = [message.c.prefix == PREFIX, message.c.recipient == NODE, message.c.id == wanted.c.id, *conditions]
     return _each(message, key, wanted)
+
+
+def _wanted() -> FromClause:
+    return func.unnest(ROWS).table_valued(column("id", BigInteger), name="wanted").render_derived()
 
 
 def fetch() -> Executable:
     """Select the payloads of rows in this node's mailbox."""
-    return select(message.c.id, message.c.payload).where(_mine(ROWS))
+    return select(message.c.id, message.c.payload).where(_mine(_wanted()))
 
 
 def forget() -> Executable:
     """Delete rows of this node's mailbox."""
-    return delete(message).where(_mine(ROWS))
+    return delete(message).where(_mine(_wanted()))
 
 
 def waiting() -> Executable:
@@ -186,10 +193,13 @@ def waiting() -> Executable:
 
 def put_back(topic: Any) -> Executable:
     """Move claimed rows that nobody read back to their queues, and ring there."""
+    given = given_rows(id=BigInteger(), expires=Float())
+    # By its end as well: since a server has crashed, another message may have the id.
+    is_same = epoch(message.c.expires_at).between(given.c.expires - SAME, given.c.expires + SAME)
     back = (
         update(message)
         .values(recipient=queue_of(message.c.channel))
-        .where(_mine(ROWS))
+        .where(_mine(given, is_same))
         .returning(message.c.recipient, message.c.id)
     )
     rows = back.cte("back")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -184,6 +186,26 @@ async def test_a_killed_process_vanishes_within_its_lease(
     assert await take(layer, here, 1) == [text(1)]
     # What was written for the dead would lie there.
     eventually(lambda: query(layer_url, GROUPS_ROWS) == [(0,)])
+
+
+@pytest.mark.processes
+async def test_a_stopped_process_that_was_swept_comes_back(
+    processes: AsyncExitStack, make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Stopped, as in a debugger or a suspended machine, it does not hear of its own end when it goes on."""
+    layer, other = make_own_layer(**PACE), await start(processes, layer_url, **PACE)
+    await warm(layer)
+    channel = await other.call("new_channel")
+    await other.call("group_add", "group", channel)
+    os.kill(other.pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: query(layer_url, NODES) == [(layer.node,)])
+        assert query(layer_url, MEMBERS) == []
+    finally:
+        os.kill(other.pid, signal.SIGCONT)
+    eventually(lambda: query(layer_url, MEMBERS) != [])
+    await layer.group_send("group", text(1))
+    assert await other.call("receive", channel) == text(1)
 
 
 @pytest.mark.processes

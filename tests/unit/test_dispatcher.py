@@ -314,7 +314,7 @@ def test_what_nobody_here_reads_goes_back_and_may_come_again() -> None:
     it.hear([parcel(4)], NOW)
     it.claimed([(1, "jobs", b"1", LATER), (2, "read", b"2", LATER), (3, "w!x", b"3", LATER)])
     effects(it)
-    assert it.claimed_unread() == [1]
+    assert list(it.claimed_unread()) == [1]
     assert effects(it).delete == []
     it.claimed([(1, "jobs", b"1", LATER)])
     assert taken(it, "jobs") == [], "it is on its way back"
@@ -328,7 +328,7 @@ def test_a_row_that_went_back_before_it_was_fetched_is_read_when_it_comes_again(
     it = dispatcher()
     it.recover([doorbell(1, "jobs")], 1, NOW)
     assert effects(it).fetch == [1]
-    assert it.claimed_unread() == [1]
+    assert list(it.claimed_unread()) == [1]
     it.returned([1])
     it.claimed([(1, "jobs", b"1", LATER)])
     it.fetched([1], {})

@@ -1,0 +1,99 @@
+"""Layers that close while jobs are on their way to their readers: what nobody read goes to others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from channels_pg_sa import LayerClosed
+from tests.support.databases import query
+from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.waiting import eventually, eventually_async
+
+from .breaking import SwallowingProxy, inside, take, text
+
+MINE = "SELECT count(*) FROM channels_pg_sa_message WHERE recipient = %s"
+
+
+def claimed(url: str, layer: PostgresLayer) -> Callable[[], bool]:
+    """Return a function that tells whether a job is in the layer's mailbox."""
+    return lambda: query(url, MINE, [layer.node]) == [(1,)]
+
+
+async def reads(layer: PostgresLayer, channel: str) -> asyncio.Task[Any]:
+    """Start a reader, and wait until its channel's doorbell is heard."""
+    reader = asyncio.create_task(layer.receive(channel))
+    await asyncio.sleep(0)
+    book = inside(layer)._courier.book
+
+    async def is_heard() -> bool:
+        return channel in book.channels and not book.deaf
+
+    await eventually_async(is_heard)
+    return reader
+
+
+async def test_a_claim_under_way(make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader has gone when the answer comes, and the layer is about to delete its mailbox."""
+    layer, other = make_own_layer(), make_own_layer()
+    reader = await reads(layer, "jobs")
+    queries = inside(layer)._queries
+    claim, under_way, go_on = queries.claim, threading.Event(), threading.Event()
+
+    async def slow(connection: Any, claims: Any) -> Any:
+        answer = await claim(connection, claims)
+        under_way.set()
+        await asyncio.to_thread(go_on.wait, 10)
+        return answer
+
+    monkeypatch.setattr(queries, "claim", slow)
+    await other.send("jobs", text(1))
+    assert await asyncio.to_thread(under_way.wait, 10)
+    reader.cancel()
+    closing = asyncio.create_task(layer.close())
+
+    async def is_closing() -> bool:
+        return layer._node is None  # type: ignore[attr-defined]
+
+    await eventually_async(is_closing)
+    await asyncio.sleep(0.2)  # so that what closing does before it waits has been done
+    go_on.set()
+    await closing
+    assert await take(other, "jobs", 1) == [text(1)]
+
+
+async def test_a_reader_that_was_woken_and_has_not_come(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Its loop is busy: with closing the layer."""
+    layer, other = make_own_layer(), make_own_layer()
+    reader = await reads(layer, "jobs")
+    await asyncio.to_thread(other.send_sync, "jobs", text(1))
+    # No await from here on: this loop does not come round to the reader.
+    eventually(claimed(layer_url, layer))
+    eventually(lambda: inside(layer).inbox._dispatcher.woken)
+    layer.close_sync()
+    with pytest.raises(LayerClosed):
+        await reader
+    assert await take(other, "jobs", 1) == [text(1)]
+
+
+async def test_without_the_connection_that_listens(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """What was claimed can go back over the other, and is not deleted for want of a recovery."""
+    layer, other = make_own_layer(listen_url=proxy.url), make_own_layer()
+    reader = await reads(layer, "jobs")
+    await asyncio.to_thread(other.send_sync, "jobs", text(1))
+    eventually(claimed(layer_url, layer))
+    eventually(lambda: inside(layer).inbox._dispatcher.woken)
+    reader.cancel()
+    proxy.cut()
+    eventually(lambda: not inside(layer)._listener.is_listening)
+    layer.close_sync()
+    with contextlib.suppress(asyncio.CancelledError):
+        await reader
+    assert await take(other, "jobs", 1) == [text(1)]
