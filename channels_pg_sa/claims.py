@@ -110,9 +110,7 @@ class ClaimBook:
 
     def finish(self, claim: Claim, rows: list[int]) -> None:
         """Note the ids that were claimed. Fewer than asked for: nothing waits but what rang meanwhile."""
-        desk = self._desks.get(claim.channel)
-        if desk is None:
-            return
+        desk = self._desks[claim.channel]
         desk.busy = False
         if len(rows) == claim.count:
             above = max(rows) + 1
@@ -120,6 +118,5 @@ class ClaimBook:
 
     def fail(self, claim: Claim) -> None:
         """Note that the claim's outcome is unknown: everything may wait."""
-        desk = self._desks.get(claim.channel)
-        if desk is not None:
-            desk.busy, desk.floor = False, 0
+        desk = self._desks[claim.channel]
+        desk.busy, desk.floor = False, 0

@@ -160,9 +160,12 @@ class Courier:
     async def _fetch(self, rows: list[int]) -> None:
         async with self._database.connection(self._patience) as connection:
             self._check_current()
-            payloads = await self._queries.fetch(connection, rows)
+            found = await self._queries.fetch(connection, rows)
+        payloads = {row: payload for row, payload in found.items() if payload is not None}
+        left = found.keys() - payloads.keys()
         with self._decisions() as dispatcher:
-            dispatcher.fetched(rows, payloads)
+            dispatcher.fetched([row for row in rows if row not in left], payloads)
+        self.fetches.add(sorted(left))
 
     async def _delete(self, batch: list[int]) -> None:
         async with self._database.connection(self._patience) as connection:

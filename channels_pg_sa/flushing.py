@@ -31,16 +31,25 @@ class Flushes:
         queries: the layer's statements.
         listener: hears the answers.
         topic: gives this node's topic, to answer to.
+        timeout: seconds that a flush may take in all.
     """
 
     def __init__(
-        self, node_id: str, database: Database, queries: Queries, listener: Listener, topic: Callable[[], str]
+        self,
+        node_id: str,
+        database: Database,
+        queries: Queries,
+        listener: Listener,
+        topic: Callable[[], str],
+        *,
+        timeout: float,
     ) -> None:
         self._node_id = node_id
         self._database = database
         self._queries = queries
         self._listener = listener
         self._topic = topic
+        self._patience = min(PATIENCE, timeout / 2)
         self._answered: dict[str, set[str]] = {}
         self._news = asyncio.Condition()
 
@@ -54,7 +63,7 @@ class Flushes:
         try:
             nodes.update(await self._queries.flush(connection, f"F{number} {self._topic()}"))
             async with self._news:
-                await asyncio.wait_for(self._news.wait_for(lambda: nodes <= answered), PATIENCE)
+                await asyncio.wait_for(self._news.wait_for(lambda: nodes <= answered), self._patience)
         except asyncio.TimeoutError:
             logger.warning("Flushed, but without an answer of the nodes %s", ", ".join(sorted(nodes - answered)))
         finally:

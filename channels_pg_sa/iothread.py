@@ -6,13 +6,35 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that the thread may take to end; it may wait for a lock that the caller's own thread holds, in a handler."""
+
+
+class _Resolvers(ThreadPoolExecutor):
+    """Threads in which the loop resolves host names.
+
+    An interpreter that ends starts no more of them, before it closes what is still open, which may need a connection:
+    then it is done at once, in the I/O thread.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            done: Future[Any] = Future()
+            try:
+                done.set_result(fn(*args, **kwargs))
+            except Exception as error:  # noqa: BLE001 - whoever waits for the result is told
+                done.set_exception(error)
+            return done
 
 
 class IOThread:
@@ -26,6 +48,7 @@ class IOThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
+        self.loop.set_default_executor(_Resolvers(thread_name_prefix=name))
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._thread.start()
@@ -51,7 +74,7 @@ class IOThread:
         with contextlib.suppress(RuntimeError):  # the loop is closed already
             self.loop.call_soon_threadsafe(self.loop.stop)
         if not self.is_current:
-            self._thread.join()
+            self._thread.join(PATIENCE)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -56,7 +56,7 @@ class Layer(TransactionalSends, Directory):
         """Become a node of its own, in a new process too: what a parent has opened is never touched in a child."""
         self._node_id = new_node()
         self._node: Node | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may close the layer while its thread opens it
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     # Messages ------------------------------------------------------------------------------------

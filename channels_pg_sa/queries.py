@@ -41,6 +41,10 @@ class GroupSend:
     payload: bytes
 
 
+BUDGET = 4 * 1024 * 1024
+"""Bytes of payloads after which an answer ends: it must come within `send_timeout` over a slow line, too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Join:
     """A channel's membership of a group; node: who reads the channel, "" if any process may."""
@@ -153,10 +157,13 @@ class Queries:
             got[place - 1].append((row, channel, payload, expires))
         return got
 
-    async def fetch(self, connection: Connection, rows: Sequence[int]) -> dict[int, bytes]:
-        """Return the payloads of rows in the mailbox; those that are gone are missing."""
-        found = await self._run(connection, "fetch", rows=IntArray(rows))
-        return {row[0]: row[1] for row in found}
+    async def fetch(self, connection: Connection, rows: Sequence[int]) -> dict[int, bytes | None]:
+        """Return the payloads of rows in the mailbox; those that are gone are missing.
+
+        None stands for what would make the answer too large. At least one payload comes, if any row is there.
+        """
+        found = await self._run(connection, "fetch", rows=IntArray(rows), budget=BUDGET)
+        return dict(found)
 
     async def forget(self, connection: Connection, rows: Sequence[int]) -> None:
         """Delete rows of the mailbox."""

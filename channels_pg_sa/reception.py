@@ -123,7 +123,9 @@ class Reception:
             deleted=vacuum.note,
             spawn=spawn,
         )
-        self._flushes = Flushes(node_id, database, queries, self._listener, self._recovery.topic)
+        self._flushes = Flushes(
+            node_id, database, queries, self._listener, self._recovery.topic, timeout=settings.send_timeout
+        )
 
     # For the node --------------------------------------------------------------------------------
 

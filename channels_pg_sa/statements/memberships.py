@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Float, Table, Text, and_, case, column, delete, func, literal_column, select, union_all
+from sqlalchemy import Float, Table, Text, and_, column, delete, func, literal_column, select, union_all
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql import ColumnElement, Executable, FromClause
 
@@ -77,10 +77,7 @@ def members() -> Executable:
 def restore() -> Executable:
     """Insert memberships from memory, with the ends they had."""
     given = given_rows(group_name=Text(), channel=Text(), expires=Float())
-    until = case(
-        (given.c.expires == literal_column("'infinity'::float8"), INFINITY), else_=func.to_timestamp(given.c.expires)
-    )
-    rows = select(PREFIX, given.c.group_name, NODE, given.c.channel, until)
+    rows = select(PREFIX, given.c.group_name, NODE, given.c.channel, func.to_timestamp(given.c.expires))
     return (
         upsert(membership)
         .from_select(["prefix", "group_name", "node", "channel", "expires_at"], rows, include_defaults=False)

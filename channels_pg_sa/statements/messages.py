@@ -66,7 +66,10 @@ def send_within_capacity() -> Executable:
         .correlate(given)
         .subquery("waiting")
     )
-    earlier = func.row_number().over(partition_by=given.c.recipient, order_by=given.c.place)
+    # Of one capacity who is refused comes after all that fit, and takes no room from others of a larger one. Each kind
+    # overlooks what the others of this batch take.
+    alike = [given.c.recipient, given.c.capacity]
+    earlier = func.row_number().over(partition_by=alike, order_by=given.c.place)
     room = select(given.c.capacity - func.count()).select_from(waiting).scalar_subquery()
     judged = select(given, (func.coalesce(earlier <= room, literal_column("true"))).label("fits")).cte("judged")
     added = (
@@ -143,7 +146,6 @@ def claim() -> Executable:
         select(given.c.place, waiting.c.id, waiting.c.tid)
         .select_from(given.join(waiting, literal_column("true")))
         .cte("picked")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
     )
     claimant = select(picked.c.place).where(picked.c.id == message.c.id).limit(1).scalar_subquery()
     return (
@@ -173,8 +175,15 @@ def _wanted() -> FromClause:
 
 
 def fetch() -> Executable:
-    """Select the payloads of rows in this node's mailbox."""
-    return select(message.c.id, message.c.payload).where(_mine(_wanted()))
+    """Select the payloads of rows in this node's mailbox, oldest first; NULL for those behind so many bytes.
+
+    The size of a payload is known without reading it.
+    """
+    size = func.octet_length(message.c.payload)
+    before = (func.sum(size).over(order_by=message.c.id) - size).label("before")
+    found = select(message.c.id, message.c.payload, before).where(_mine(_wanted())).subquery("found")
+    budget = bindparam("budget", type_=BigInteger)
+    return select(found.c.id, case((found.c.before < budget, found.c.payload), else_=null()))
 
 
 def forget() -> Executable:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 
 import pytest
 from channels.exceptions import ChannelFull
 
-from tests.support.layers import Layer
+from tests.support.layers import Layer, LayerFactory
 from tests.support.waiting import eventually_async
 
 from .backends import Conversation, Maker, in_memory_breaks, not_in_memory, numbers, text
@@ -101,6 +102,17 @@ def make_with_patterns(make: Maker, patterns: dict[object, int]) -> Layer:
         # It keeps the dict as it is given, and then cannot use it.
         layer.channel_capacity = layer.compile_capacities(patterns)  # type: ignore[attr-defined]
     return layer
+
+
+async def test_who_is_refused_takes_no_room(make_own_layer: LayerFactory) -> None:
+    """Channels of one queue may have capacities of their own, and be sent to in one batch."""
+    layer = make_own_layer(channel_capacity={"hub!small": 1, "hub!large": 5})
+    await layer.send("hub!other", text(0))
+    small = [layer.send("hub!small", text(number)) for number in range(6)]
+    large = [layer.send("hub!large", text(number)) for number in range(4)]
+    outcomes = await asyncio.gather(*small, *large, return_exceptions=True)
+    assert all(isinstance(outcome, ChannelFull) for outcome in outcomes[:6])
+    assert outcomes[6:] == [None] * 4
 
 
 async def test_a_full_member_is_left_out_of_a_group_send(make: Maker, talk: Conversation) -> None:

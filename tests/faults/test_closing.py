@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from channels_pg_sa import LayerClosed
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.processes import ROOT, environment
 from tests.support.waiting import eventually, eventually_async
 
 from .breaking import SwallowingProxy, inside, take, text
@@ -97,3 +100,72 @@ async def test_without_the_connection_that_listens(
     with contextlib.suppress(asyncio.CancelledError):
         await reader
     assert await take(other, "jobs", 1) == [text(1)]
+
+
+LISTENS = """
+import asyncio, sys
+from channels_pg_sa import Layer
+
+layer = Layer(url=sys.argv[1], send_timeout=5)
+
+async def main():
+    channel = await layer.new_channel()
+    try:
+        await asyncio.wait_for(layer.receive(channel), 1)
+    except asyncio.TimeoutError:
+        pass
+
+asyncio.run(main())
+"""
+SENDS = """
+import sys
+from channels_pg_sa import Layer
+
+Layer(url=sys.argv[1], confirm_sends=False).send_sync("jobs", {"type": "test.message", "number": 1})
+"""
+OPENS = """
+import os, signal, sys, threading, time
+from channels_pg_sa import Layer, node
+
+layer = Layer(url=sys.argv[1])
+
+def end(*_):
+    layer.close_sync()
+    sys.exit(3)
+
+class Slow(node.Node):
+    def __init__(self, *arguments, **more):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().__init__(*arguments, **more)
+
+signal.signal(signal.SIGTERM, end)
+from channels_pg_sa import layer as module
+module.Node = Slow
+layer.send_sync("jobs", {"type": "never"})
+"""
+
+
+async def runs(script: str, url: str) -> int | None:
+    """Run a program to its end; return its exit code."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, url), cwd=ROOT, env=environment(), stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 60)
+    assert said == b""
+    return process.returncode
+
+
+async def test_a_program_that_ends_needs_no_thread_to_find_the_host(
+    fragile_url: str, make_fragile: LayerFactory
+) -> None:
+    """Its last connection is made when the interpreter starts no threads any more, by name as by address."""
+    url = re.sub(r"@[^:/]+", "@localhost", fragile_url)
+    assert await runs(LISTENS, url) == 0
+    assert query(fragile_url, "SELECT id FROM channels_pg_sa_node") == []
+    assert await runs(SENDS, url) == 0
+    assert await take(make_fragile(), "jobs", 1) == [text(1)]
+
+
+async def test_a_signal_s_handler_closes_what_is_just_being_opened(layer_url: str) -> None:
+    """In the same thread, which cannot wait for itself."""
+    assert await runs(OPENS, layer_url) == 3

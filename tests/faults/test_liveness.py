@@ -209,6 +209,20 @@ async def test_a_stopped_process_that_was_swept_comes_back(
 
 
 @pytest.mark.processes
+async def test_a_flush_does_not_fail_for_the_dead(
+    processes: AsyncExitStack, make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """A killed process does not answer, and counts as dead only when its lease is over: it is flushed all the same."""
+    layer, other = make_own_layer(send_timeout=1), await start(processes, layer_url)
+    await warm(layer)
+    await other.call("group_add", "group", await other.call("new_channel"))
+    await other.kill()
+    await layer.send("jobs", text(1))
+    await layer.flush()
+    assert query(layer_url, WAITING) == [(0,)]
+
+
+@pytest.mark.processes
 async def test_jobs_that_a_killed_process_had_claimed_are_not_done_twice(
     processes: AsyncExitStack, make_own_layer: LayerFactory, layer_url: str
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from channels_pg_sa import Layer, vacuum
 from channels_pg_sa.heartbeat import SWEEP
+from channels_pg_sa.queries import BUDGET, Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.schema import install
@@ -39,6 +40,30 @@ def test_memory_stays_flat(server: TestServer, layer_url: str) -> None:
     """Peer defect 27: unread channels leaked memory; 100,000 messages that nobody reads pass through a process."""
     with at_most(server, layer_url, 1):
         assert run("-m", "tests.runtime.scenarios", "unread_messages", layer_url, strict=False) == ""
+
+
+async def test_large_messages_that_come_together_are_fetched_by_and_by(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one answer brings is bounded: over a slow line it would be given up, and asked for again, for ever."""
+    layer, sender = make_own_layer(), make_own_layer()
+    channel = await layer.new_channel()
+    await layer.send(channel, text(0))
+    assert await take(layer, channel, 1) == [0]
+    answers: list[int] = []
+    fetch = Queries.fetch
+
+    async def noted(self: Queries, connection: Any, rows: Any) -> dict[int, bytes | None]:
+        found = await fetch(self, connection, rows)
+        answers.append(sum(len(payload) for payload in found.values() if payload is not None))
+        return found
+
+    monkeypatch.setattr(Queries, "fetch", noted)
+    large = {**text(0), "ballast": b"x" * 1_000_000}
+    await asyncio.gather(*(sender.send(channel, {**large, "number": number}) for number in range(20)))
+    assert await take(layer, channel, 20) == list(range(20))
+    assert max(answers) < BUDGET + 1_100_000
+    assert sum(answers) > 20_000_000
 
 
 @pytest.fixture
