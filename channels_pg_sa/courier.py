@@ -21,6 +21,9 @@ from .mailboxes import Effects
 from .names import queue_of
 from .queries import Queries
 
+MOST = 1000
+"""Rows that one claim takes; fewer after claims whose answers were lost, since over a slow line they were too large."""
+
 Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 
 
@@ -70,6 +73,7 @@ class Courier:
         self._flushes = 0
         self._idle: set[str] = set()
         self._returning: dict[int, float] = {}
+        self._most = MOST
         make = functools.partial(Backlog, spawn=spawn, level=level)
         # Deleting can wait, so that more rows go together: nobody waits for it but senders who count what is unread.
         pause = 0.02 if bounded else 0.1
@@ -210,7 +214,7 @@ class Courier:
     def _start_claims(self, channels: list[str]) -> list[Claim]:
         with self._decisions() as dispatcher:
             readers = {channel: dispatcher.waiting(channel) for channel in channels if channel}
-        started = (self.book.start(channel, count) for channel, count in readers.items())
+        started = (self.book.start(channel, min(count, self._most)) for channel, count in readers.items())
         return [claim for claim in started if claim is not None]
 
     def _may_claim(self, channel: str) -> bool:
@@ -222,10 +226,12 @@ class Courier:
         """See to it that rows which were claimed by a statement whose answer was lost are found again."""
         try:
             yield
+            self._most = min(MOST, self._most + 1)
         except BaseException as error:
             for claim in claims:
                 self.book.fail(claim)
             if isinstance(error, psycopg.Error) and fate(error) is Fate.UNKNOWN:
+                self._most = max(1, max(claim.count for claim in claims) // 2)
                 self._doubtful_until = time.monotonic() + self._expiry
                 self._is_unread = True
             raise

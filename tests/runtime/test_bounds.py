@@ -66,6 +66,27 @@ async def test_large_messages_that_come_together_are_fetched_by_and_by(
     assert sum(answers) > 20_000_000
 
 
+async def test_claims_that_bring_too_much_become_smaller(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a slow line the answer to many readers at once is given up, and so would be the next and the next."""
+    layer, sender = make_own_layer(), make_own_layer()
+    readers = [asyncio.create_task(layer.receive("jobs")) for _ in range(12)]
+    claim, counts = Queries.claim, []
+
+    async def too_slow_for_many(self: Queries, connection: Any, claims: Any) -> Any:
+        counts.append(sum(one.count for one in claims))
+        if counts[-1] > 3:
+            raise psycopg.OperationalError("no answer")
+        return await claim(self, connection, claims)
+
+    monkeypatch.setattr(Queries, "claim", too_slow_for_many)
+    await asyncio.gather(*(sender.send("jobs", text(number)) for number in range(12)))
+    read = await asyncio.wait_for(asyncio.gather(*readers), PATIENCE)
+    assert sorted(message["number"] for message in read) == list(range(12))
+    assert max(counts) > 3
+
+
 @pytest.fixture
 def unvacuumed_url() -> Iterator[str]:
     """A database on a server whose autovacuum does not come in time."""
