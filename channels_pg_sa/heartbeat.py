@@ -76,6 +76,7 @@ class Heartbeat:
         self._is_quick = True
         self._is_answered = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._told: dict[str, str] = {}  # why each failed the last time
 
     async def run(self) -> None:
         """Beat until cancelled."""
@@ -99,8 +100,12 @@ class Heartbeat:
     async def _attempt(self, name: str, work: Work) -> None:
         try:
             await work()
+            self._told.pop(name, None)
         except (ConnectionLost, *OUTAGE) as error:
-            logger.log(level(error), "A %s failed: %s", name, str(error).strip() or type(error).__name__)
+            reason = str(error).strip() or type(error).__name__
+            loud = logging.INFO if self._told.get(name) == reason else level(error)
+            logger.log(loud, "A %s failed: %s", name, reason)
+            self._told[name] = reason
         except Exception:
             logger.exception("A %s failed", name)
 
