@@ -111,7 +111,8 @@ class Queries:
         statement = self._compiled[name]
         values = {key: parameters[key] if key in parameters else self._constants[key] for key in statement.parameters}
         cursor = await connection.execute(statement.sql, {**statement.literals, **values}, prepare=True, binary=True)
-        return await cursor.fetchall() if cursor.description else []
+        # Not cursor.description, which describes each column anew.
+        return await cursor.fetchall() if cursor.pgresult is not None and cursor.pgresult.nfields else []
 
     async def send(self, connection: Connection, sends: Sequence[Send]) -> set[int]:
         """Insert messages to channels; return the positions of those refused because their channel is full."""
