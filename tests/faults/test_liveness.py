@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -17,7 +18,7 @@ import pytest
 import pytest_asyncio
 from psycopg import sql
 
-from channels_pg_sa import database, heartbeat
+from channels_pg_sa import __version__, database, heartbeat
 from channels_pg_sa.queries import Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -311,6 +312,47 @@ async def test_a_row_that_an_administrator_deleted_comes_back(make_own_layer: La
     eventually(lambda: query(layer_url, MEMBERS) == [(channel,)])
     await other.group_send("group", text(1))
     assert await take(layer, channel, 1) == [text(1)]
+
+
+async def test_a_node_that_others_gave_a_lease_is_itself_again(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """After a crash of the server a sweeper knows only ids; a node that comes back says who and what it is."""
+    layer: Any = make_own_layer(**PACE)
+    await warm(layer)
+    query(
+        layer_url,
+        """UPDATE channels_pg_sa_node SET host = 'unknown', pid = NULL, version = 'old',
+        lease_until = now() + interval '60 s' WHERE id = %s""",
+        [layer.node],
+    )
+
+    async def is_back() -> Any:
+        return await layer.nodes()
+
+    (node,) = await eventually_async(is_back)
+    assert (node.id, node.host, node.pid) == (layer.node, socket.gethostname(), os.getpid())
+    assert node.version == __version__
+    await until_beats(layer, layer_url, 1)
+
+
+async def test_members_without_a_node_wait_for_it_under_their_own_prefix(layer_url: str) -> None:
+    """After a crash of the server: for a lease's time, if it is of the sweeper's prefix; others sweep for the rest."""
+    query(
+        layer_url,
+        """INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel) VALUES
+        ('asgi', 'group', 'aaaaaaaaaaaa', 's.aaaaaaaaaaaa!a'), ('asgi', 'group', 'cccccccccccc', 's.cccccccccccc!a'),
+        ('asgi', 'group', '', 'jobs'), ('other', 'group', 'bbbbbbbbbbbb', 's.bbbbbbbbbbbb!a')""",
+    )
+    queries = {
+        prefix: Queries(prefix=prefix, node="0123456789ab", schema=None, expiry=60, group_expiry=0, lease=60)
+        for prefix in ("asgi", "other")
+    }
+    adopted = "SELECT prefix, id FROM channels_pg_sa_node WHERE pid IS NULL AND lease_until > now() ORDER BY id"
+    async with await psycopg.AsyncConnection.connect(layer_url, autocommit=True) as connection:
+        await queries["asgi"].sweep(connection, 10)
+        assert query(layer_url, adopted) == [("asgi", "aaaaaaaaaaaa"), ("asgi", "cccccccccccc")]
+        await queries["other"].sweep(connection, 10)
+        assert ("other", "bbbbbbbbbbbb") in query(layer_url, adopted)
+    assert len(query(layer_url, MEMBERS)) == 4
 
 
 async def test_a_membership_never_ends_without_group_expiry(make_own_layer: LayerFactory, layer_url: str) -> None:

@@ -248,10 +248,16 @@ async def test_a_deadlock_is_not_the_callers_business(make_own_layer: LayerFacto
         (psycopg.errors.ConnectionFailure(), Fate.UNKNOWN),
         (psycopg.DatabaseError("lost synchronization with server"), Fate.UNKNOWN),  # libpq's, of what it cannot read
         (psycopg.errors.AdminShutdown(), Fate.NOT_DONE),
+        (psycopg.errors.CrashShutdown(), Fate.NOT_DONE),
         (psycopg.errors.CannotConnectNow(), Fate.NOT_DONE),
+        (psycopg.errors.IdleSessionTimeout(), Fate.NOT_DONE),
+        (psycopg.errors.SerializationFailure(), Fate.NOT_DONE),
         (psycopg.errors.DeadlockDetected(), Fate.NOT_DONE),
         (psycopg.errors.ReadOnlySqlTransaction(), Fate.REFUSED),
         (psycopg.errors.UndefinedTable(), Fate.NO_SCHEMA),
+        (psycopg.errors.UndefinedColumn(), Fate.NO_SCHEMA),
+        (psycopg.errors.UndefinedFunction(), Fate.NO_SCHEMA),
+        (psycopg.errors.InvalidSchemaName(), Fate.NO_SCHEMA),
         (psycopg.DataError("what the driver cannot send"), Fate.REFUSED),
     ],
 )
@@ -334,6 +340,70 @@ async def test_a_call_cancelled_while_it_waits_is_not_sent(
     await asyncio.gather(*sends[1::2])
     assert query(layer_url, WAITING) == [(5,)]
     assert [message["number"] for message in await take(layer, "jobs", 5)] == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("config", [{}, {"capacity": 10}], ids=["unbounded", "capacity"])
+async def test_a_call_cancelled_while_its_batch_gathers_is_not_sent(
+    make_own_layer: LayerFactory, layer_url: str, config: dict[str, int]
+) -> None:
+    """The rest of the batch is, whichever statement does it."""
+    layer = make_own_layer(**config)
+    await layer.send("others", text(0))
+
+    async def two_wait() -> bool:
+        return len(layer._node._outbox.sends) == 2  # type: ignore[attr-defined]
+
+    with locked_messages(layer_url):
+        first = asyncio.create_task(layer.send("first", text(1)))
+        await until_blocked(layer_url)
+        second, third = (asyncio.create_task(layer.send(name, text(2))) for name in ("second", "third"))
+        await eventually_async(two_wait)
+        second.cancel()
+        await asyncio.wait([second])
+    await asyncio.gather(first, third)
+    found = query(layer_url, "SELECT channel FROM channels_pg_sa_message ORDER BY id")
+    assert found == [("others",), ("first",), ("third",)]
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+async def test_a_call_too_many_is_refused_at_once(make_own_layer: LayerFactory, verb: Verb) -> None:
+    """Where too many wait already; certainly nothing was done."""
+    layer = make_own_layer()
+    await warm(layer)
+    outbox = layer._node._outbox  # type: ignore[attr-defined]
+    for lane in (outbox.sends, outbox.memberships.lane, outbox.flushes):
+        lane._calls._limit = 0
+    with pytest.raises(SendError, match="0 calls wait already") as caught:
+        await verb(layer)
+    assert not caught.value.maybe_sent
+
+
+async def test_large_messages_do_not_all_go_together(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """A batch ends where it has enough bytes: both sides hold it in memory as a whole."""
+    query(
+        layer_url,
+        """CREATE TABLE batches (number serial, rows bigint); CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql
+            AS $body$
+        BEGIN
+            INSERT INTO batches (rows) SELECT count(*) FROM sent;
+            RETURN NULL;
+        END $body$;
+        CREATE TRIGGER notes AFTER INSERT ON channels_pg_sa_message REFERENCING NEW TABLE AS sent
+            FOR EACH STATEMENT EXECUTE FUNCTION note()""",
+    )
+    layer = make_own_layer()
+    large = {**text(1), "text": "x" * 3_000_000}
+
+    async def all_wait() -> bool:
+        return len(layer._node._outbox.sends) == 5  # type: ignore[attr-defined]
+
+    with locked_messages(layer_url):
+        sends = [asyncio.create_task(layer.send("jobs", text(0)))]
+        await until_blocked(layer_url)
+        sends += [asyncio.create_task(layer.send("jobs", large)) for _ in range(5)]
+        await eventually_async(all_wait)
+    await asyncio.gather(*sends)
+    assert query(layer_url, "SELECT rows FROM batches ORDER BY number") == [(1,), (2,), (2,), (1,)]
 
 
 async def test_the_reason_is_told_and_no_password(

@@ -21,6 +21,7 @@ from tests.support.proxy import Proxy
 from tests.support.schema import SCHEMA
 from tests.support.waiting import eventually
 
+OLDER = "UPDATE channels_pg_sa_node SET started_at = started_at - %s::interval WHERE id = %s"
 READERS = ["layer", "publisher", "engine", "async_engine"]
 
 
@@ -67,6 +68,22 @@ async def test_groups_and_nodes(make_own_layer: LayerFactory, reader: Any) -> No
     assert (first.host, first.pid, first.version) == (socket.gethostname(), os.getpid(), __version__)
     now = dt.datetime.now(dt.timezone.utc)
     assert now - dt.timedelta(minutes=1) < first.started_at <= first.seen_at < now + dt.timedelta(minutes=1)
+
+
+async def test_the_order_is_not_that_of_the_rows(make_own_layer: LayerFactory, layer_url: str, reader: Any) -> None:
+    """Nor that of an index: groups and members come by their names, nodes from the oldest on."""
+    older, younger = make_own_layer(), make_own_layer()
+    channel, last = await older.new_channel("a"), await younger.new_channel("z")
+    for group in ("b", "c", "a"):
+        for layer, member in ((younger, last), (older, channel), (older, "jobs")):
+            await layer.group_add(group, member)
+    # In the order in which they must not come: a row that is written anew is the last.
+    for layer, age in ((younger, "1 h"), (older, "2 h")):
+        query(layer_url, OLDER, [age, layer.node])
+    assert await reader.groups_of(channel) == ["a", "b", "c"]
+    assert await reader.groups_of("jobs") == ["a", "b", "c"]
+    assert await reader.group_channels("a") == [channel, "jobs", last]
+    assert [node.id for node in await reader.nodes()] == [older.node, younger.node]
 
 
 async def test_reading_without_a_loop(make_own_layer: LayerFactory, layer_url: str) -> None:

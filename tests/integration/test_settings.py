@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import psycopg
 import pytest
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
+from sqlalchemy import text
 
 from tests.support.waiting import PATIENCE
 
@@ -59,6 +61,19 @@ async def test_a_layer_is_swapped_in_a_test(layer_settings: LayerSettings, layer
     channel_layers.set("default", ours)
     await get_channel_layer().send("jobs", {"type": "back"})
     assert await received(ours) == {"type": "back"}
+
+
+async def test_a_project_s_own_configure_is_called_beside_ours(layer_settings: LayerSettings, layer_url: str) -> None:
+    """PSYCOPG_OPTIONS may set sessions up, and they are still set as the layer needs them."""
+
+    async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
+        await connection.execute("SET statement_timeout = '77s'")
+
+    config = {"url": layer_url, "PSYCOPG_OPTIONS": {"configure": configure}}
+    layer_settings.use(default={"BACKEND": POSTGRES, "CONFIG": config})
+    asked = text("SELECT name, setting FROM pg_settings WHERE name IN ('plan_cache_mode', 'statement_timeout')")
+    rows = await get_channel_layer()._rows(asked)  # in a session of the layer's
+    assert dict(rows) == {"plan_cache_mode": "force_generic_plan", "statement_timeout": "77000"}
 
 
 @pytest.mark.parametrize(

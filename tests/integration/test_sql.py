@@ -30,6 +30,7 @@ DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 SEND = "SELECT channels_pg_sa_send(%s, %s)"
 GROUP_SEND = "SELECT channels_pg_sa_group_send(%s, %s)"
+DEFINERS = "SELECT proname, proconfig FROM pg_proc WHERE proname LIKE 'channels_pg_sa_%' AND prosecdef"
 SENT = "SELECT recipient, channel, group_name FROM channels_pg_sa_message ORDER BY id"
 
 
@@ -421,6 +422,21 @@ async def test_a_role_s_own_objects_are_not_taken_for_ours(layer_url: str, role:
         """,
     )
     assert query(layer_url, SENT) == [("jobs", "jobs", None)]
+
+
+def test_what_runs_with_the_owner_s_rights_has_a_search_path_of_its_own(layer_url: str) -> None:
+    """Whatever it calls: one with a caller's temporary objects in front would run those.
+
+    https://www.postgresql.org/docs/current/sql-createfunction.html#SQL-CREATEFUNCTION-SECURITY
+    """
+    found = query(layer_url, DEFINERS)
+    assert {name for name, _ in found} >= {
+        "channels_pg_sa_group_send",
+        "channels_pg_sa_membership_changed",
+        "channels_pg_sa_message_added",
+        "channels_pg_sa_send",
+    }
+    assert [name for name, path in found if path != ["search_path=pg_catalog, pg_temp"]] == []
 
 
 async def test_prefixes_stay_apart(make_own_layer: LayerFactory, layer_url: str) -> None:

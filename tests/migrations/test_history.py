@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import functools
 import io
 import os
@@ -22,8 +23,9 @@ from channels_pg_sa.errors import ConfigurationError, SchemaError
 from channels_pg_sa.schema import REVISION, metadata
 from tests.migrations.catalog import objects, without_versions
 from tests.support.databases import TestServer, database_name, query
+from tests.support.layers import LayerFactory
 from tests.support.urls import with_parameters
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 SCHEMAS = pytest.mark.parametrize("schema", [None, "tenant", "Tenant_1"])
 
@@ -191,6 +193,18 @@ def test_another_revision_is_told_with_both(database_url: str) -> None:
         migrate.check(database_url)
     assert (caught.value.found, caught.value.needed) == ("other", REVISION)
     assert "manage.py channels_pg_sa upgrade" in str(caught.value)
+
+
+async def test_a_layer_works_where_the_database_is_ahead(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """During a rolling deploy what runs still, or is started again, finds the next version's tables."""
+    query(layer_url, "UPDATE channels_pg_sa_installation SET revision = '9999'")
+    layer = make_own_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    await layer.send(channel, {"type": "test.message"})
+    await layer.group_send("group", {"type": "test.group"})
+    received = [await asyncio.wait_for(layer.receive(channel), PATIENCE) for _ in range(2)]
+    assert received == [{"type": "test.message"}, {"type": "test.group"}]
 
 
 def test_an_owner_of_a_schema_needs_no_right_to_create_others(database_url: str, server: TestServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 from channels_pg_sa.call import Call
 from channels_pg_sa.lane import Lane, Over
@@ -16,9 +17,13 @@ class Late(Exception):
 
 
 class Bench:
-    """A lane whose batches wait until they are let go."""
+    """A lane whose batches wait until they are let go.
 
-    def __init__(self, **options: int) -> None:
+    Args:
+        options: the lane's own.
+    """
+
+    def __init__(self, **options: Any) -> None:
         self.batches: list[list[int]] = []
         self.gate = asyncio.Event()
         self.entered = asyncio.Event()

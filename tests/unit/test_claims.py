@@ -71,6 +71,17 @@ def test_a_claim_that_got_all_it_asked_for_is_followed_by_another() -> None:
     assert book.start("jobs", 1) == Claim("jobs", 3, 1)
 
 
+def test_a_higher_row_that_rang_meanwhile_does_not_hide_what_a_full_claim_has_left() -> None:
+    """The next claim begins behind the last row, however far above it that one is."""
+    book = heard("jobs")
+    book.ring("jobs", 5)
+    claim = book.start("jobs", 2)
+    assert claim is not None
+    book.ring("jobs", 20)
+    book.finish(claim, [5, 6])
+    assert book.start("jobs", 1) == Claim("jobs", 7, 1)
+
+
 def test_a_ring_while_a_claim_is_under_way_is_not_forgotten() -> None:
     """The claim may have looked before the row was there."""
     book = heard("jobs")
@@ -136,6 +147,10 @@ def test_a_channel_is_not_forgotten_under_its_claim() -> None:
     book.close("jobs")
     assert book.channels == ["jobs"]
     assert not book.open("jobs")
+    book.ring("jobs", 2)
+    assert book.start("jobs", 1) is None
+    book.finish(claim, [])
+    assert book.start("jobs", 1) == Claim("jobs", 2, 1)
     book.finish(claim, [])
     book.close("jobs")
     assert book.channels == []

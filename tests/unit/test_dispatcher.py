@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.entry import Entry
 from channels_pg_sa.mailboxes import Effects
+from channels_pg_sa.names import MAX_LENGTH
 from channels_pg_sa.parcels import Acknowledged, Flushed, Joined, Left, Mark, Parcel, Ring
 
 NODE = "0123456789ab"
@@ -135,6 +137,18 @@ def test_what_nobody_can_get_is_counted_and_deleted(sent: Parcel, reason: str) -
     assert effects(it) == Effects(delete=[1])
     assert it.counters[reason] == 1
     assert it.unread_count == 0
+
+
+@pytest.mark.parametrize("kind", [parcel, doorbell])
+def test_what_came_under_a_name_that_is_too_long_is_dropped(kind: Callable[..., Parcel]) -> None:
+    """SQL that writes into the table itself may do that; no reader can have the name."""
+    it = dispatcher()
+    it.hear([kind(1, OWN.rjust(MAX_LENGTH, "x"))], NOW)
+    assert effects(it) == Effects(delete=[1])
+    assert it.counters == {"malformed": 1}
+    assert it.unread_count == 0
+    it.hear([kind(2, OWN.rjust(MAX_LENGTH - 1, "x"))], NOW)
+    assert it.unread_count == 1
 
 
 def test_a_doorbell_keeps_its_place_until_it_is_fetched() -> None:
@@ -272,6 +286,16 @@ def test_claimed_rows_are_read_in_their_order_and_deleted_when_taken() -> None:
     assert effects(it).delete == [1, 3]
 
 
+def test_a_claimed_row_under_a_name_that_is_too_long_is_dropped() -> None:
+    """As in a mailbox; what was claimed with it is read."""
+    it = dispatcher()
+    it.claimed([(1, "j" * MAX_LENGTH, b"1", LATER), (2, "jobs", b"2", LATER)])
+    assert effects(it) == Effects(delete=[1])
+    assert it.counters["malformed"] == 1
+    assert taken(it, "jobs") == [2]
+    assert it.unread_count == 0
+
+
 def test_rings_are_passed_on() -> None:
     """Whether to claim is not decided here."""
     it = dispatcher()
@@ -358,6 +382,17 @@ def test_a_row_that_was_not_found_is_read_when_it_is_claimed_later() -> None:
     assert taken(it, "jobs") == [1]
 
 
+def test_a_claimed_row_that_was_found_in_the_mailbox_stays_until_it_is_read() -> None:
+    """Until then it may go back to its queue."""
+    it = dispatcher()
+    it.recover([doorbell(1, "jobs")], 1, NOW)
+    assert effects(it) == Effects(fetch=[1])
+    it.fetched([1], {1: b"1"})
+    assert effects(it) == Effects()
+    assert taken(it, "jobs") == [1]
+    assert effects(it) == Effects(delete=[1])
+
+
 # Recovery -----------------------------------------------------------------------------------------
 
 
@@ -399,6 +434,18 @@ def test_ids_of_rows_that_vanished_may_be_given_to_others() -> None:
     assert effects(it).delete == [2, 1]
 
 
+def test_a_doorbell_whose_row_vanished_holds_nothing_up() -> None:
+    """What stands behind it is read at once; the late answer of its fetch is a stranger's row."""
+    it = dispatcher()
+    reader = waiting(it)
+    it.hear([doorbell(1), parcel(2)], NOW)
+    effects(it)
+    assert it.vanished({1: LATER}, []) == {1}
+    assert effects(it) == Effects(wake=[reader])
+    it.fetched([1], {1: b"1"})
+    assert taken(it) == [2]
+
+
 def test_an_id_that_is_a_stranger_s_row_already_is_told_by_its_end() -> None:
     """The server lost the row, and others sent before this node had listened again."""
     it = dispatcher(10)
@@ -419,6 +466,17 @@ def test_a_later_recovery_waits_for_its_own_mark() -> None:
     assert taken(it) == [1, 2]
     it.hear([Mark(4)], NOW)
     assert it._known == {}
+
+
+def test_what_others_answer_to_a_flush_ends_no_recovery() -> None:
+    """It has a number as well, which is no mark's."""
+    it = dispatcher()
+    it.recover([doorbell(1)], 2, NOW)
+    effects(it)
+    it.deleted([1])
+    it.hear([Acknowledged("9", NODE), parcel(1)], NOW)
+    assert effects(it).controls == [Acknowledged("9", NODE)]
+    assert it.counters["received"] == 1
 
 
 # Capacity, expiry, flush --------------------------------------------------------------------------

@@ -26,13 +26,13 @@ async def test_calls_that_arrive_while_a_batch_runs_go_together() -> None:
 
 
 async def test_a_batch_is_bounded_by_number_and_by_cost() -> None:
-    """What is left goes with the next."""
-    bench = Bench(batch=3)
-    calls = [bench.call(number) for number in range(7)]
+    """It ends with the call that makes it enough of either; what is left goes with the next."""
+    bench = Bench(batch=3, cost=lambda job: job, budget=10)
+    calls = [bench.call(job) for job in (1, 2, 3, 4, 6, 9, 50, 50, 1)]
     bench.gate.set()
     for call in calls:
         await outcome(call)
-    assert bench.batches == [[0, 1, 2], [3, 4, 5], [6]]
+    assert bench.batches == [[1, 2, 3], [4, 6], [9, 50], [50], [1]]
 
 
 async def test_of_many_calls_half_go_together() -> None:
