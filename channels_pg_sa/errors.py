@@ -43,11 +43,13 @@ class SchemaError(ChannelLayerError):
         name = "The database" if database is None else f'The database "{database}"'
         state = "has no channels_pg_sa tables" if found is None else f"is at schema revision {found}"
         where = "" if schema is None else f' in the schema "{schema}"'
-        super().__init__(
-            f"{name} {state}{where}; this version of channels_pg_sa needs revision {needed}. Run "
-            "`manage.py channels_pg_sa upgrade` (Django) or `channels-pg-sa upgrade`, or the migrations of the project "
-            "that keeps these tables; in tests see channels_pg_sa.testing."
+        remedy = (
+            "Run `manage.py channels_pg_sa upgrade` (Django) or `channels-pg-sa upgrade`, or the migrations of the "
+            "project that keeps these tables; in tests see channels_pg_sa.testing."
         )
+        if found is not None and found > needed:
+            remedy = "A newer version has made the tables: update the package."
+        super().__init__(f"{name} {state}{where}; this version of channels_pg_sa needs revision {needed}. {remedy}")
 
 
 class PrivilegeError(ChannelLayerError):

@@ -26,6 +26,7 @@ def test_a_schema_error_says_what_to_run() -> None:
     assert "needs revision 0002" in str(error)
     assert "upgrade" in str(error)
     assert (error.found, error.needed) == ("0001", "0002")
+    assert "update the package" in str(errors.SchemaError("0003", "0002"))
 
 
 def test_a_schema_error_says_where_it_looked() -> None:
