@@ -162,7 +162,8 @@ def _unreadable(key: str) -> ConfigurationError:
 def _check_place(parameters: Mapping[str, Any], key: str) -> None:
     """Refuse what ends up in host or port, and then in logs, of a password with an @ or / that is not encoded."""
     hosts, ports = (str(parameters.get(name) or "").split(",") for name in ("host", "port"))
-    if any("@" in host[1:] for host in hosts) or any(port.strip() and not port.strip().isdecimal() for port in ports):
+    is_host = all("@" not in host[1:] or host.startswith("/") for host in hosts)
+    if not is_host or any(port.strip() and not port.strip().isdecimal() for port in ports):
         raise _unreadable(key)
 
 

@@ -40,7 +40,7 @@ class SchemaError(ChannelLayerError):
         self.needed = needed
         self.database = database
         self.schema = schema
-        name = "The database" if database is None else f'The database "{database}"'
+        name = "The database" if not database else f'The database "{database}"'
         state = "has no channels_pg_sa tables" if found is None else f"is at schema revision {found}"
         where = "" if schema is None else f' in the schema "{schema}"'
         remedy = (

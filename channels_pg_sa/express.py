@@ -24,14 +24,14 @@ from psycopg.pq.abc import PGconn, PGresult
 from .call import resolve
 from .connection import give_up, sever, time_limit
 from .database import KEPT, Database
-from .fate import OUTAGE, Fate, fate
+from .fate import OUTAGE
 from .held import Held
 from .prepared import Bound, Prepared
 
 logger = logging.getLogger(__name__)
 
 REFUSED = 60.0
-"""Seconds until another attempt where the server would not prepare the statements, as if the role may not read."""
+"""Seconds until another attempt where the role may not do what the statements do, though it may do it the long way."""
 
 Done = Callable[[psycopg.Error | None, PGresult | None], None]
 
@@ -210,6 +210,7 @@ class Express:
                 pause = max(0.01, min(KEPT, self._limit - quiet))
             if late:
                 await give_up(held.driver)
+                return  # whether the loop sees the end of a socket or not, the caller is told
 
     def _break_off(self, held: Held) -> None:
         """Leave no statement under way, and no caller without an answer."""
@@ -225,8 +226,7 @@ class Express:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if not task.cancelled() and (error := task.exception()) is not None:
-            refused = isinstance(error, psycopg.Error) and fate(error) is not Fate.UNKNOWN
-            self._not_before = time.monotonic() + (REFUSED if refused else KEPT)
+            self._not_before = time.monotonic() + (REFUSED if _is_refused(error) else KEPT)
             if not isinstance(error, OUTAGE):
                 logger.error("The task %s died", task.get_name(), exc_info=error)
 
@@ -263,6 +263,8 @@ class Express:
             error, result = self._error, self._result
             if (error is not None or self._leaving) and self._held is held:
                 self._release()
+            if error is not None and _is_refused(error):
+                self._not_before = max(self._not_before, time.monotonic() + REFUSED)
         if done is not None:
             done(error, result)
         at_rest, self._at_rest = self._at_rest, []
@@ -286,3 +288,7 @@ class Express:
                 unsent = 0
         if not unsent:
             self._loop.remove_writer(self._socket)
+
+
+def _is_refused(error: BaseException) -> bool:
+    return isinstance(error, psycopg.errors.InsufficientPrivilege)

@@ -6,7 +6,10 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
+import psycopg
+
 from .call import Call
+from .fate import Fate, fate
 from .queries import Join, Leave
 
 
@@ -54,7 +57,7 @@ class Leaves:
             over = [call for call in self._calls.values() if call.settled]
             for call in over:  # those done are here if they were before we took note of them
                 del self._calls[_key(call.job)]
-            again: list[Call[Any]] = [_Again(call.job, self._timeout, self) for call in over if not _is_done(call)]
+            again: list[Call[Any]] = [_Again(call.job, self._timeout, self) for call in over if _may_be_tried(call)]
             self._calls.update({_key(call.job): call for call in again})
         return again
 
@@ -78,3 +81,9 @@ def _key(job: Join | Leave) -> tuple[str, str]:
 
 def _is_done(call: Call[Any]) -> bool:
     return call.started and call.error is None
+
+
+def _may_be_tried(call: Call[Any]) -> bool:
+    """Tell whether it was not done, and the server did not refuse it, which the caller has been told."""
+    cause = None if call.error is None else call.error.__cause__
+    return not _is_done(call) and not (isinstance(cause, psycopg.Error) and fate(cause) is Fate.REFUSED)

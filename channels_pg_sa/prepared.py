@@ -90,7 +90,7 @@ class Prepared:
     def _send_one_of(self, item: Send | GroupSend) -> Bound:
         if isinstance(item, Send):
             where = topic(self._secret, "node" if node_of(item.channel) else "queue", self._prefix, item.recipient)
-            names = {"recipient": item.recipient, "channel": item.channel, "topic": where}
+            names = {"recipient": item.recipient, "channel": item.channel, "topic": where, "secret": self._secret}
             return self._send_one.bind({"payload": item.payload, **_encoded(names)})
         names = {"group_name": item.group, "secret": self._secret}
         return self._publish_one.bind({"payload": item.payload, **_encoded(names)})

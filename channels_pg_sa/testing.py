@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from django.db import connections
 from django.db.models.signals import post_migrate
 from django.test.runner import DiscoverRunner
 
@@ -24,19 +23,28 @@ class Runner(DiscoverRunner):  # type: ignore[misc]  # Django ships no types
     https://docs.djangoproject.com/en/stable/topics/testing/advanced/#defining-a-test-runner
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._names: list[tuple[dict[str, Any], str | None]] = []
+
     def setup_databases(self, **kwargs: Any) -> Any:
         """Make the test databases, with our tables."""
         with upgraded_with_migrate():
             made = super().setup_databases(**kwargs)
-        for connection in connections.all():
+        for connection, *_ in made:
             # The child of a ChannelsLiveServerTestCase puts "test_" before the name, unless one is given: once more.
-            connection.settings_dict["TEST"]["NAME"] = connection.settings_dict["NAME"]
+            names = connection.settings_dict["TEST"]
+            self._names.append((names, names["NAME"]))
+            names["NAME"] = connection.settings_dict["NAME"]
         return made
 
     def teardown_databases(self, old_config: Any, **kwargs: Any) -> None:
         """Close every layer, and drop the test databases, which nobody may be connected to."""
         close_layers()
         super().teardown_databases(old_config, **kwargs)
+        while self._names:
+            names, before = self._names.pop()
+            names["NAME"] = before
 
 
 @contextlib.contextmanager

@@ -358,9 +358,11 @@ $routine$,
 'REVOKE EXECUTE ON FUNCTION @.channels_pg_sa_group_send(text, jsonb, text, interval) FROM PUBLIC',
 
 -- A statement that has notified by itself says so, until its transaction ends: channels_pg_sa.statements.one_message.
+-- What somebody's trigger sends under it is another statement.
 'DROP TRIGGER IF EXISTS added ON @.channels_pg_sa_message',
 'CREATE TRIGGER added AFTER INSERT ON @.channels_pg_sa_message REFERENCING NEW TABLE AS fresh
-    FOR EACH STATEMENT WHEN (current_setting(''channels_pg_sa.notified'', true) IS DISTINCT FROM ''on'')
+    FOR EACH STATEMENT
+    WHEN (current_setting(''channels_pg_sa.notified'', true) IS DISTINCT FROM ''on'' OR pg_trigger_depth() > 0)
     EXECUTE FUNCTION @.channels_pg_sa_message_added()',
 'DROP TRIGGER IF EXISTS joined ON @.channels_pg_sa_membership',
 'CREATE TRIGGER joined AFTER INSERT ON @.channels_pg_sa_membership REFERENCING NEW TABLE AS fresh

@@ -11,13 +11,14 @@ from typing import Any
 from sqlalchemy import Insert, LargeBinary, Text, bindparam, case, func, insert, literal_column, null, select, union_all
 from sqlalchemy.sql import ColumnElement, Executable
 
-from channels_pg_sa.schema import Tables, message, tables
+from channels_pg_sa.schema import Tables, installation, message, tables
 
 from .memberships import next_node_of
 from .messages import MESSAGE, queue_of
 from .parts import CLOCK, EXPIRY, NO_NODE, PREFIX
 
 Value = ColumnElement[str]
+_SECRET = bindparam("secret", type_=Text)
 
 
 def insert_message(
@@ -78,12 +79,16 @@ def publish_one(routines: Any) -> Executable:
         expiry=EXPIRY,
     )
     kind = case((routines.channels_pg_sa_queued(message.c.channel, message.c.recipient), "queue"), else_="node")
-    topic = routines.channels_pg_sa_topic(bindparam("secret", type_=Text), kind, PREFIX, message.c.recipient)
+    topic = routines.channels_pg_sa_topic(_SECRET, kind, PREFIX, message.c.recipient)
     return _notifying(one, routines, topic)
 
 
 def _notifying(insertion: Insert, routines: Any, topic: ColumnElement[str]) -> Executable:
-    """Notify of each row, as the trigger does of a few, and tell it, for this transaction only, that this is done."""
+    """Notify of each row, as the trigger does of a few, and tell it, for this transaction only, that this is done.
+
+    Unless the secret is not that of the tables: these may have been made anew under a session that goes on.
+    """
     parts = (message.c[name] for name in ("id", "expires_at", "recipient", "channel", "group_name", "payload"))
-    told = func.set_config("channels_pg_sa.notified", "on", literal_column("true"))
+    is_right = select(installation.c.secret).scalar_subquery() == _SECRET
+    told = func.set_config("channels_pg_sa.notified", case((is_right, "on"), else_="no"), literal_column("true"))
     return insertion.returning(func.pg_notify(topic, routines.channels_pg_sa_frame(*parts)), told)

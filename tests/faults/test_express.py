@@ -462,7 +462,7 @@ class RefusedPrepared:
     def prepare(self) -> str:
         """Count, and return what is refused."""
         self.attempts += 1
-        return "SELECT * FROM pg_authid_that_nobody_has"
+        return "DO 'BEGIN RAISE insufficient_privilege; END'"
 
 
 async def at_rest(layer: PostgresLayer) -> bool:

@@ -19,6 +19,7 @@ from psycopg import capabilities, sql
 from psycopg_pool import AsyncConnectionPool
 
 from channels_pg_sa import LayerClosed, PrivilegeError, SendError, node
+from channels_pg_sa.database import KEPT
 from channels_pg_sa.fate import Fate, fate
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -511,6 +512,25 @@ async def test_a_role_that_may_not_receive_is_told_so(
     await eventually_async(joins)
     await layer.group_send("group", text(1))
     assert await take(layer, channel, 1) == [text(1)]
+
+
+async def test_a_role_that_may_insert_and_not_read_sends_the_long_way(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """The short way wants to read what it notifies of. It is tried once, and not with each send."""
+    role = make_role(fragile, fragile_url, "secret")
+    with psycopg.connect(fragile_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("REVOKE SELECT ON channels_pg_sa_message FROM {}").format(sql.Identifier(role)))
+    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    layer = make_fragile(url=url)
+    await layer.send("jobs", text(0))
+    short_way = layer._node._outbox._express  # type: ignore[attr-defined]
+    number = 1
+    while short_way._not_before < time.monotonic() + KEPT:
+        await layer.send("jobs", text(number))
+        number += 1
+        assert number < 1000
+    assert query(fragile_url, WAITING) == [(number,)]
 
 
 async def test_a_right_that_is_missing_behind_the_scenes_is_told_as_an_error(

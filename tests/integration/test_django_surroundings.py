@@ -133,13 +133,42 @@ async def test_a_live_server_of_channels_is_in_the_test_database(tmp_path: Path,
     assert b"Ran 2 tests" in await run_tests(tmp_path, layer_url)
 
 
+TWICE = """
+import django
+
+django.setup()
+
+from channels_pg_sa.testing import Runner
+
+for tests in ("trial.simple", "trial.tests", "trial.tests"):
+    assert Runner(interactive=False, verbosity=0).run_tests([tests]) == 0
+"""
+
+
+async def test_runs_in_one_process_leave_the_project_s_database_alone(tmp_path: Path, layer_url: str) -> None:
+    """The first needs no test database, so that the names are still those of the project."""
+    (tmp_path / "trial_settings.py").write_text(SETTINGS)
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "tests.py").write_text(TESTS)
+    (tmp_path / "trial" / "simple.py").write_text(
+        "from django.test import SimpleTestCase\n\nclass Simple(SimpleTestCase):\n    def test(self):\n        pass\n"
+    )
+    await run_python(tmp_path, layer_url, "-c", TWICE)
+    assert query(layer_url, "SELECT current_database()") == [(database_name(layer_url),)]
+
+
 async def run_tests(tmp_path: Path, layer_url: str, *arguments: str) -> bytes:
     """Run `manage.py test`, which must pass; return what it says."""
+    return await run_python(tmp_path, layer_url, *("-m", "django", "test", "trial", "--noinput", *arguments))
+
+
+async def run_python(tmp_path: Path, layer_url: str, *arguments: str) -> bytes:
+    """Run a program in the project, which must end well; return what it says."""
     (tmp_path / "trial" / "__init__.py").touch()
     environ = environment(DJANGO_SETTINGS_MODULE="trial_settings", PROJECT_URL=layer_url)
     environ["PYTHONPATH"] = f"{tmp_path}:{ROOT}"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "django", "test", "trial", "--noinput", *arguments),
+        *(sys.executable, *arguments),
         cwd=tmp_path,
         env=environ,
         stderr=asyncio.subprocess.PIPE,

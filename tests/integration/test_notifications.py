@@ -179,6 +179,32 @@ def test_a_lone_send_to_a_group_is_told_as_the_trigger_tells_it(
     assert own.keys() == told.keys()
 
 
+def test_a_lone_send_to_tables_that_were_made_anew(
+    connection: psycopg.Connection[Any], sender: psycopg.Connection[Any], prepared: Prepared
+) -> None:
+    """The session goes on with the old secret, under whose topics nobody listens: then the trigger notifies."""
+    channel = f"specific.{NODES[0]}!a"
+    prepared.learn(("an old secret",))
+    run(sender, prepared.send([Send(NODES[0], channel, b"x")]))
+    ((name, frames),) = heard(connection)
+    assert name == topic_of(connection, "node", NODES[0])
+    assert [frame.content for frame in frames if isinstance(frame, Parcel)] == [base64.b64encode(b"x")]
+
+
+def test_what_a_trigger_of_somebody_s_sends_under_a_lone_send(
+    connection: psycopg.Connection[Any], sender: psycopg.Connection[Any], prepared: Prepared
+) -> None:
+    """It is told by the layer's trigger, which is silent for the lone send alone."""
+    connection.execute("""CREATE FUNCTION copy() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN
+            INSERT INTO channels_pg_sa_message (recipient, channel, payload) VALUES (''jobs'', ''jobs'', ''x'');
+            RETURN NULL; END';
+        CREATE TRIGGER copy AFTER INSERT ON channels_pg_sa_message FOR EACH ROW WHEN (NEW.recipient <> 'jobs')
+            EXECUTE FUNCTION copy()""")
+    run(sender, prepared.send([Send(NODES[0], f"specific.{NODES[0]}!a", b"x")]))
+    names = sorted(name for name, _ in heard(connection))
+    assert names == sorted([topic_of(connection, "node", NODES[0]), topic_of(connection, "queue", "jobs")])
+
+
 def test_a_lone_send_to_an_empty_group(
     connection: psycopg.Connection[Any], sender: psycopg.Connection[Any], prepared: Prepared
 ) -> None:

@@ -50,6 +50,7 @@ def complaint(**config: Any) -> str:
         ("host=/tmp dbname='a b' password='a://b'", {"host": "/tmp", "dbname": "a b", "password": "a://b"}),
         ("service=chat", {"service": "chat"}),
         ("host=@abstract port=' 1'", {"host": "@abstract", "port": " 1"}),
+        ("host=/run/user@1000/pg", {"host": "/run/user@1000/pg"}),
         (
             URL.create("postgresql+asyncpg", "u", "p/@", "h", 5, "db"),
             {"user": "u", "password": "p/@", "host": "h", "port": 5, "dbname": "db"},

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg
+
+from channels_pg_sa import SendError
 from channels_pg_sa.call import Call
 from channels_pg_sa.leaves import Leaves
 from channels_pg_sa.queries import Join, Leave
@@ -47,6 +50,16 @@ def test_what_was_not_done_is_tried_again_once_at_a_time() -> None:
     assert leaves.again() == []  # those are under way
     over(again[0], error=OSError())
     assert [attempt.job for attempt in leaves.again()] == [failed.job]
+
+
+def test_what_the_server_refuses_is_not_tried_again() -> None:
+    """The caller has been told, and nobody else would be."""
+    leaves = Leaves(5.0)
+    error = SendError(maybe_sent=False, waited=0.0)
+    error.__cause__ = psycopg.errors.InsufficientPrivilege("permission denied")
+    leaves.ask(over(call(), error=error))
+    assert leaves.again() == []
+    assert len(leaves) == 0
 
 
 def test_another_attempt_ends_it() -> None:
