@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psycopg
 
 from .call import Call
-from .fate import Fate, fate
 from .queries import Join, Leave
 
 
@@ -18,12 +17,17 @@ class Leaves:
 
     For channels of this node alone: of others another process may know better whether they are members.
 
+    One that finds no membership in the database, though this node has heard of no end, is not done either: the node was
+    swept, does not know it yet, and will restore what it remembers.
+
     Args:
         timeout: seconds that another attempt may take.
+        is_member: whether a channel is a member of a group, as far as this node has heard.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, is_member: Callable[[str, str], bool]) -> None:
         self._timeout = timeout
+        self._is_member = is_member
         self._lock = threading.Lock()
         self._calls: dict[tuple[str, str], Call[Any]] = {}
 
@@ -40,12 +44,15 @@ class Leaves:
         with self._lock:
             self._calls.pop(_key(job), None)
 
-    def tried(self, calls: Iterable[Call[Any]]) -> None:
-        """Forget the leaves that a batch has done."""
+    def tried(self, calls: Iterable[Call[Any]], *, absent: bool) -> None:
+        """Forget the leaves that a batch has done; absent: whether some were of no member."""
         with self._lock:
             for call in calls:
                 if isinstance(call.job, Leave) and _is_done(call) and self.is_wanted(call):
-                    del self._calls[_key(call.job)]
+                    if absent:
+                        call.doubtful = True
+                    else:
+                        del self._calls[_key(call.job)]
 
     def is_wanted(self, call: Call[Any]) -> bool:
         """Tell whether nobody has asked for anything else since."""
@@ -57,9 +64,16 @@ class Leaves:
             over = [call for call in self._calls.values() if call.settled]
             for call in over:  # those done are here if they were before we took note of them
                 del self._calls[_key(call.job)]
-            again: list[Call[Any]] = [_Again(call.job, self._timeout, self) for call in over if _may_be_tried(call)]
+            again: list[Call[Any]] = [_Again(call.job, self._timeout, self) for call in over if self._is_open(call)]
             self._calls.update({_key(call.job): call for call in again})
         return again
+
+    def _is_open(self, call: Call[Any]) -> bool:
+        """Tell whether it is still to be done; not by a role that may not, of which the caller has been told."""
+        if _is_done(call):
+            return call.doubtful and self._is_member(*_key(call.job))
+        cause = None if call.error is None else call.error.__cause__
+        return not isinstance(cause, psycopg.errors.InsufficientPrivilege)
 
 
 class _Again(Call[Leave]):
@@ -81,9 +95,3 @@ def _key(job: Join | Leave) -> tuple[str, str]:
 
 def _is_done(call: Call[Any]) -> bool:
     return call.started and call.error is None
-
-
-def _may_be_tried(call: Call[Any]) -> bool:
-    """Tell whether it was not done, and the server did not refuse it, which the caller has been told."""
-    cause = None if call.error is None else call.error.__cause__
-    return not _is_done(call) and not (isinstance(cause, psycopg.Error) and fate(cause) is Fate.REFUSED)

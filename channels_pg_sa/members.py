@@ -19,6 +19,10 @@ class MemberIndex:
             for channel, expires in channels.items():
                 yield group, channel, expires
 
+    def __contains__(self, membership: tuple[str, str]) -> bool:
+        group, channel = membership
+        return channel in self._groups.get(group, ())
+
     def __len__(self) -> int:
         return sum(map(len, self._groups.values()))
 

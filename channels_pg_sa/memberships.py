@@ -36,6 +36,7 @@ class Memberships:
         express: the short way.
         queries: the statements of the long way.
         prepared: those of the short way.
+        is_member: whether a channel of this node's is a member of a group, as far as this node has heard.
         is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
         ready: waits until that is so.
         late: makes the error of a call whose deadline has passed.
@@ -51,6 +52,7 @@ class Memberships:
         *,
         queries: Queries,
         prepared: Prepared,
+        is_member: Callable[[str, str], bool],
         is_ready: Callable[[], bool],
         ready: Callable[[], Awaitable[None]],
         late: Callable[[Call[Any]], SendError],
@@ -64,7 +66,7 @@ class Memberships:
         self._is_ready = is_ready
         self._ready = ready
         self._timeout = timeout
-        self._leaves = Leaves(timeout)
+        self._leaves = Leaves(timeout, is_member)
         self.lane: Lane[Membership] = Lane(
             "channels_pg_sa memberships",
             loop,
@@ -110,17 +112,24 @@ class Memberships:
     async def _run(self, calls: list[Call[Membership]]) -> None:
         if any(call.job.node for call in calls):
             await self._ready()
-        await self._attempts.make(calls, self._change, repeatable=True)
-        self._leaves.tried(calls)
+        absent = False
+
+        async def change(connection: Connection, jobs: list[Membership]) -> None:
+            nonlocal absent
+            absent = await self._change(connection, jobs)
+
+        await self._attempts.make(calls, change, repeatable=True)
+        self._leaves.tried(calls, absent=absent)
         if all(call.error is None for call in calls):
             self._express.ask()
 
-    async def _change(self, connection: Connection, jobs: list[Membership]) -> None:
+    async def _change(self, connection: Connection, jobs: list[Membership]) -> bool:
+        """Return whether some who leave were no members."""
         joins, leaves = _last_of(jobs)
-        if leaves:
-            await self._queries.leave(connection, leaves)
+        absent = bool(leaves) and await self._queries.leave(connection, leaves)
         if joins:
             await self._queries.join(connection, joins)
+        return absent
 
     def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
         """Join or leave at once, in the calling thread, if there is a connection for it."""
@@ -145,8 +154,8 @@ class Memberships:
             for call in calls:
                 call.doubtful = True
         done = error is None and not (left and (result is None or result.get_value(0, 0) != b"0"))
-        if done and left:
-            self._leaves.tried(calls)
+        if done and left and result is not None:
+            self._leaves.tried(calls, absent=result.get_value(0, 1) != b"0")
         over(done)
 
 

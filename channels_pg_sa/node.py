@@ -108,6 +108,7 @@ class Node:
             capacity_of=self.capacity_of,
             bounded=settings.bounded,
             drops=self.drops,
+            is_member=self._reception.is_member,
             is_ready=lambda: not self._reception.is_away,
             ready=self._reception.ready,
             trouble=lambda: self._reception.trouble,

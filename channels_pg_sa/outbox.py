@@ -44,6 +44,7 @@ class Outbox:
         capacity_of: gives the most unread messages of a channel, None for no limit.
         bounded: whether any channel has a limit.
         drops: is told of messages to groups that members have no room for.
+        is_member: whether a channel of this node's is a member of a group, as far as this node has heard.
         is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
         ready: waits until that is so.
         trouble: tells why it is not.
@@ -62,6 +63,7 @@ class Outbox:
         capacity_of: Callable[[str], int | None],
         bounded: bool,
         drops: DropLog,
+        is_member: Callable[[str, str], bool],
         is_ready: Callable[[], bool],
         ready: Callable[[], Awaitable[None]],
         trouble: Callable[[], str | None],
@@ -95,6 +97,7 @@ class Outbox:
             self._express,
             queries=queries,
             prepared=prepared,
+            is_member=is_member,
             is_ready=is_ready,
             ready=ready,
             late=self._late,

@@ -137,11 +137,12 @@ class Queries:
         """Insert or renew memberships."""
         await self._run(connection, "join", expiry=self._group_expiry, **membership_columns(joins))
 
-    async def leave(self, connection: Connection, leaves: Sequence[Leave]) -> None:
-        """Delete memberships, those that are renewed meanwhile as well."""
-        missed = True
+    async def leave(self, connection: Connection, leaves: Sequence[Leave]) -> bool:
+        """Delete memberships, those that are renewed meanwhile as well; return whether some were not there."""
+        missed, absent = True, 0
         while missed:
-            ((missed,),) = await self._run(connection, "leave", **membership_columns(leaves))
+            ((missed, absent),) = await self._run(connection, "leave", **membership_columns(leaves))
+        return absent > 0
 
     async def claim(self, connection: Connection, claims: Sequence[Claim]) -> list[list[tuple[int, str, bytes, float]]]:
         """Claim rows of queues; return for each claim the id, channel, payload and expiry of what it got."""

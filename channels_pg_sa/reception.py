@@ -156,6 +156,11 @@ class Reception:
             self.check()
             await asyncio.sleep(READY)
 
+    def is_member(self, group: str, channel: str) -> bool:
+        """Whether a channel of this node's is a member of the group, as far as this node has heard."""
+        with self.inbox.decisions() as dispatcher:
+            return (group, channel) in dispatcher.members
+
     async def flush(self, connection: Connection) -> None:
         """Delete all messages and memberships of the prefix, and wait until every node has forgotten them."""
         await self._flushes.flush(connection)

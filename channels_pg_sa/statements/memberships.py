@@ -48,9 +48,9 @@ def join() -> Executable:
 
 
 def leave() -> Executable:
-    """Delete a batch of memberships; select how many more were found: others renewed or ended those meanwhile.
+    """Delete a batch of memberships; select how many more were found, and how many were not.
 
-    A row that has been renewed since it was found is at another place now, and stays.
+    Others renewed or ended meanwhile what was found and not deleted: a renewed row is at another place now, and stays.
     """
     given = given_rows(group_name=Text(), node=Text(), channel=Text())
     same = [membership.c[name] == given.c[name] for name in ("group_name", "node", "channel")]
@@ -66,7 +66,7 @@ def leave() -> Executable:
         .cte("gone")
     )
     deleted = select(func.count()).select_from(gone).scalar_subquery()
-    return select(func.count(found.c.tid) - deleted)
+    return select(func.count(found.c.tid) - deleted, func.count() - func.count(found.c.tid))
 
 
 def members() -> Executable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import psycopg
 import pytest
 
 from channels_pg_sa import SendError
@@ -13,7 +14,7 @@ from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
-from .breaking import take, text, warm
+from .breaking import inside, take, text, warm
 from .test_express_memberships import MEMBERS, locked
 
 Attempt = Callable[[PostgresLayer, str], Awaitable[None]]
@@ -91,6 +92,39 @@ async def test_who_joins_again_stays(make_own_layer: LayerFactory, layer_url: st
     assert query(layer_url, MEMBERS) == sorted(("group", channel) for channel in channels)
     await layer.group_send("group", text(1))
     assert [await take(layer, channel, 1) for channel in channels] == [[text(1)]] * 2
+
+
+async def test_who_left_before_its_node_knew_that_it_was_swept(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """A process that stood still: its sockets end before it notices, and what it restores are the others."""
+    layer = make_own_layer(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    await until_flowing(layer)
+    for group in ("left", "stays"):
+        await layer.group_add(group, channel)
+    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as sweeper:
+        sweeper.execute("UPDATE channels_pg_sa_node SET pid = NULL")
+        sweeper.execute("DELETE FROM channels_pg_sa_membership")
+    await layer.group_discard("left", channel)
+    inside(layer)._thread.loop.call_soon_threadsafe(inside(layer)._listener.restart, "as if it noticed")
+
+    async def look() -> bool:
+        return query(layer_url, MEMBERS) == [("stays", channel)]
+
+    await eventually_async(look)
+    await asyncio.sleep(2 * TICK)
+    assert await look()
+    await layer.group_send("left", text(1))
+    await layer.group_send("stays", text(2))
+    assert await take(layer, channel, 1) == [text(2)]
+
+
+async def until_flowing(layer: PostgresLayer) -> None:
+    """Wait until the layer hears notifications."""
+
+    async def look() -> bool:
+        return bool(inside(layer)._listener.is_listening)
+
+    await eventually_async(look)
 
 
 async def test_a_channel_that_others_read_too_is_left_to_its_caller(
