@@ -74,8 +74,8 @@ async def test_a_reader_that_was_woken_and_has_not_come(make_own_layer: LayerFac
     """Its loop is busy: with closing the layer."""
     layer, other = make_own_layer(), make_own_layer()
     reader = await reads(layer, "jobs")
-    await asyncio.to_thread(other.send_sync, "jobs", text(1))
     # No await from here on: this loop does not come round to the reader.
+    other.send_sync("jobs", text(1))
     eventually(claimed(layer_url, layer))
     eventually(lambda: inside(layer).inbox._dispatcher.woken)
     layer.close_sync()
@@ -90,7 +90,8 @@ async def test_without_the_connection_that_listens(
     """What was claimed can go back over the other, and is not deleted for want of a recovery."""
     layer, other = make_own_layer(listen_url=proxy.url), make_own_layer()
     reader = await reads(layer, "jobs")
-    await asyncio.to_thread(other.send_sync, "jobs", text(1))
+    # No await from here on: this loop does not come round to the reader.
+    other.send_sync("jobs", text(1))
     eventually(claimed(layer_url, layer))
     eventually(lambda: inside(layer).inbox._dispatcher.woken)
     reader.cancel()
