@@ -103,8 +103,8 @@ class Heartbeat:
             self._told.pop(name, None)
         except (ConnectionLost, *OUTAGE) as error:
             reason = str(error).strip() or type(error).__name__
-            loud = logging.INFO if self._told.get(name) == reason else level(error)
-            logger.log(loud, "A %s failed: %s", name, reason)
+            is_new = self._told.get(name) != reason and not isinstance(error, ConnectionLost)
+            logger.log(level(error) if is_new else logging.INFO, "A %s failed: %s", name, reason)
             self._told[name] = reason
         except Exception:
             logger.exception("A %s failed", name)

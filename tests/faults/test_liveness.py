@@ -19,6 +19,7 @@ import pytest_asyncio
 from psycopg import sql
 
 from channels_pg_sa import __version__, database, heartbeat
+from channels_pg_sa.listener import ConnectionLost
 from channels_pg_sa.queries import Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -187,6 +188,24 @@ async def test_a_killed_process_vanishes_within_its_lease(
     assert await take(layer, here, 1) == [text(1)]
     # What was written for the dead would lie there.
     eventually(lambda: query(layer_url, GROUPS_ROWS) == [(0,)])
+
+
+async def test_a_heartbeat_that_finds_no_connection_is_no_error(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The listener tells of the loss, and makes a new one."""
+    caplog.set_level(logging.INFO, "channels_pg_sa.heartbeat")
+    layer = make_own_layer(**PACE)
+    await warm(layer)
+
+    async def lend(_work: Any) -> None:
+        raise ConnectionLost("the connection is closed")
+
+    monkeypatch.setattr(inside(layer)._listener, "lend", lend)
+    eventually(lambda: caplog.records)
+    assert caplog.record_tuples[0] == (
+        *("channels_pg_sa.heartbeat", logging.INFO, "A heartbeat failed: the connection is closed"),
+    )
 
 
 @pytest.mark.processes
