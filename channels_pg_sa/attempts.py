@@ -14,11 +14,10 @@ from .call import Call
 from .callqueue import LaneFull
 from .connection import Connection
 from .database import Database
-from .errors import ChannelLayerError, SchemaError, SendError
+from .errors import ChannelLayerError, SendError
 from .fate import Fate, fate
 from .lane import Lane
 from .queries import Queries
-from .schema import REVISION
 
 J = TypeVar("J")
 
@@ -70,8 +69,7 @@ class Attempts:
         self, call: Call[Any], error: psycopg.Error, outcome: Fate, connection: Connection
     ) -> ChannelLayerError:
         if outcome is Fate.NO_SCHEMA:
-            found = await self._revision(connection)
-            return SchemaError(found, REVISION, database=connection.info.dbname, schema=self._queries.schema)
+            return self._queries.schema_error(connection, await self._revision(connection))
         return send_error(call, error, outcome)
 
     async def _revision(self, connection: Connection) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar
 
 from .backoff import Backoff
+from .errors import words_of
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ class Backlog(Generic[T]):
             try:
                 await self._run(things)
             except Exception as error:
-                reason = str(error).strip() or type(error).__name__
+                reason = words_of(error)
                 level = logging.INFO if reason == told else self._level(error)
                 logger.log(level, "%s: %s; trying again", self._name, reason, exc_info=level >= logging.ERROR)
                 told = reason

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from .entry import Entry
+from .entry import SAME, Entry
 from .mailboxes import Mailboxes
 from .members import MemberIndex
 from .names import MAX_LENGTH, node_of, queue_of
 from .parcels import Flushed, Frame, Joined, Left, Mark, Parcel, Ring
-
-SAME = 0.001
-"""Seconds by which two notes of a message's end may differ: a session may write times with fewer digits."""
 
 
 class Dispatcher(Mailboxes):

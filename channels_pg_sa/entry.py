@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+SAME = 0.001
+"""Seconds by which two notes of a message's end may differ: a session may write times with fewer digits."""
+
 
 @dataclass(slots=True, eq=False)
 class Entry:

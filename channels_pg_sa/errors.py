@@ -19,6 +19,11 @@ def _remake(kind: type[ChannelLayerError], texts: tuple[Any, ...], facts: dict[s
     return error
 
 
+def words_of(error: BaseException) -> str:
+    """Return what an error says, or its name if it says nothing."""
+    return str(error).strip() or type(error).__name__
+
+
 class ConfigurationError(ChannelLayerError, ValueError):
     """A setting is unknown, of the wrong type or out of range."""
 

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psycopg
@@ -21,7 +21,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from .call import resolve
+from .call import Call, resolve
 from .connection import give_up, sever, time_limit
 from .database import KEPT, Database
 from .fate import OUTAGE
@@ -113,8 +113,10 @@ class Express:
 
     # On the I/O loop -----------------------------------------------------------------------------
 
-    def ask(self) -> None:
-        """Hear that a statement has gone the long way: hold a connection if they follow each other closely."""
+    def ask(self, calls: Iterable[Call[Any]]) -> None:
+        """Hear of calls that went the long way: hold a connection if all is well and they follow each other closely."""
+        if any(call.error is not None for call in calls):
+            return
         now = time.monotonic()
         closely, self._asked = now - self._asked < KEPT, now
         if closely and self._task is None and now > self._not_before and not self._database.is_exhausted:

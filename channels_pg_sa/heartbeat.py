@@ -14,6 +14,7 @@ from psycopg.errors import InvalidSqlStatementName
 from .clock import Clock
 from .connection import Connection
 from .database import Database
+from .errors import words_of
 from .fate import OUTAGE, level
 from .listener import ConnectionLost, Listener
 from .queries import Pulse, Queries
@@ -102,7 +103,7 @@ class Heartbeat:
             await work()
             self._told.pop(name, None)
         except (ConnectionLost, *OUTAGE) as error:
-            reason = str(error).strip() or type(error).__name__
+            reason = words_of(error)
             is_new = self._told.get(name) != reason and not isinstance(error, ConnectionLost)
             logger.log(level(error) if is_new else logging.INFO, "A %s failed: %s", name, reason)
             self._told[name] = reason

@@ -120,8 +120,7 @@ class Memberships:
 
         await self._attempts.make(calls, change, repeatable=True)
         self._leaves.tried(calls, absent=absent)
-        if all(call.error is None for call in calls):
-            self._express.ask()
+        self._express.ask(calls)
 
     async def _change(self, connection: Connection, jobs: list[Membership]) -> bool:
         """Return whether some who leave were no members."""

@@ -136,8 +136,7 @@ class Outbox:
     async def _run_sends(self, calls: list[Call[Sending]]) -> None:
         if not self._bounded:
             await self._attempts.make(calls, self._send, repeatable=False)
-            if all(call.error is None for call in calls):
-                self._express.ask()
+            self._express.ask(calls)
             return
         # Channels with a capacity are asked for room: each kind has its statement, in the callers' order.
         for kind, some in itertools.groupby(calls, key=lambda call: type(call.job)):

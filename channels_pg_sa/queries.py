@@ -12,8 +12,10 @@ import psycopg
 from .arrays import BytesArray, IntArray, TextArray
 from .claims import Claim
 from .compiled import compiled
+from .errors import SchemaError
 from .members import Member
 from .parcels import Parcel
+from .schema import REVISION
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -103,7 +105,7 @@ class Queries:
             "expiry": dt.timedelta(seconds=expiry),
             "lease": dt.timedelta(seconds=lease),
         }
-        self.schema = schema
+        self._schema = schema
         self._group_expiry = dt.timedelta(seconds=group_expiry) if group_expiry else None
         self._compiled = compiled(schema)
 
@@ -174,6 +176,10 @@ class Queries:
     async def put_back(self, connection: Connection, rows: Mapping[int, float]) -> None:
         """Return claimed rows, of which the ends are given by id, to their queues."""
         await self._run(connection, "put_back", id=IntArray(rows), expires=list(rows.values()))
+
+    def schema_error(self, connection: Connection, found: str | None) -> SchemaError:
+        """Return the error of tables that are not there, or not at the right revision."""
+        return SchemaError(found, REVISION, database=connection.info.dbname, schema=self._schema)
 
     async def enter(self, connection: Connection) -> tuple[str, str, float]:
         """Return the installation's secret and revision, and the Unix time by the database's clock."""

@@ -17,7 +17,7 @@ from .database import Database
 from .dispatcher import Dispatcher
 from .drops import DropLog
 from .entry import Entry
-from .errors import ChannelLayerError, LayerClosed
+from .errors import ChannelLayerError, LayerClosed, words_of
 from .fate import OUTAGE
 from .flushing import Flushes
 from .heartbeat import Heartbeat
@@ -273,7 +273,7 @@ class Reception:
         """Say so once. If the setup is at fault, those who wait are told; it may be mended, so the listener goes on."""
         self._database.doubt()
         self._courier.is_current = False
-        reason = str(error).strip() or type(error).__name__
+        reason = words_of(error)
         if self.trouble is None:
             expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))
             logger.warning(

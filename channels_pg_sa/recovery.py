@@ -16,7 +16,7 @@ from .connection import Connection, is_pooled
 from .courier import Courier
 from .database import Database
 from .dispatcher import Dispatcher
-from .errors import PoolerError, PrivilegeError, SchemaError
+from .errors import PoolerError, PrivilegeError
 from .fate import Fate, fate
 from .inbox import Inbox
 from .listener import Listener
@@ -139,14 +139,11 @@ class Recovery:
             self._secret, revision, now = await self._queries.enter(connection)
         except psycopg.Error as error:
             if fate(error) is Fate.NO_SCHEMA:
-                raise self._schema_error(connection, None) from error
+                raise self._queries.schema_error(connection, None) from error
             raise
         self._clock.observe(before, time.monotonic(), now)
         if revision < REVISION:
-            raise self._schema_error(connection, revision)
-
-    def _schema_error(self, connection: Connection, found: str | None) -> SchemaError:
-        return SchemaError(found, REVISION, database=connection.info.dbname, schema=self._settings.schema)
+            raise self._queries.schema_error(connection, revision)
 
     async def _check_pooler(self, connection: Connection) -> None:
         """Notify ourselves by another way: what never comes was swallowed by a pooler in transaction mode."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .database import Database
+from .errors import words_of
 from .fate import OUTAGE
 from .queries import Queries
 
@@ -53,7 +54,7 @@ class Vacuum:
             async with self._database.connection(PATIENCE) as connection:
                 left = await self._queries.vacuum(connection)
         except OUTAGE as error:
-            logger.info("A vacuum failed: %s", str(error).strip() or type(error).__name__)
+            logger.info("A vacuum failed: %s", words_of(error))
             return
         # What a transaction of somebody's keeps from being removed makes each vacuum longer: then fewer of them.
         self._due = max(DELETIONS, 2 * left)

@@ -30,13 +30,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import ColumnElement, Executable, FromClause, Select
 
+from channels_pg_sa.entry import SAME
 from channels_pg_sa.schema import installation, membership, message
 
 from .memberships import next_node_of, plain_members_of
 from .parts import BATCH, CLOCK, EXPIRY, NO_NODE, NODE, NOW, PLACE, PREFIX, ROWS, epoch, given_rows, is_any, place_of
-
-# Seconds by which two notes of a message's end may differ, as in the dispatcher: a session may write fewer digits.
-SAME: ColumnElement[float] = literal_column("0.001", Float)
 
 MESSAGE = ["prefix", "recipient", "channel", "group_name", "payload", "expires_at"]
 
@@ -204,7 +202,8 @@ def put_back(topic: Any) -> Executable:
     """Move claimed rows that nobody read back to their queues, and ring there."""
     given = given_rows(id=BigInteger(), expires=Float())
     # By its end as well: since a server has crashed, another message may have the id.
-    is_same = epoch(message.c.expires_at).between(given.c.expires - SAME, given.c.expires + SAME)
+    margin: ColumnElement[float] = literal_column(str(SAME), Float)
+    is_same = epoch(message.c.expires_at).between(given.c.expires - margin, given.c.expires + margin)
     back = (
         update(message)
         .values(recipient=queue_of(message.c.channel))

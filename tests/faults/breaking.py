@@ -226,6 +226,11 @@ def make_role(server: TestServer, url: str, password: str, *, limit: int = -1) -
     return name
 
 
+def url_as(server: FragileServer, url: str, role: str, password: str = "secret") -> str:
+    """Return the URI of the same database for a role, in place of its owner's."""
+    return url.replace("//postgres:", f"//{role}:").replace(server.postgres.password, password)
+
+
 async def take(layer: PostgresLayer, channel: str, count: int) -> list[Message]:
     """Receive so many messages, or fail."""
     return [await asyncio.wait_for(layer.receive(channel), PATIENCE) for _ in range(count)]

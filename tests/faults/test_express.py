@@ -19,7 +19,7 @@ from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.urls import with_parameters
 from tests.support.waiting import eventually_async
 
-from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text
+from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text, url_as
 from .test_sending import VERBS, LastWords, locked_messages, until_blocked
 
 KINDS = ["send", "group_send", "send_sync"]
@@ -287,7 +287,7 @@ async def test_a_server_that_grants_one_connection(
 ) -> None:
     """Others get it too, however many sends follow each other."""
     role = make_role(fragile, fragile_url, "secret", limit=1)
-    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    url = url_as(fragile, fragile_url, role)
     layer = await hold(make_fragile(url=url, send_timeout=20))
     ends = False
 

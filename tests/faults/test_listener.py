@@ -34,6 +34,7 @@ from .breaking import (
     take,
     text,
     until_beats,
+    url_as,
     warm,
     within,
 )
@@ -642,7 +643,7 @@ async def test_too_many_connections_are_waited_out(
 ) -> None:
     """A role at its connection limit: receives wait, nothing is raised, nothing is lost."""
     role = make_role(fragile, fragile_url, "secret")
-    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    url = url_as(fragile, fragile_url, role)
     layer, sender = make_fragile(url=url), make_fragile()
     channel = await warm(layer)
     await layer.group_add("group", channel)
@@ -669,7 +670,7 @@ async def test_the_listener_needs_no_other_connection_to_stay_alive(
 ) -> None:
     """At a limit that leaves none besides the listener: it stays, and so does the node."""
     role = make_role(fragile, fragile_url, "secret", limit=1)
-    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    url = url_as(fragile, fragile_url, role)
     layer, sender = make_fragile(url=url, heartbeat=0.5, lease=10), make_fragile()
     channel = await layer.new_channel()
     reader = asyncio.create_task(take(layer, channel, 1))
@@ -685,7 +686,7 @@ async def test_one_connection_fewer_than_wanted_is_enough(
 ) -> None:
     """At a limit that leaves one connection besides the listener, all kinds of work share it."""
     role = make_role(fragile, fragile_url, "secret", limit=2)
-    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    url = url_as(fragile, fragile_url, role)
     layer = make_fragile(url=url, heartbeat=0.5, lease=1.5)
     channel = await warm(layer)
     tally = Tally()
@@ -726,7 +727,7 @@ async def test_a_changed_password_is_asked_for_anew(
     def address() -> str:
         if not given:
             raise RuntimeError("the token service is away")
-        return fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, given)
+        return url_as(fragile, fragile_url, role, given)
 
     layer, sender = make_fragile(url=address), make_fragile()
     # The factory counts connections by the address.

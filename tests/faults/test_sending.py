@@ -27,7 +27,7 @@ from tests.support.proxy import Proxy
 from tests.support.urls import with_parameters
 from tests.support.waiting import eventually, eventually_async
 
-from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text, warm
+from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text, url_as, warm
 
 BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_message'::regclass"
 OWN = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'channels_pg_sa' AND datname = current_database()"
@@ -412,7 +412,7 @@ async def test_the_reason_is_told_and_no_password(
 ) -> None:
     """A wrong password: the error and the log say what the server says, and never the password."""
     role = make_role(fragile, fragile_url, "Right-Word")
-    wrong = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "Secret-Word")
+    wrong = url_as(fragile, fragile_url, role, "Secret-Word")
     layer = make_fragile(url=wrong, send_timeout=3, heartbeat=1, lease=4)
     reader = asyncio.create_task(layer.receive("jobs"))
     with pytest.raises(SendError, match="password authentication failed") as caught:
@@ -480,7 +480,7 @@ async def test_a_role_that_may_not_is_told_so(
     role = make_role(fragile, fragile_url, "secret")
     with psycopg.connect(fragile_url, autocommit=True) as connection:
         connection.execute(sql.SQL("REVOKE INSERT ON channels_pg_sa_message FROM {}").format(sql.Identifier(role)))
-    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    url = url_as(fragile, fragile_url, role)
     layer = make_fragile(url=url)
     with pytest.raises(SendError, match="permission denied") as caught:
         await layer.send("jobs", text(1))
@@ -492,7 +492,7 @@ async def test_a_role_that_may_not_receive_is_told_so(
 ) -> None:
     """Readers and members hear at once which right their role lacks, and are served when it has it."""
     role = make_role(fragile, fragile_url, "secret")
-    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    url = url_as(fragile, fragile_url, role)
     layer = make_fragile(url=url)
     channel = await layer.new_channel()
     with psycopg.connect(fragile_url, autocommit=True) as connection:
@@ -521,7 +521,7 @@ async def test_a_role_that_may_insert_and_not_read_sends_the_long_way(
     role = make_role(fragile, fragile_url, "secret")
     with psycopg.connect(fragile_url, autocommit=True) as connection:
         connection.execute(sql.SQL("REVOKE SELECT ON channels_pg_sa_message FROM {}").format(sql.Identifier(role)))
-    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    url = url_as(fragile, fragile_url, role)
     layer = make_fragile(url=url)
     await layer.send("jobs", text(0))
     short_way = layer._node._outbox._express  # type: ignore[attr-defined]
@@ -538,7 +538,7 @@ async def test_a_right_that_is_missing_behind_the_scenes_is_told_as_an_error(
 ) -> None:
     """What no caller waits for, here a deletion, tells the log, and is made up for when the role has the right."""
     role = make_role(fragile, fragile_url, "secret")
-    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    url = url_as(fragile, fragile_url, role)
     layer = make_fragile(url=url)
     channel = await layer.new_channel()
     with psycopg.connect(fragile_url, autocommit=True) as connection:
@@ -576,7 +576,7 @@ async def test_closing_does_what_waits_where_connections_are_few(
 ) -> None:
     """A server that has no second connection to give, but works with one, is not gone."""
     role = make_role(fragile, fragile_url, "secret", limit=1)
-    url = fragile_url.replace("//postgres:", f"//{role}:").replace(fragile.postgres.password, "secret")
+    url = url_as(fragile, fragile_url, role)
     layer = make_fragile(url=url, confirm_sends=False)
     await layer.send("jobs", text(0))
     database = layer._node._database  # type: ignore[attr-defined]
