@@ -11,12 +11,10 @@ import psycopg
 
 from .backoff import Backoff
 from .call import Call
-from .callqueue import LaneFull
 from .connection import Connection
 from .database import Database
-from .errors import ChannelLayerError, SendError
+from .errors import ChannelLayerError, SendError, words_of
 from .fate import Fate, fate
-from .lane import Lane
 from .queries import Queries
 
 J = TypeVar("J")
@@ -92,20 +90,6 @@ def send_error(call: Call[Any], error: psycopg.Error, outcome: Fate) -> SendErro
     """Return what a caller is told of an error that the statement met."""
     waited = time.monotonic() - call.since
     maybe_sent = outcome is Fate.UNKNOWN or call.doubtful
-    sent = SendError(maybe_sent=maybe_sent, waited=waited, reason=str(error).strip())
+    sent = SendError(maybe_sent=maybe_sent, waited=waited, reason=words_of(error))
     sent.__cause__ = error
     return sent
-
-
-def enter(lane: Lane[J], call: Call[J]) -> Call[J]:
-    """Queue a call.
-
-    Raises:
-        SendError: too many wait already.
-    """
-    try:
-        return lane.submit(call)
-    except LaneFull as error:
-        call.error = SendError(maybe_sent=False, waited=0.0, reason=str(error))
-        call.settled = True
-        raise call.error from None

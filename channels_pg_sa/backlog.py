@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Generic, TypeVar
 
 from .backoff import Backoff
 from .errors import words_of
+from .iothread import Spawn
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class Backlog(Generic[T]):
     def __init__(
         self,
         name: str,
-        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+        spawn: Spawn,
         run: Callable[[list[T]], Awaitable[None]],
         *,
         batch: int,

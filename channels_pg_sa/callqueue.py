@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from .call import Call
+from .errors import SendError
 
 J = TypeVar("J")
 
 ENOUGH = 32
 """Calls for which a batch is begun at once, and which it is not too small for."""
-
-
-class LaneFull(Exception):
-    """So many calls wait that one more would only make it worse."""
 
 
 class CallQueue(Generic[J]):
@@ -64,14 +61,18 @@ class CallQueue(Generic[J]):
         """Queue a call, and note whether it leads; return the loop whose round others have to gather behind it.
 
         Raises:
-            LaneFull: too many wait.
+            SendError: too many wait.
             BaseException: the error that the queue was closed with.
         """
         with self._lock:
             if self._closed is not None:
                 raise self._closed
             if len(self._waiting) >= self._limit:
-                raise LaneFull(f"{len(self._waiting):,} calls wait already")
+                call.error = SendError(
+                    maybe_sent=False, waited=0.0, reason=f"{len(self._waiting):,} calls wait already"
+                )
+                call.settled = True
+                raise call.error
             call.leads = not self._busy
             if call.leads:
                 self._leader = call

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.apps import AppConfig
-from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from sqlalchemy.exc import DBAPIError
 
-from .django import database_alias, settings_from_config
+from .django_settings import configs, database_alias, settings_from_config
 from .errors import ChannelLayerError
-
-BACKEND = "channels_pg_sa.core.PostgresChannelLayer"
-
-
-def configs() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Give the name and the CONFIG of each entry of CHANNEL_LAYERS that is ours."""
-    layers = getattr(settings, "CHANNEL_LAYERS", {})
-    for name, entry in layers.items() if isinstance(layers, Mapping) else ():
-        if isinstance(entry, Mapping) and entry.get("BACKEND") == BACKEND:
-            yield name, entry.get("CONFIG", {})
 
 
 @checks.register("channels")

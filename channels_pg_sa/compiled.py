@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from sqlalchemy import func
@@ -40,11 +39,14 @@ def _build(schema: str | None) -> dict[str, Executable]:
     routines = getattr(func, schema) if schema else func
     topic = routines.channels_pg_sa_topic
     return {
-        **_each(messages, "send send_within_capacity publish claim fetch forget waiting sweep_messages"),
+        **_named(messages.send, messages.send_within_capacity, messages.publish, messages.claim, messages.fetch),
+        **_named(messages.forget, messages.waiting, messages.sweep_messages),
         "send_one": one_message.send_one(routines),
         "publish_one": one_message.publish_one(routines),
-        **_each(memberships, "join leave members plain_members restore sweep_memberships"),
-        **_each(nodes, "enter known_node register beat renew leave_all tell adopt_orphans bury_nodes sweep_nodes"),
+        **_named(memberships.join, memberships.leave, memberships.members, memberships.plain_members),
+        **_named(memberships.restore, memberships.sweep_memberships),
+        **_named(nodes.enter, nodes.known_node, nodes.register, nodes.beat, nodes.renew, nodes.leave_all, nodes.tell),
+        **_named(nodes.adopt_orphans, nodes.bury_nodes, nodes.sweep_nodes),
         "put_back": messages.put_back(topic),
         "message_table": messages.message_table(schema),
         "dead_messages": messages.dead_messages(schema),
@@ -54,8 +56,8 @@ def _build(schema: str | None) -> dict[str, Executable]:
     }
 
 
-def _each(room: ModuleType, names: str) -> dict[str, Executable]:
-    return {name: getattr(room, name)() for name in names.split()}
+def _named(*builders: Callable[[], Executable]) -> dict[str, Executable]:
+    return {builder.__name__: builder() for builder in builders}
 
 
 def compiled_statement(statement: Executable, schema: str | None = None) -> Compiled:

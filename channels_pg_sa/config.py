@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import math
 import re
@@ -84,6 +85,23 @@ class Settings:
     def bounded(self) -> bool:
         """Whether any channel has a capacity, so that senders count rows."""
         return self.capacity is not None or bool(self.channel_capacity)
+
+    def capacity_of(self, channel: str) -> int | None:
+        """Return the most unread messages of a channel, None for no limit."""
+        for pattern, capacity in self.channel_capacity:
+            if pattern.match(channel):
+                return capacity
+        return self.capacity
+
+    @property
+    def message_life(self) -> dt.timedelta:
+        """How long a message may wait."""
+        return dt.timedelta(seconds=self.expiry)
+
+    @property
+    def membership_life(self) -> dt.timedelta | None:
+        """How long a membership lasts; None for ever."""
+        return dt.timedelta(seconds=self.group_expiry) if self.group_expiry else None
 
 
 def settings_from_mapping(config: Mapping[str, Any], connect: Connector | None = None) -> Settings:

@@ -9,7 +9,7 @@ from channels.exceptions import ChannelFull as ChannelsChannelFull
 from channels.layers import BaseChannelLayer
 
 from . import errors
-from .django import database_alias, settings_from_config
+from .django_settings import database_alias, settings_from_config
 from .layer import Layer
 from .names import check_channel, check_group
 

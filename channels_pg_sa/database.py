@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from .backoff import Backoff
 from .config import Settings
 from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, give_up, is_pooled, sever, time_limit
-from .errors import LayerClosed
+from .errors import LayerClosed, words_of
 from .held import Held
 
 logger = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ class Database:
         try:
             await (await CleanConnection.connect(**self._parameters())).close()
         except Exception as error:  # noqa: BLE001 - a callable PASSWORD may raise anything
-            return str(error).strip()
+            return words_of(error)
         return None
 
     def _parameters(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from .entry import SAME, Entry
 from .mailboxes import Mailboxes
 from .members import MemberIndex
 from .names import MAX_LENGTH, node_of, queue_of
-from .parcels import Flushed, Frame, Joined, Left, Mark, Parcel, Ring
+from .parcels import Acknowledged, Flushed, Frame, Joined, Left, Mark, Parcel, Ring
 
 
 class Dispatcher(Mailboxes):
@@ -41,14 +41,16 @@ class Dispatcher(Mailboxes):
                 self.members.join(frame.group, frame.channel, frame.expires)
             elif isinstance(frame, Left):
                 self.members.leave(frame.group, frame.channel)
-            elif frame is None:
-                self.counters["malformed"] += 1
-            else:
-                if isinstance(frame, Flushed):
-                    self.clear()
-                elif isinstance(frame, Mark) and self._barrier is not None and frame.number >= self._barrier:
+            elif isinstance(frame, Mark):
+                if self._barrier is not None and frame.number >= self._barrier:
                     self._end_recovery()
-                self._to_do().controls.append(frame)
+            elif isinstance(frame, Flushed):
+                self.clear()
+                self._to_do().flushes.append(frame)
+            elif isinstance(frame, Acknowledged):
+                self._to_do().flushes.append(frame)
+            else:
+                self.counters["malformed"] += 1
 
     @property
     def known(self) -> dict[int, float]:

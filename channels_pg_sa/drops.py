@@ -32,8 +32,9 @@ class DropLog:
         self.report()
 
     def over_capacity(self, channel: str, group: str, count: int) -> None:
-        """Count messages that a member of a group had no room for."""
-        self.add("over_capacity", f"to group {group!r}, for {channel}, which is over its capacity", count)
+        """Count messages to a group that a member had no room for; group "": those of the layer's own."""
+        what = f"to group {group!r}" if group else "of the layer's own"
+        self.add("over_capacity", f"{what}, for {channel}, which is over its capacity", count)
 
     def report(self, *, at_once: bool = False) -> None:
         """Log what has been counted since the last report, if that is long enough ago."""

@@ -178,7 +178,7 @@ class Express:
                 return await asyncio.shield(executing)
             except psycopg.Error:
                 sever(held.driver)
-                held.is_alive()
+                held.is_alive()  # libpq sees the end, so that nobody takes it for a connection to use
                 raise
             except asyncio.CancelledError:
                 with contextlib.suppress(psycopg.Error):

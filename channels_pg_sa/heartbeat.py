@@ -16,7 +16,9 @@ from .connection import Connection
 from .database import Database
 from .errors import words_of
 from .fate import OUTAGE, level
+from .iothread import Spawn
 from .listener import ConnectionLost, Listener
+from .names import Topics
 from .queries import Pulse, Queries
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Heartbeat:
         queries: the layer's statements.
         listener: lends the connection that listens.
         clock: is told the database's time.
-        topic: gives the node's topic.
+        topics: what the session must LISTEN to.
         queues: gives the queues to ask about.
         filled: called with those of them in which rows wait.
         deleted: is told how many rows were swept.
@@ -58,18 +60,18 @@ class Heartbeat:
         listener: Listener,
         clock: Clock,
         *,
-        topic: Callable[[], str],
+        topics: Topics,
         queues: Callable[[], list[str]],
         filled: Callable[[list[str]], None],
         deleted: Callable[[int], None],
-        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+        spawn: Spawn,
     ) -> None:
         self._interval = interval
         self._database = database
         self._queries = queries
         self._listener = listener
         self._clock = clock
-        self._topic = topic
+        self._topics = topics
         self._queues = queues
         self._filled = filled
         self._deleted = deleted
@@ -130,14 +132,14 @@ class Heartbeat:
     async def _ask(self, connection: Connection) -> Pulse:
         self._is_quick = False  # until it has proved to be
         before = time.monotonic()
-        pulse = await self._queries.beat(connection, topic=self._topic(), queues=self._queues())
+        pulse = await self._queries.beat(connection, topic=self._topics.own, queues=self._queues())
         self._is_quick = time.monotonic() - before < SLOW
         self._clock.observe(before, time.monotonic(), pulse.now)
         return pulse
 
     async def _renew(self, connection: Connection) -> Pulse:
         before = time.monotonic()
-        pulse = await self._queries.renew(connection, topic=self._topic())
+        pulse = await self._queries.renew(connection, topic=self._topics.own)
         self._clock.observe(before, time.monotonic(), pulse.now)
         return pulse
 

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+"""Starts a named task on the I/O loop, and holds it until it ends."""
+
 logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0

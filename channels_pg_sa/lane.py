@@ -76,7 +76,7 @@ class Lane(Generic[J]):
         """Queue a call.
 
         Raises:
-            LaneFull: too many wait.
+            SendError: too many wait.
             BaseException: the error that the lane was closed with.
         """
         try:

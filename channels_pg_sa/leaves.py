@@ -30,6 +30,7 @@ class Leaves:
         self._is_member = is_member
         self._lock = threading.Lock()
         self._calls: dict[tuple[str, str], Call[Any]] = {}
+        self._absent: set[tuple[str, str]] = set()  # of those, who were no members when they left
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -38,11 +39,12 @@ class Leaves:
         """Take note of a caller who wants a channel to leave."""
         with self._lock:
             self._calls[_key(call.job)] = call
+            self._absent.discard(_key(call.job))
 
     def forget(self, job: Join) -> None:
         """Take note that a channel is about to join: what it left before is not to be done any more."""
         with self._lock:
-            self._calls.pop(_key(job), None)
+            self._drop(_key(job))
 
     def tried(self, calls: Iterable[Call[Any]], *, absent: bool) -> None:
         """Forget the leaves that a batch has done; absent: whether some were of no member."""
@@ -50,9 +52,9 @@ class Leaves:
             for call in calls:
                 if isinstance(call.job, Leave) and _is_done(call) and self.is_wanted(call):
                     if absent:
-                        call.doubtful = True
+                        self._absent.add(_key(call.job))
                     else:
-                        del self._calls[_key(call.job)]
+                        self._drop(_key(call.job))
 
     def is_wanted(self, call: Call[Any]) -> bool:
         """Tell whether nobody has asked for anything else since."""
@@ -62,16 +64,21 @@ class Leaves:
         """Return new calls for the leaves that were not done."""
         with self._lock:
             over = [call for call in self._calls.values() if call.settled]
-            for call in over:  # those done are here if they were before we took note of them
-                del self._calls[_key(call.job)]
             again: list[Call[Any]] = [_Again(call.job, self._timeout, self) for call in over if self._is_open(call)]
+            for call in over:  # also one that was done before ask() noted it
+                self._drop(_key(call.job))
             self._calls.update({_key(call.job): call for call in again})
         return again
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        self._calls.pop(key, None)
+        self._absent.discard(key)
 
     def _is_open(self, call: Call[Any]) -> bool:
         """Tell whether it is still to be done; not by a role that may not, of which the caller has been told."""
         if _is_done(call):
-            return call.doubtful and self._is_member(*_key(call.job))
+            key = _key(call.job)
+            return key in self._absent and self._is_member(*key)
         cause = None if call.error is None else call.error.__cause__
         return not isinstance(cause, psycopg.errors.InsufficientPrivilege)
 

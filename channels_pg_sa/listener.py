@@ -62,18 +62,10 @@ class Listener:
         self._lost: asyncio.Future[Exception] | None = None
         self._lock = asyncio.Lock()
         self._heard: list[bytes] = []
-        self._flowing = asyncio.Event()
+        self.is_listening = False
+        """Whether notifications flow."""
         self._since: float | None = None
         self._watched: int | None = None
-
-    @property
-    def is_listening(self) -> bool:
-        """Whether notifications flow."""
-        return self._flowing.is_set()
-
-    async def until_listening(self) -> None:
-        """Wait until notifications flow."""
-        await self._flowing.wait()
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -164,7 +156,7 @@ class Listener:
             async with self._lock:
                 self._pause()
                 self._connection = None
-                self._flowing.clear()
+                self.is_listening = False
             await connection.close()
 
     async def _new_connection(self) -> Connection:
@@ -185,7 +177,7 @@ class Listener:
 
     def _start_flow(self) -> None:
         since, self._since = self._since, None
-        self._flowing.set()
+        self.is_listening = True
         self._up(None if since is None else time.monotonic() - since)
         self._pass_on()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from .entry import Entry
 from .names import node_of, queue_of
-from .parcels import Acknowledged, Flushed, Mark, Ring
+from .parcels import Acknowledged, Flushed, Ring
 
 Reader = Future[None]
 """A pending receive(), which is woken at most once. If it then finds nothing, it waits anew as another one."""
@@ -24,7 +24,7 @@ class Effects:
     fetch: list[int] = field(default_factory=list)
     delete: list[int] = field(default_factory=list)
     rings: list[Ring] = field(default_factory=list)
-    controls: list[Mark | Flushed | Acknowledged] = field(default_factory=list)
+    flushes: list[Flushed | Acknowledged] = field(default_factory=list)
 
 
 _NO_ENTRIES: deque[Entry] = deque()

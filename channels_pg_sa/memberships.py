@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg.pq.abc import PGresult
 
-from .attempts import Attempts, enter
+from .attempts import Attempts
 from .call import Call
 from .connection import Connection
 from .errors import LayerClosed, SendError
@@ -85,7 +85,7 @@ class Memberships:
         job = Join(group, node_of(channel) or "", channel)
         if job.node == self._node_id:
             self._leaves.forget(job)
-        return enter(self.lane, Call(job, self._timeout, loop))
+        return self.lane.submit(Call(job, self._timeout, loop))
 
     def leave(self, group: str, channel: str, loop: asyncio.AbstractEventLoop | None) -> Call[Any]:
         """End a membership; that of a channel of this node's is ended later if the call fails.
@@ -96,7 +96,7 @@ class Memberships:
         job = Leave(group, node_of(channel) or "", channel)
         call: Call[Membership] = Call(job, self._timeout, loop)
         try:
-            return enter(self.lane, call)
+            return self.lane.submit(call)
         finally:
             if job.node == self._node_id:
                 self._leaves.ask(call)
@@ -105,7 +105,7 @@ class Memberships:
         """Try once more to do the leaves that failed."""
         for call in self._leaves.again():
             with contextlib.suppress(SendError, LayerClosed):
-                enter(self.lane, call)
+                self.lane.submit(call)
 
     # On the I/O loop, or where the short way begins ------------------------------------------------
 

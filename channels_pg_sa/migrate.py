@@ -68,11 +68,11 @@ def downgrade(database: Database, *, schema: str | None = None, revision: str) -
         command.downgrade(config, revision)
 
 
-def write_sql(output: TextIO = sys.stdout, *, schema: str | None = None, revision: str = "head") -> None:
+def write_sql(output: TextIO | None = None, *, schema: str | None = None, revision: str = "head") -> None:
     """Write the SQL that installs the tables in an empty database, for one who may not let programs do it.
 
     Args:
-        output: where to write; `psql -f` reads it.
+        output: where to write, None for sys.stdout; `psql -f` reads it.
         schema: the PostgreSQL schema of the tables; None leaves it to the search_path.
         revision: an identifier, "head", or "from:to" for an update.
 
@@ -160,17 +160,18 @@ def engine_for(database: Database) -> Engine:
     )
 
 
-def alembic_config(database: Database | None, *, schema: str | None = None, output: TextIO = sys.stdout) -> Config:
+def alembic_config(database: Database | None, *, schema: str | None = None, output: TextIO | None = None) -> Config:
     """Return what Alembic's own commands need to work on our history, from any directory.
 
     Args:
         database: where to; None for commands that need no database.
         schema: the PostgreSQL schema of the tables.
-        output: where commands print and where SQL is written.
+        output: where commands print and where SQL is written; None for sys.stdout.
 
     Raises:
         ConfigurationError: the schema's name is wrong.
     """
+    output = output or sys.stdout  # as it is now: it may have been redirected
     config = Config(stdout=output, output_buffer=output)
     config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
     config.attributes.update(database=database, schema=checked_schema(schema))

@@ -7,6 +7,7 @@ import hashlib
 import re
 import secrets
 import uuid
+from collections.abc import Iterable
 
 MAX_LENGTH = 100  # exclusive, as in channels.layers.BaseChannelLayer
 KEPT = 1_000  # channels whose names need not be looked at again with each message
@@ -86,3 +87,26 @@ def topic(secret: str, kind: str, prefix: str, name: str) -> str:
     """
     text = "\x1f".join((secret, kind, prefix, name))
     return "channels_pg_sa_" + hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Topics:
+    """The NOTIFY channels that a node listens on, as soon as the installation's secret is known.
+
+    Args:
+        prefix: of the layer.
+        node_id: of the node.
+    """
+
+    def __init__(self, prefix: str, node_id: str) -> None:
+        self.secret = ""
+        self._prefix = prefix
+        self._node_id = node_id
+
+    @property
+    def own(self) -> str:
+        """Where the node hears."""
+        return topic(self.secret, "node", self._prefix, self._node_id)
+
+    def of_queues(self, queues: Iterable[str]) -> list[str]:
+        """Return where the doorbells of queues are heard."""
+        return [topic(self.secret, "queue", self._prefix, queue) for queue in queues]

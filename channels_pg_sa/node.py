@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import logging
 import os
 import threading
@@ -23,7 +22,6 @@ from .errors import LayerClosed
 from .iothread import IOThread
 from .names import node_of, recipient_of
 from .outbox import Outbox, Sending
-from .prepared import Prepared
 from .queries import GroupSend, Queries, Send
 from .reception import Reception
 
@@ -72,17 +70,10 @@ class Node:
 
     async def _compose(self, announcements: tuple[bytes | None, bytes | None]) -> None:
         settings = self._settings
-        queries = Queries(
-            prefix=settings.prefix,
-            node=self.id,
-            schema=settings.schema,
-            expiry=settings.expiry,
-            group_expiry=settings.group_expiry,
-            lease=settings.lease,
-        )
+        queries = Queries(settings, self.id)
         self._database = Database(settings)
         await self._database.open()
-        dispatcher = Dispatcher(self.capacity_of, bounded=settings.bounded)
+        dispatcher = Dispatcher(settings.capacity_of, bounded=settings.bounded)
         self._reception = Reception(
             self.id,
             settings,
@@ -96,24 +87,16 @@ class Node:
         """Returns a message that is here already, without a detour; None if `receive` must be asked."""
         self._outbox = Outbox(
             self.id,
+            settings,
             self._thread.loop,
             self._database,
             queries,
-            Prepared(
-                settings.schema,
-                prefix=settings.prefix,
-                expiry=dt.timedelta(seconds=settings.expiry),
-                group_expiry=dt.timedelta(seconds=settings.group_expiry) if settings.group_expiry else None,
-            ),
-            capacity_of=self.capacity_of,
-            bounded=settings.bounded,
             drops=self.drops,
             is_member=self._reception.is_member,
             is_ready=lambda: not self._reception.is_away,
             ready=self._reception.ready,
             trouble=lambda: self._reception.trouble,
             flush=self._reception.flush,
-            timeout=settings.send_timeout,
         )
         self._housekeeping = self._thread.spawn(self._keep_house(), "channels_pg_sa housekeeping")
 
@@ -121,7 +104,7 @@ class Node:
 
     def send(self, channel: str, payload: bytes, loop: Loop | None) -> Call[Any]:
         """Send to a channel; the result is False if it is full."""
-        return self._submit(Send(recipient_of(channel), channel, payload, self.capacity_of(channel)), loop)
+        return self._submit(Send(recipient_of(channel), channel, payload, self._settings.capacity_of(channel)), loop)
 
     def group_send(self, group: str, payload: bytes, loop: Loop | None) -> Call[Any]:
         """Send to the members of a group."""
@@ -129,9 +112,9 @@ class Node:
 
     def _submit(self, job: Sending, loop: Loop | None) -> Call[Any]:
         """Queue a send. It goes unconfirmed if the layer is set so, it is small, and the lane has room."""
-        sends = self._outbox.sends
-        confirmed = self._settings.confirm_sends or len(job.payload) > SMALL or len(sends) >= TRUSTED
-        return self._outbox.submit(sends, job, loop, report=None if confirmed else self._note_outcome)
+        waiting = len(self._outbox.sends)
+        confirmed = self._settings.confirm_sends or len(job.payload) > SMALL or waiting >= TRUSTED
+        return self._outbox.send(job, loop, None if confirmed else self._note_outcome)
 
     def _note_outcome(self, call: Call[Sending]) -> None:
         job = call.job
@@ -154,11 +137,11 @@ class Node:
     def flush(self, loop: Loop | None) -> Call[Any]:
         """Forget all messages and groups of the prefix, in the database and in every process."""
         self._listen()
-        return self._outbox.submit(self._outbox.flushes, None, loop)
+        return self._outbox.flush(loop)
 
     def read(self, statement: Compiled, loop: Loop | None) -> Call[Any]:
         """Run a statement that only reads; the result is its rows."""
-        return self._outbox.submit(self._outbox.reads, statement, loop)
+        return self._outbox.read(statement, loop)
 
     # Receiving -----------------------------------------------------------------------------------
 
@@ -180,13 +163,6 @@ class Node:
         self.drops.add(reason, what)
 
     # The whole -----------------------------------------------------------------------------------
-
-    def capacity_of(self, channel: str) -> int | None:
-        """Return the most unread messages of a channel, None for no limit."""
-        for pattern, capacity in self._settings.channel_capacity:
-            if pattern.match(channel):
-                return capacity
-        return self._settings.capacity
 
     @property
     def counters(self) -> Counter[str]:

@@ -7,14 +7,15 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from psycopg.pq.abc import PGresult
 
-from .attempts import Attempts, enter, send_error
+from .attempts import Attempts, send_error
 from .call import Call
 from .compiled import Compiled
+from .config import Settings
 from .connection import Connection
 from .database import Database
 from .drops import DropLog
@@ -27,7 +28,7 @@ from .names import recipient_of
 from .prepared import Prepared
 from .queries import GroupSend, Queries, Send
 
-J = TypeVar("J")
+Loop = asyncio.AbstractEventLoop
 
 Sending = Send | GroupSend
 
@@ -37,56 +38,50 @@ class Outbox:
 
     Args:
         node_id: of the node.
+        settings: of the layer.
         loop: the I/O loop.
         database: lends connections.
         queries: the layer's statements.
-        prepared: those of them that may take the short way.
-        capacity_of: gives the most unread messages of a channel, None for no limit.
-        bounded: whether any channel has a limit.
         drops: is told of messages to groups that members have no room for.
         is_member: whether a channel of this node's is a member of a group, as far as this node has heard.
         is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
         ready: waits until that is so.
         trouble: tells why it is not.
         flush: deletes all messages and memberships, and sees to it that every node knows.
-        timeout: seconds until a call gives up.
     """
 
     def __init__(
         self,
         node_id: str,
-        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        loop: Loop,
         database: Database,
         queries: Queries,
-        prepared: Prepared,
         *,
-        capacity_of: Callable[[str], int | None],
-        bounded: bool,
         drops: DropLog,
         is_member: Callable[[str, str], bool],
         is_ready: Callable[[], bool],
         ready: Callable[[], Awaitable[None]],
         trouble: Callable[[], str | None],
         flush: Callable[[Connection], Awaitable[None]],
-        timeout: float,
     ) -> None:
+        timeout = settings.send_timeout
+        self._settings = settings
         self._queries = queries
-        self._capacity_of = capacity_of
-        self._bounded = bounded
         self._drops = drops
         self._ready = ready
         self._trouble = trouble
         self._flush = flush
         self._timeout = timeout
         self._attempts = Attempts(database, queries, timeout)
-        self._prepared = prepared
-        self._express = Express(loop, database, prepared, limit=timeout)
+        self._prepared = Prepared(settings)
+        self._express = Express(loop, database, self._prepared, limit=timeout)
         self.sends: Lane[Sending] = Lane(
             "channels_pg_sa sends",
             loop,
             self._run_sends,
             late=self._attempts.late,
-            shortcut=None if bounded else self._begin_sends,
+            shortcut=None if settings.bounded else self._begin_sends,
             at_rest=self._express.when_at_rest,
             cost=lambda job: len(job.payload),
         )
@@ -96,7 +91,7 @@ class Outbox:
             self._attempts,
             self._express,
             queries=queries,
-            prepared=prepared,
+            prepared=self._prepared,
             is_member=is_member,
             is_ready=is_ready,
             ready=ready,
@@ -106,26 +101,26 @@ class Outbox:
         self.reads: Lane[Compiled] = Lane("channels_pg_sa reads", loop, self._run_reads, late=self._attempts.late)
         self.flushes: Lane[None] = Lane("channels_pg_sa flushes", loop, self._run_flushes, late=self._late)
 
-    def submit(
-        self,
-        lane: Lane[J],
-        job: J,
-        loop: asyncio.AbstractEventLoop | None,
-        *,
-        report: Callable[[Call[J]], None] | None = None,
-    ) -> Call[J]:
-        """Queue a job for the caller, who awaits the call on its loop, or waits for it without one, or not at all.
+    def send(self, job: Sending, loop: Loop | None, report: Callable[[Call[Sending]], None] | None) -> Call[Any]:
+        """Send to a channel or a group.
 
         Args:
-            lane: where to.
-            job: what to do.
+            job: what to send, and where.
             loop: the caller's, None for a plain thread.
             report: called with the outcome if the caller does not wait for it.
 
         Raises:
             SendError: too many calls wait already.
         """
-        return enter(lane, Call(job, self._timeout, loop, report=report))
+        return self.sends.submit(Call(job, self._timeout, loop, report=report))
+
+    def read(self, statement: Compiled, loop: Loop | None) -> Call[Any]:
+        """Run a statement that only reads; the result is its rows."""
+        return self.reads.submit(Call(statement, self._timeout, loop))
+
+    def flush(self, loop: Loop | None) -> Call[Any]:
+        """Forget all messages and groups of the prefix, in the database and in every process."""
+        return self.flushes.submit(Call(None, self._timeout, loop))
 
     async def close(self, error: BaseException, timeout: float) -> None:
         """Let what waits be done for `timeout` seconds, and fail the rest with the error."""
@@ -134,7 +129,7 @@ class Outbox:
         await self._express.close()
 
     async def _run_sends(self, calls: list[Call[Sending]]) -> None:
-        if not self._bounded:
+        if not self._settings.bounded:
             await self._attempts.make(calls, self._send, repeatable=False)
             self._express.ask(calls)
             return
@@ -185,7 +180,7 @@ class Outbox:
         async with connection.transaction():
             found = await self._queries.plain_members(connection, [job.group for job in sends])
             plain = [
-                Send(recipient_of(channel), channel, sends[place].payload, self._capacity_of(channel))
+                Send(recipient_of(channel), channel, sends[place].payload, self._settings.capacity_of(channel))
                 for place, channel in found
             ]
             refused = await self._queries.send(connection, plain) if plain else set()

@@ -8,7 +8,6 @@ https://www.postgresql.org/docs/current/sql-prepare.html
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from psycopg.adapt import Buffer
 
 from .arrays import BytesArray, TextArray, dumped
 from .compiled import compiled
+from .config import Settings
 from .names import node_of, topic
 from .queries import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
 
@@ -34,15 +34,11 @@ class Prepared:
     """The statements that send, join and leave, with all that is the same for a whole layer written into them.
 
     Args:
-        schema: where the tables are; None leaves it to the connection's search_path.
-        prefix: of the layer.
-        expiry: how long a message may wait.
-        group_expiry: how long a membership lasts; None for ever.
+        settings: of the layer.
     """
 
-    def __init__(
-        self, schema: str | None, *, prefix: str, expiry: dt.timedelta, group_expiry: dt.timedelta | None
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
+        schema, prefix, expiry = settings.schema, settings.prefix, settings.message_life
         self._prefix = prefix
         self._secret = ""
         self._enter = compiled(schema)["enter"].sql
@@ -50,7 +46,7 @@ class Prepared:
         self._publish_one = _Statement("publish_one", schema, prefix=prefix, expiry=expiry)
         self._send = _Statement("send", schema, prefix=prefix, expiry=expiry)
         self._publish = _Statement("publish", schema, prefix=prefix, expiry=expiry, queues=True)
-        self._join = _Statement("join", schema, prefix=prefix, expiry=group_expiry)
+        self._join = _Statement("join", schema, prefix=prefix, expiry=settings.membership_life)
         self._leave = _Statement("leave", schema, prefix=prefix)
         self._all = [self._send_one, self._publish_one, self._send, self._publish, self._join, self._leave]
 

@@ -12,12 +12,15 @@ import psycopg
 from .arrays import BytesArray, IntArray, TextArray
 from .claims import Claim
 from .compiled import compiled
+from .config import Settings
+from .connection import Connection
 from .errors import SchemaError
 from .members import Member
 from .parcels import Parcel
 from .schema import REVISION
 
-Connection = psycopg.AsyncConnection[Any]
+BUDGET = 4 * 1024 * 1024
+"""Bytes of payloads after which an answer ends: it must come within `send_timeout` over a slow line, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,6 @@ class GroupSend:
 
     group: str
     payload: bytes
-
-
-BUDGET = 4 * 1024 * 1024
-"""Bytes of payloads after which an answer ends: it must come within `send_timeout` over a slow line, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,31 +87,28 @@ class Queries:
     """Run the layer's statements on the tables of one schema and the rows of one prefix.
 
     Args:
-        prefix: of the layer.
-        node: the id of the node that asks.
-        schema: where the tables are; None leaves it to the connection's search_path.
-        expiry: seconds a message may wait.
-        group_expiry: seconds a membership lasts; 0 for ever.
-        lease: seconds after its last heartbeat that a node is taken for dead.
+        settings: of the layer.
+        node_id: of the node that asks.
     """
 
-    def __init__(
-        self, *, prefix: str, node: str, schema: str | None, expiry: float, group_expiry: float, lease: float
-    ) -> None:
+    def __init__(self, settings: Settings, node_id: str) -> None:
         self._constants = {
-            "prefix": prefix,
-            "node": node,
-            "expiry": dt.timedelta(seconds=expiry),
-            "lease": dt.timedelta(seconds=lease),
+            "prefix": settings.prefix,
+            "node": node_id,
+            "expiry": settings.message_life,
+            "lease": dt.timedelta(seconds=settings.lease),
         }
-        self._schema = schema
-        self._group_expiry = dt.timedelta(seconds=group_expiry) if group_expiry else None
-        self._compiled = compiled(schema)
+        self._schema = settings.schema
+        self._membership_life = settings.membership_life
+        self._compiled = compiled(settings.schema)
 
-    async def _run(self, connection: Connection, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    async def _execute(self, connection: Connection, name: str, **parameters: Any) -> psycopg.AsyncCursor[Any]:
         statement = self._compiled[name]
         values = {key: parameters[key] if key in parameters else self._constants[key] for key in statement.parameters}
-        cursor = await connection.execute(statement.sql, {**statement.literals, **values}, prepare=True, binary=True)
+        return await connection.execute(statement.sql, {**statement.literals, **values}, prepare=True, binary=True)
+
+    async def _run(self, connection: Connection, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        cursor = await self._execute(connection, name, **parameters)
         # Not cursor.description, which describes each column anew.
         return await cursor.fetchall() if cursor.pgresult is not None and cursor.pgresult.nfields else []
 
@@ -137,7 +133,7 @@ class Queries:
 
     async def join(self, connection: Connection, joins: Sequence[Join]) -> None:
         """Insert or renew memberships."""
-        await self._run(connection, "join", expiry=self._group_expiry, **membership_columns(joins))
+        await self._run(connection, "join", expiry=self._membership_life, **membership_columns(joins))
 
     async def leave(self, connection: Connection, leaves: Sequence[Leave]) -> bool:
         """Delete memberships, those that are renewed meanwhile as well; return whether some were not there."""
@@ -261,9 +257,8 @@ class Queries:
             await self._run(connection, "bury_nodes")
             deleted = 0
             for name in ("sweep_messages", "sweep_memberships"):
-                statement = self._compiled[name]
-                cursor = await connection.execute(statement.sql, {**statement.literals, "batch": batch})
-                deleted = max(deleted, cursor.rowcount)
+                swept = await self._execute(connection, name, batch=batch)
+                deleted = max(deleted, swept.rowcount)
             await self._run(connection, "sweep_nodes")
             return deleted
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from .call import resolve
 from .clock import Clock
 from .config import Settings
 from .connection import Connection
@@ -25,8 +26,10 @@ from .inbox import Inbox
 from .iothread import IOThread
 from .listener import ConnectionLost, Listener
 from .mailboxes import Effects
-from .parcels import Acknowledged, Flushed, parse
+from .names import Topics
+from .parcels import Flushed, parse
 from .queries import Queries
+from .queuereader import QueueReader
 from .recovery import Recovery
 from .vacuum import Vacuum
 
@@ -34,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 RECANCEL = 0.5
 """Seconds after which a task that was cancelled and goes on is cancelled again."""
-READY = 0.005
-"""Seconds between two looks whether the listener is up."""
 
 
 class Reception:
@@ -73,11 +74,13 @@ class Reception:
         """Why this node does not hear the server, as far as is known; None if it does."""
         self._tasks: list[asyncio.Task[Any]] = []
         self._clock = Clock()
+        self._topics = Topics(settings.prefix, node_id)
+        self._changed: asyncio.Future[None] = thread.loop.create_future()  # whether this node hears
         self.inbox = Inbox(
             dispatcher,
             self._clock,
             work=self._work,
-            want=lambda channel: self._soon(self._courier.want, channel),
+            want=lambda channel: self._soon(self._queues.on_reader, channel),
         )
         self._listener = Listener(
             settings.listen,
@@ -90,25 +93,31 @@ class Reception:
         spawn = thread.spawn
         vacuum = Vacuum(database, queries, spawn)
         self._courier = Courier(
+            settings,
+            database,
+            queries,
+            decisions=self.inbox.decisions,
+            deleted=vacuum.note,
+            spawn=spawn,
+        )
+        self._queues = QueueReader(
+            settings,
             database,
             queries,
             decisions=self.inbox.decisions,
             listen=self._listen_to_queues,
-            deleted=vacuum.note,
             reread=self._reread,
             spawn=spawn,
-            patience=settings.send_timeout,
-            expiry=settings.expiry,
-            bounded=settings.bounded,
         )
         self._recovery = Recovery(
-            node_id,
             settings,
+            self._topics,
             database=database,
             queries=queries,
             inbox=self.inbox,
             clock=self._clock,
             listener=self._listener,
+            queues=self._queues,
             courier=self._courier,
         )
         self._heartbeat = Heartbeat(
@@ -117,14 +126,14 @@ class Reception:
             queries,
             self._listener,
             self._clock,
-            topic=self._recovery.topic,
-            queues=lambda: sorted(self._courier.book.queues),
-            filled=self._courier.overlooked,
+            topics=self._topics,
+            queues=lambda: sorted(self._queues.book.queues),
+            filled=self._queues.on_filled,
             deleted=vacuum.note,
             spawn=spawn,
         )
         self._flushes = Flushes(
-            node_id, database, queries, self._listener, self._recovery.topic, timeout=settings.send_timeout
+            node_id, database, queries, self._topics, ready=self.ready, timeout=settings.send_timeout
         )
 
     # For the node --------------------------------------------------------------------------------
@@ -151,10 +160,13 @@ class Reception:
         self.inbox.check()
 
     async def ready(self) -> None:
-        """Wait until this node listens; a group it joins before that could be left before its messages are read."""
+        """Wait until this node listens; a group it joins before that could be left before its messages are read.
+
+        Raises: as `check` does.
+        """
         while self._started and not self._listener.is_listening:
             self.check()
-            await asyncio.sleep(READY)
+            await asyncio.wait([self._changed])
 
     def is_member(self, group: str, channel: str) -> bool:
         """Whether a channel of this node's is a member of the group, as far as this node has heard."""
@@ -168,9 +180,9 @@ class Reception:
     async def keep_house(self, drops: DropLog, *, thoroughly: bool) -> None:
         """Free what nobody reads; thoroughly: stop listening for queues that nobody reads, too."""
         self.inbox.keep_house(drops, thoroughly=thoroughly)
-        self._courier.give_back()
+        self._queues.give_back()
         if thoroughly:
-            await self._courier.rest()
+            await self._queues.rest()
 
     @property
     def is_away(self) -> bool:
@@ -196,13 +208,15 @@ class Reception:
     def refuse(self, error: ChannelLayerError) -> None:
         """Serve nobody any more, and tell those who wait."""
         self.inbox.fail(error)
+        self._tell_of_change()
 
     async def finish(self, patience: float) -> None:
         """Return what was claimed and not read, do what is still to be done, and stop listening."""
         end = time.monotonic() + patience
         self.inbox.dismiss()
-        await self._courier.finish(patience)  # what a claim under way brings is given back as well
-        self._courier.give_back()
+        await self._queues.finish(patience)  # what a claim under way brings is given back as well
+        self._queues.give_back()
+        await self._queues.finish(max(0.0, end - time.monotonic()))
         await self._courier.finish(max(0.0, end - time.monotonic()))
         running = set(self._tasks)
         while running:
@@ -238,7 +252,7 @@ class Reception:
             await self._queries.leave_all(connection)
 
     async def _listen_to_queues(self, queues: list[str], stop: bool) -> bool:
-        return await self._listener.add(self._recovery.queue_topics(queues), stop=stop)
+        return await self._listener.add(self._topics.of_queues(queues), stop=stop)
 
     # What is heard -------------------------------------------------------------------------------
 
@@ -252,22 +266,26 @@ class Reception:
         if not self._thread.is_current:
             self._soon(self._work, effects)
             return
-        self._courier.work(effects)
-        for control in effects.controls:
-            if isinstance(control, Flushed):
-                self._courier.flushed()
-                self._thread.spawn(self._flushes.answer(control), "channels_pg_sa flush answer")
-            elif isinstance(control, Acknowledged):
-                self._thread.spawn(self._flushes.hear_answer(control), "channels_pg_sa flush answered")
+        self._courier.fetches.add(effects.fetch)
+        self._courier.deletions.add(effects.delete)
+        for ring in effects.rings:
+            self._queues.on_ring(ring.queue, ring.id)
+        for flush in effects.flushes:
+            if isinstance(flush, Flushed):
+                self._queues.on_flush()
+                self._thread.spawn(self._flushes.answer(flush), "channels_pg_sa flush answer")
+            else:
+                self._flushes.hear_answer(flush)
 
     def _came_up(self, away: float | None) -> None:
         if not isinstance(self.inbox.failure, LayerClosed):
             self.inbox.failure = None
-        self._courier.listen_to_late()
+        self._queues.listen_to_late()
         if away is not None:
             logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, away)
             self._announce(self._announcements[1])
         self.trouble = None
+        self._tell_of_change()
 
     def _went_down(self, error: Exception) -> None:
         """Say so once. If the setup is at fault, those who wait are told; it may be mended, so the listener goes on."""
@@ -293,6 +311,11 @@ class Reception:
                 dispatcher.announce(payload, self._clock.now() + self._settings.expiry)
 
     # Parts ---------------------------------------------------------------------------------------
+
+    def _tell_of_change(self) -> None:
+        """Let those who wait for this node to hear look again."""
+        resolve([self._changed])
+        self._changed = self._thread.loop.create_future()
 
     def _soon(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended: so has what this was about

@@ -6,7 +6,6 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable
 
 import psycopg
 
@@ -16,13 +15,14 @@ from .connection import Connection, is_pooled
 from .courier import Courier
 from .database import Database
 from .dispatcher import Dispatcher
-from .errors import PoolerError, PrivilegeError
+from .errors import PoolerError, PrivilegeError, words_of
 from .fate import Fate, fate
 from .inbox import Inbox
 from .listener import Listener
-from .names import node_of, topic
+from .names import Topics, node_of
 from .parcels import Parcel
 from .queries import Queries
+from .queuereader import QueueReader
 from .schema import REVISION
 from .version import __version__
 
@@ -34,47 +34,41 @@ class Recovery:
     """LISTEN, and then read from the tables what has happened meanwhile.
 
     Args:
-        node_id: of the node.
         settings: of the layer.
+        topics: are told the installation's secret.
         database: lends connections.
         queries: the layer's statements.
         inbox: takes in what the tables have for this node.
         clock: the database's.
         listener: whose connections they are.
-        courier: knows whose doorbells are to be listened for.
+        queues: knows whose doorbells are to be listened for.
+        courier: is told what is in the mailbox no more.
     """
 
     def __init__(
         self,
-        node_id: str,
         settings: Settings,
+        topics: Topics,
         *,
         database: Database,
         queries: Queries,
         inbox: Inbox,
         clock: Clock,
         listener: Listener,
+        queues: QueueReader,
         courier: Courier,
     ) -> None:
         self.is_registered = False
-        self._node_id = node_id
         self._settings = settings
+        self._topics = topics
         self._database = database
         self._queries = queries
         self._inbox = inbox
         self._clock = clock
         self._listener = listener
+        self._queues = queues
         self._courier = courier
-        self._secret = ""
         self._mark = 0
-
-    def topic(self) -> str:
-        """Return what this node listens on."""
-        return topic(self._secret, "node", self._settings.prefix, self._node_id)
-
-    def queue_topics(self, queues: Iterable[str]) -> list[str]:
-        """Return where the doorbells of queues are heard."""
-        return [topic(self._secret, "queue", self._settings.prefix, queue) for queue in queues]
 
     async def recover(self, connection: Connection) -> None:
         """Make a new connection of the listener's this node's.
@@ -85,7 +79,7 @@ class Recovery:
         try:
             await self._begin(connection)
         except psycopg.errors.InsufficientPrivilege as error:
-            raise PrivilegeError(str(error).strip()) from error
+            raise PrivilegeError(words_of(error)) from error
 
     async def _begin(self, connection: Connection) -> None:
         pooled = await is_pooled(connection)
@@ -94,8 +88,8 @@ class Recovery:
         await self._enter(connection)
         with self._inbox.decisions() as dispatcher:
             known = dispatcher.known
-        queues = sorted(self._courier.book.queues)
-        await self._listener.listen(connection, [self.topic(), *self.queue_topics(queues)])
+        queues = sorted(self._queues.book.queues)
+        await self._listener.listen(connection, [self._topics.own, *self._topics.of_queues(queues)])
         if pooled:
             await self._check_pooler(connection)
         await self._register(connection)
@@ -104,11 +98,13 @@ class Recovery:
         members = await self._queries.members(connection)
         with self._inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
-            self._courier.vanished(dispatcher.vanished(known, waiting))
+            lost = dispatcher.vanished(known, waiting)
+            self._queues.on_rows_lost(lost)
+            self._courier.on_rows_lost(lost)
             self._take_in(dispatcher, waiting)
         self._courier.is_current = True
         await self._send_mark(connection)
-        self._courier.hears(queues)
+        self._queues.on_listening(queues)
 
     async def reread(self) -> None:
         """Find rows that were claimed by a statement whose answer was lost."""
@@ -131,12 +127,12 @@ class Recovery:
         Only their order tells: a row can be read before those who listen are notified of it, so the answer to a
         statement, or time, would say nothing. If this fails, the reading must be done again, with a mark of its own.
         """
-        await self._queries.tell(connection, self.topic(), f"B{self._mark}")
+        await self._queries.tell(connection, self._topics.own, f"B{self._mark}")
 
     async def _enter(self, connection: Connection) -> None:
         before = time.monotonic()
         try:
-            self._secret, revision, now = await self._queries.enter(connection)
+            self._topics.secret, revision, now = await self._queries.enter(connection)
         except psycopg.Error as error:
             if fate(error) is Fate.NO_SCHEMA:
                 raise self._queries.schema_error(connection, None) from error
@@ -150,7 +146,7 @@ class Recovery:
         for _ in range(3):  # once may be chance
             sign = f"B-{secrets.randbelow(2**31)}"
             async with self._database.connection(POOLER_PATIENCE) as other:
-                await self._queries.tell(other, self.topic(), sign)
+                await self._queries.tell(other, self._topics.own, sign)
             if not await self._listener.hears(connection, sign.encode(), POOLER_PATIENCE):
                 raise PoolerError
 

@@ -10,8 +10,7 @@ from django.db.models.signals import post_migrate
 from django.test.runner import DiscoverRunner
 
 from . import migrate
-from .checks import configs
-from .django import database_alias, settings_from_config
+from .django_settings import configs, database_alias, settings_from_config
 from .layer import close_layers
 
 __all__ = ["Runner", "close_layers", "upgraded_with_migrate"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,18 +76,14 @@ class TransactionalSends:
         nothing = {"recipient": [None], "channel": [None]}
         return self._sql("publish", group_name=[group], payload=[self._codec.encode(message)], queues=True, **nothing)
 
-    @property
-    def _expiry(self) -> dt.timedelta:
-        return dt.timedelta(seconds=self._settings.expiry)
-
     def _values(self, message: Message) -> dict[str, Any]:
         return {
             "prefix": literal(self._settings.prefix, Text),
             "payload": literal(self._codec.encode(message), LargeBinary),
-            "expiry": literal(self._expiry, Interval),
+            "expiry": literal(self._settings.message_life, Interval),
         }
 
     def _sql(self, name: str, **parameters: Any) -> tuple[str, Mapping[str, Any]]:
         statement = compiled(self._settings.schema)[name]
-        constants = {"prefix": self._settings.prefix, "expiry": self._expiry}
+        constants = {"prefix": self._settings.prefix, "expiry": self._settings.message_life}
         return statement.sql, {**statement.literals, **constants, **parameters}

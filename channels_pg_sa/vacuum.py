@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from .database import Database
 from .errors import words_of
 from .fate import OUTAGE
+from .iothread import Spawn
 from .queries import Queries
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class Vacuum:
         self,
         database: Database,
         queries: Queries,
-        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+        spawn: Spawn,
     ) -> None:
         self._database = database
         self._queries = queries

@@ -16,6 +16,7 @@ from benchmarks.growth.counters import Cost, Meter, counted, middle
 from benchmarks.growth.crowd import PREFIX, Crowd, node_id
 from benchmarks.growth.model import Load
 from channels_pg_sa.compiled import compiled
+from channels_pg_sa.config import Settings
 from channels_pg_sa.connection import SETTINGS
 from channels_pg_sa.layer import Layer
 from channels_pg_sa.queries import GroupSend, Queries, Send
@@ -34,7 +35,7 @@ class Probe:
         self.crowd = crowd
         self._connection = connection
         self._meter = meter
-        self._queries = Queries(prefix=PREFIX, node=node_id(0), schema=None, expiry=60.0, group_expiry=0.0, lease=60.0)
+        self._queries = Queries(Settings(connect=dict, listen=dict, prefix=PREFIX), node_id(0))
         self._groups: set[str] = set()
 
     async def room(self) -> int:

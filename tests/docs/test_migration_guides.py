@@ -20,7 +20,7 @@ from django.test import override_settings
 
 from channels_pg_sa.config import DATABASE_KEYS, Settings
 from channels_pg_sa.core import PostgresChannelLayer
-from channels_pg_sa.django import settings_from_config
+from channels_pg_sa.django_settings import settings_from_config
 from channels_pg_sa.management.commands import channels_pg_sa as command
 from tests.conformance.backends import Conversation
 from tests.support.databases import TestServer

@@ -32,7 +32,7 @@ async def reads(layer: PostgresLayer, channel: str) -> asyncio.Task[Any]:
     """Start a reader, and wait until its channel's doorbell is heard."""
     reader = asyncio.create_task(layer.receive(channel))
     await asyncio.sleep(0)
-    book = inside(layer)._courier.book
+    book = inside(layer)._queues.book
 
     async def is_heard() -> bool:
         return channel in book.channels and not book.deaf

@@ -470,7 +470,7 @@ async def test_a_mailbox_that_was_read_without_a_mark_is_read_again(
     monkeypatch.setattr(Queries, "tell", lost_twice)
 
     async def reread() -> None:
-        inside(layer)._courier.rereads.add([None])
+        inside(layer)._queues.rereads.add([None])
 
     await within(layer, reread())
 
@@ -878,6 +878,6 @@ async def test_thousands_of_messages_during_twenty_events(
     await asyncio.gather(*streams)
     await storm.tally.settle()
     rows = query(fragile_url, "SELECT id, recipient, channel, group_name FROM channels_pg_sa_message LIMIT 20")
-    assert storm.tally.lost == [], (layer, rows, inside(layer)._courier.book)
+    assert storm.tally.lost == [], (layer, rows, inside(layer)._queues.book)
     await end(*readers)
     assert (storm.tally.twice, storm.tally.disordered) == ([], [])

@@ -19,6 +19,7 @@ import pytest_asyncio
 from psycopg import sql
 
 from channels_pg_sa import __version__, database, heartbeat
+from channels_pg_sa.config import Settings
 from channels_pg_sa.listener import ConnectionLost
 from channels_pg_sa.queries import Queries
 from tests.support.databases import query
@@ -87,7 +88,7 @@ async def test_an_idle_process_wakes_no_other(
     layer = make_own_layer(heartbeat=0.5, lease=10)
     await warm(layer)
     await until_beats(layer, layer_url, 1)
-    topic = inside(layer)._recovery.topic()
+    topic = inside(layer)._topics.own
     with psycopg.connect(layer_url, autocommit=True, application_name="tests") as other:
 
         def heard() -> list[str]:
@@ -362,7 +363,7 @@ async def test_members_without_a_node_wait_for_it_under_their_own_prefix(layer_u
         ('asgi', 'group', '', 'jobs'), ('other', 'group', 'bbbbbbbbbbbb', 's.bbbbbbbbbbbb!a')""",
     )
     queries = {
-        prefix: Queries(prefix=prefix, node="0123456789ab", schema=None, expiry=60, group_expiry=0, lease=60)
+        prefix: Queries(Settings(connect=dict, listen=dict, prefix=prefix), "0123456789ab")
         for prefix in ("asgi", "other")
     }
     adopted = "SELECT prefix, id FROM channels_pg_sa_node WHERE pid IS NULL AND lease_until > now() ORDER BY id"

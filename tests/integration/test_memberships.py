@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest_asyncio
 
+from channels_pg_sa.config import Settings
 from channels_pg_sa.queries import Join, Leave, Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory
@@ -42,7 +43,7 @@ async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(
 ) -> None:
     """It found the row at a place that it has left by the time of the delete, and looks again."""
     one, other = connections
-    queries = Queries(prefix="asgi", node=NODE, schema=None, expiry=60, group_expiry=0, lease=60)
+    queries = Queries(Settings(connect=dict, listen=dict), NODE)
     join, leave = Join("group", NODE, CHANNEL), Leave("group", NODE, CHANNEL)
     await queries.join(one, [join])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.pq import ExecStatus
 
+from channels_pg_sa.config import Settings
 from channels_pg_sa.names import node_of, recipient_of, topic
 from channels_pg_sa.parcels import Frame, Parcel, Ring, parse
 from channels_pg_sa.prepared import Bound, Prepared
@@ -116,8 +116,7 @@ def sender(layer_url: str) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture
 def prepared(sender: psycopg.Connection[Any]) -> Prepared:
     """The layer's own statements, prepared there."""
-    minute = dt.timedelta(minutes=1)
-    statements = Prepared(None, prefix="asgi", expiry=minute, group_expiry=None)
+    statements = Prepared(Settings(connect=dict, listen=dict))
     statements.learn(sender.execute(statements.prepare.encode()).fetchone())
     return statements
 

@@ -17,8 +17,9 @@ from django.core.management import CommandError, call_command
 from django.test import override_settings
 
 from channels_pg_sa import __version__, cli, migrate
-from channels_pg_sa.checks import BACKEND, check_config, check_tables
+from channels_pg_sa.checks import check_config, check_tables
 from channels_pg_sa.config import Settings
+from channels_pg_sa.django_settings import BACKEND
 from channels_pg_sa.management.commands.channels_pg_sa import Command
 from channels_pg_sa.schema import REVISION
 from tests.support.urls import with_database
@@ -344,7 +345,7 @@ def test_a_wrong_config_is_told_once(layers: Callable[..., None]) -> None:
 
 def test_an_assumed_role_holds_in_a_real_connection(database_url: str) -> None:
     """The server takes what we write for Django's assume_role."""
-    from channels_pg_sa.django import settings_from_config
+    from channels_pg_sa.django_settings import settings_from_config
 
     made: Settings = settings_from_config({**django_entry(database_url), "OPTIONS": {"assume_role": "pg_monitor"}})
     with psycopg.connect(**made.connect()) as connection:

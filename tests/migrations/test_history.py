@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import functools
 import io
 import os
@@ -84,6 +85,14 @@ def test_offline_sql_makes_the_same(database_url: str, schema: str | None) -> No
         connection.execute(script.getvalue().encode())
     assert objects(database_url, schema) == migrated
     migrate.check(database_url, schema=schema)
+
+
+def test_offline_sql_goes_where_output_is_redirected_to() -> None:
+    """Where no file is given it goes to the standard output of the moment, not of the import."""
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script):
+        migrate.write_sql()
+    assert "CREATE UNLOGGED TABLE" in script.getvalue()
 
 
 def test_the_head_is_the_revision_that_the_code_needs() -> None:

@@ -321,5 +321,5 @@ async def test_what_is_given_back_keeps_its_place(make_layer: LayerFactory) -> N
         await asyncio.gather(reader, return_exceptions=True)
         await sender.send("jobs", text(number + 1))
         reception: Any = layer._node._reception  # type: ignore[attr-defined]
-        reception._soon(reception._courier.give_back)
+        reception._soon(reception._queues.give_back)
         assert await take(layer, "jobs", 2) == [number, number + 1]

@@ -475,7 +475,7 @@ def test_what_others_answer_to_a_flush_ends_no_recovery() -> None:
     effects(it)
     it.deleted([1])
     it.hear([Acknowledged("9", NODE), parcel(1)], NOW)
-    assert effects(it).controls == [Acknowledged("9", NODE)]
+    assert effects(it).flushes == [Acknowledged("9", NODE)]
     assert it.counters["received"] == 1
 
 
@@ -524,7 +524,7 @@ def test_flush_forgets_messages_and_members_but_no_reader() -> None:
     reader = waiting(it)
     it.hear([Joined("g", OWN, math.inf), doorbell(1), parcel(2), Flushed("n", "t")], NOW)
     done = effects(it)
-    assert done.controls == [Flushed("n", "t")]
+    assert done.flushes == [Flushed("n", "t")]
     assert sorted(set(done.delete)) == [1, 2]
     it.fetched([1], {1: b"1"})
     it.deleted(done.delete)
@@ -533,12 +533,12 @@ def test_flush_forgets_messages_and_members_but_no_reader() -> None:
     assert reader in it.woken
 
 
-def test_controls_and_nonsense_are_told_apart() -> None:
-    """Controls are passed on, in their order; what was no frame is counted."""
+def test_flushes_are_passed_on_and_nonsense_is_counted() -> None:
+    """In their order; a mark is for the dispatcher alone, and what was no frame is counted."""
     it = dispatcher()
     frames: list[Any] = [Mark(3), None, Acknowledged("n", NODE), None]
     it.hear(frames, NOW)
-    assert effects(it).controls == [Mark(3), Acknowledged("n", NODE)]
+    assert effects(it).flushes == [Acknowledged("n", NODE)]
     assert it.counters["malformed"] == 2
 
 

@@ -14,7 +14,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.utils import ConnectionHandler
 from django.test import override_settings
 
-from channels_pg_sa.django import database_alias, settings_from_config
+from channels_pg_sa.django_settings import database_alias, settings_from_config
 
 POSTGRESQL = "django.db.backends.postgresql"
 CHANNELS_POSTGRES = {

@@ -34,6 +34,14 @@ def test_the_first_drop_is_told_at_once(caplog: pytest.LogCaptureFixture) -> Non
     assert lines(caplog) == ["Messages dropped: 3 to group 'g', for c, which is over its capacity"]
 
 
+@pytest.mark.usefixtures("clock")
+def test_a_message_of_the_layers_own_is_told_without_a_group(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as on_reconnect's."""
+    drops = DropLog()
+    drops.over_capacity("c", "", 1)
+    assert lines(caplog) == ["Messages dropped: 1 of the layer's own, for c, which is over its capacity"]
+
+
 def test_the_next_drops_are_told_together_after_a_pause(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     """By report(), or by the next drop; the most frequent kind first."""
     drops = DropLog()

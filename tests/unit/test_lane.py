@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from channels_pg_sa.call import Call
-from channels_pg_sa.callqueue import ENOUGH, LaneFull
+from channels_pg_sa.callqueue import ENOUGH
+from channels_pg_sa.errors import SendError
 from channels_pg_sa.lane import Lane
 from tests.support.lanes import Bench, Calls, Late, Shortcut, finish_round, outcome, result_of
 
@@ -67,7 +68,7 @@ async def test_a_full_lane_refuses() -> None:
     """Waiting calls are bounded."""
     bench = Bench(limit=2)
     calls = [bench.call(number) for number in range(2)]
-    with pytest.raises(LaneFull):
+    with pytest.raises(SendError, match="2 calls wait already"):
         bench.call(2)
     bench.gate.set()
     assert [await outcome(call) for call in calls] == [0, 10]

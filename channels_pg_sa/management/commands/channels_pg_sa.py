@@ -11,10 +11,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from sqlalchemy.exc import DBAPIError
 
-from channels_pg_sa.checks import BACKEND, configs
 from channels_pg_sa.cli import MISUSED, add_commands, run
 from channels_pg_sa.config import Settings
-from channels_pg_sa.django import settings_from_config
+from channels_pg_sa.django_settings import BACKEND, configs, settings_from_config
 from channels_pg_sa.errors import ChannelLayerError, ConfigurationError
 from channels_pg_sa.migrate import reason_of
 

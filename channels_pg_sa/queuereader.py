@@ -1,0 +1,215 @@
+"""Reads the queues that this node's readers share with other nodes: hears their doorbells, and claims rows."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import AbstractContextManager
+
+import psycopg
+
+from .backlog import Backlog
+from .claims import Claim, ClaimBook
+from .config import Settings
+from .database import Database
+from .dispatcher import Dispatcher
+from .fate import Fate, fate, level
+from .iothread import Spawn
+from .names import queue_of
+from .queries import Queries
+
+MOST = 1000
+"""Rows that one claim takes; fewer after claims whose answers were lost, since over a slow line they were too large."""
+_NO_CHANNEL = ""
+"""In place of a channel to claim for: only what was claimed and not read is to be returned."""
+
+
+class QueueReader:
+    """Claim rows of queues for readers who wait, and return what nobody has read; lives on the I/O loop.
+
+    Args:
+        settings: of the layer.
+        database: lends connections.
+        queries: the layer's statements.
+        decisions: opens the dispatcher for a block, and afterwards does what it has decided.
+        listen: LISTENs to the doorbells of queues, or stops; tells whether it could.
+        reread: reads the node's mailbox again, because something may be in it that nobody knows of.
+        spawn: starts a task and holds it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        queries: Queries,
+        *,
+        decisions: Callable[[], AbstractContextManager[Dispatcher]],
+        listen: Callable[[list[str], bool], Coroutine[None, None, bool]],
+        reread: Callable[[], Awaitable[None]],
+        spawn: Spawn,
+    ) -> None:
+        self.book = ClaimBook()
+        self._settings = settings
+        self._database = database
+        self._queries = queries
+        self._decisions = decisions
+        self._listen = listen
+        self._reread = reread
+        self._doubtful_until = 0.0
+        self._is_unread = False
+        self._flushes = 0
+        self._idle: set[str] = set()
+        self._returning: dict[int, float] = {}
+        self._most = MOST
+        make = functools.partial(Backlog[str], spawn=spawn, level=level, batch=100)
+        self.claims = make("channels_pg_sa claims", run=self._claim)
+        self.doorbells = make("channels_pg_sa doorbells", run=self._hear_doorbells)
+        self.rereads: Backlog[None] = Backlog(
+            "channels_pg_sa mailbox", spawn=spawn, level=level, batch=1, run=lambda _: reread()
+        )
+
+    # What happens --------------------------------------------------------------------------------
+
+    def on_reader(self, channel: str) -> None:
+        """A reader waits for a channel that other nodes may read as well."""
+        if self.book.open(channel):
+            self.doorbells.add([queue_of(channel)])
+        else:
+            self.claims.add([channel])
+
+    def on_ring(self, queue: str, row: int) -> None:
+        """A queue has rows from this id on."""
+        self.claims.add(self.book.ring(queue, row))
+
+    def on_filled(self, queues: Iterable[str]) -> None:
+        """Rows wait in these queues, whether their doorbells were heard or not."""
+        for queue in queues:
+            self.on_ring(queue, 0)
+
+    def on_listening(self, queues: Iterable[str]) -> None:
+        """These queues' doorbells are listened for from now on."""
+        for queue in queues:
+            self.claims.add(self.book.listening(queue))
+
+    def on_flush(self) -> None:
+        """All rows were deleted: what a claim under way returns may be among them."""
+        self._flushes += 1
+
+    def on_rows_lost(self, rows: set[int]) -> None:
+        """Rows are gone with a server that crashed: what was to be done to them is not done to others."""
+        for row in rows:
+            self._returning.pop(row, None)
+
+    # What to do ----------------------------------------------------------------------------------
+
+    def listen_to_late(self) -> None:
+        """Listen for queues that were wanted while there was no connection to listen on."""
+        self.doorbells.add(self.book.deaf)
+
+    def give_back(self) -> None:
+        """Return what was claimed here and nobody here reads."""
+        with self._decisions() as dispatcher:
+            rows = dispatcher.claimed_unread()
+        if rows:
+            self._returning.update(rows)
+            self.claims.add([_NO_CHANNEL])  # by the same task as claims, so that no row goes both ways at once
+
+    async def rest(self) -> None:
+        """Stop listening for queues without readers in two successive calls.
+
+        And look for what a claim may have moved that the server did not finish before it was given up.
+        """
+        if time.monotonic() < self._doubtful_until:
+            self.rereads.add([None])
+        with self._decisions() as dispatcher:
+            idle = {channel for channel in self.book.channels if not dispatcher.is_read(channel)}
+        before = self.book.queues
+        for channel in idle & self._idle:
+            self.book.close(channel)
+        self._idle = idle
+        if gone := before - self.book.queues:
+            await self._listen(sorted(gone), True)
+            self.doorbells.add(gone & self.book.queues)  # a reader came while we stopped listening
+
+    async def finish(self, timeout: float) -> None:
+        """Wait until nothing is left to claim or return, but no longer than so many seconds."""
+        await self.claims.finish(timeout)
+
+    # Parts ---------------------------------------------------------------------------------------
+
+    async def _hear_doorbells(self, queues: list[str]) -> None:
+        if await self._listen(queues, False):
+            self.on_listening(queues)
+        # Otherwise the listener is on its way, and will LISTEN to all queues of the book.
+
+    async def _claim(self, channels: list[str]) -> None:
+        await self._return_rows()
+        if self._is_unread:
+            # What the last claim may have moved comes before what this one will.
+            await self._reread()
+            self._is_unread = False
+        claims = self._start_claims(channels)
+        if not claims:
+            return
+        flushes = self._flushes
+        with self._outcome_known(claims):
+            async with self._database.connection(self._settings.send_timeout) as connection:
+                got = await self._queries.claim(connection, claims)
+        self._take_in(claims, got, is_current=flushes == self._flushes)
+
+    def _start_claims(self, channels: list[str]) -> list[Claim]:
+        with self._decisions() as dispatcher:
+            readers = {channel: dispatcher.waiting(channel) for channel in channels if channel != _NO_CHANNEL}
+        started = (self.book.start(channel, min(count, self._most)) for channel, count in readers.items())
+        return [claim for claim in started if claim is not None]
+
+    def _take_in(
+        self, claims: list[Claim], got: list[list[tuple[int, str, bytes, float]]], *, is_current: bool
+    ) -> None:
+        """Hand over what claims have got, unless a flush came between; go on where more may wait."""
+        queues = Counter(claim.queue for claim in claims)
+        with self._decisions() as dispatcher:
+            for claim, rows in zip(claims, got, strict=True):
+                self.book.finish(claim, [row[0] for row in rows])
+                if rows and queues[claim.queue] > 1:  # another claim of this batch may have picked the same rows
+                    self.book.ring(claim.queue, claim.floor)
+                if is_current:
+                    dispatcher.claimed(rows)
+        if not is_current:
+            self.rereads.add([None])
+        self.claims.add(claim.channel for claim in claims if self._may_claim(claim.channel))
+
+    def _may_claim(self, channel: str) -> bool:
+        with self._decisions() as dispatcher:
+            return self.book.is_due(channel) and dispatcher.waiting(channel) > 0
+
+    @contextlib.contextmanager
+    def _outcome_known(self, claims: list[Claim]) -> Iterator[None]:
+        """See to it that rows which were claimed by a statement whose answer was lost are found again."""
+        try:
+            yield
+            self._most = min(MOST, self._most + 1)
+        except BaseException as error:
+            for claim in claims:
+                self.book.fail(claim)
+            if isinstance(error, psycopg.Error) and fate(error) is Fate.UNKNOWN:
+                self._most = max(1, max(claim.count for claim in claims) // 2)
+                self._doubtful_until = time.monotonic() + self._settings.expiry
+                self._is_unread = True
+            raise
+
+    async def _return_rows(self) -> None:
+        if self._returning:
+            async with self._database.connection(self._settings.send_timeout) as connection:
+                rows = dict(self._returning)
+                await self._queries.put_back(connection, rows)
+            for row in rows:
+                self._returning.pop(row, None)
+            with self._decisions() as dispatcher:
+                dispatcher.returned(rows)
+            # Before their doorbell comes, a claim could pass over them.
+            for queue in self.book.queues if rows else ():
+                self.on_ring(queue, min(rows))
