@@ -24,6 +24,18 @@ class CallQueue(Generic[J]):
     It is at rest until a call leads: whoever made that has to see to it that a batch is taken, and whoever has taken
     one that the next is, until there is none and the queue is at rest again.
 
+    ========== ===== ========== ============ ==========================================================================
+    State      busy  leader     gathering    Who moves on
+    ========== ===== ========== ============ ==========================================================================
+    at rest    no    any        none         the next call, which leads
+    led        yes   that call  none         its thread, which begins a batch or has the lane's loop begin it
+    gathering  yes   that call  a loop       the end of that loop's round, ENOUGH calls, a call from elsewhere, a timer
+    running    yes   any        none         whoever began the batch, when it is over
+    ========== ===== ========== ============ ==========================================================================
+
+    A leader who has begun its batch stays the leader until the loop goes on by itself, so that the lane can tell
+    whether a caller was interrupted before or after.
+
     A coroutine that was woken together with others is mostly not the only one to call. So where the last batch was of
     several calls, the first of the next waits for those which its loop wakes in the same round: they gather. Not so the
     call of one who does not wait for its outcome, and may do something else for long before the round ends.

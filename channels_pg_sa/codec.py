@@ -158,8 +158,8 @@ _Weighed = dict[int, tuple[object, int, int]]
 def _weigh(value: object, depth: int, limit: float, weighed: _Weighed) -> int:
     """Refuse what a receiver could not read, and what is too large for sure; return how many bytes it has at least.
 
-    Exact types first: they are nearly all there are. A list that is in a message in many places is weighed once, so
-    that one which holds another twice, and that a third twice, and so on, takes no longer than it looks.
+    Exact types first: they are nearly all there are. A container that stands in several places is weighed once, so that
+    nested shared ones take no exponential time.
     """
     kind = type(value)
     if kind is str or kind is bytes:

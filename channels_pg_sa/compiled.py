@@ -45,7 +45,7 @@ def _build(schema: str | None) -> dict[str, Executable]:
         "publish_one": one_message.publish_one(routines),
         **_named(memberships.join, memberships.leave, memberships.members, memberships.plain_members),
         **_named(memberships.restore, memberships.sweep_memberships),
-        **_named(nodes.enter, nodes.known_node, nodes.register, nodes.beat, nodes.renew, nodes.leave_all, nodes.tell),
+        **_named(nodes.enter, nodes.known_node, nodes.register, nodes.beat, nodes.renew, nodes.unregister, nodes.tell),
         **_named(nodes.adopt_orphans, nodes.bury_nodes, nodes.sweep_nodes),
         "put_back": messages.put_back(topic),
         "message_table": messages.message_table(schema),

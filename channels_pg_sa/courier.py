@@ -12,7 +12,7 @@ from .backlog import Backlog
 from .config import Settings
 from .database import Database
 from .dispatcher import Dispatcher
-from .fate import level
+from .fate import log_level
 from .iothread import Spawn
 from .queries import Queries
 
@@ -46,7 +46,7 @@ class Courier:
         self._queries = queries
         self._decisions = decisions
         self._deleted = deleted
-        make = functools.partial(Backlog[int], spawn=spawn, level=level)
+        make = functools.partial(Backlog[int], spawn=spawn, level=log_level)
         # Deleting can wait, so that more rows go together: nobody waits for it but senders who count what is unread.
         pause = 0.02 if settings.bounded else 0.1
         self.deletions = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=pause)

@@ -65,7 +65,7 @@ class Database:
         self._slots = asyncio.Semaphore(self._pool.max_size)
         self._kept: deque[Held] = deque()
         self._wanted: deque[asyncio.Future[Held]] = deque()
-        self.check = min(CHECK, settings.send_timeout / 4)
+        self.check_timeout = min(CHECK, settings.send_timeout / 4)
         self._lent: set[Held] = set()
         self._closed = False
         self._resting: set[asyncio.Task[None]] = set()
@@ -203,8 +203,8 @@ class Database:
             self.trouble = trouble
             return None
         try:
-            engine_s = await self._engine.connect()
-            raw = await engine_s.get_raw_connection()
+            sa_connection = await self._engine.connect()
+            raw = await sa_connection.get_raw_connection()
         except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
             self.trouble = await self._diagnose()
             return None
@@ -212,7 +212,7 @@ class Database:
         driver = raw.driver_connection
         if not isinstance(driver, psycopg.AsyncConnection):
             raise TypeError(f"The engine's driver is not psycopg but {type(driver).__name__}.")
-        held = Held(engine_s, driver)
+        held = Held(sa_connection, driver)
         return held if await self._is_good(held) else None
 
     async def _is_good(self, held: Held) -> bool:
@@ -221,7 +221,7 @@ class Database:
         If it is not, or nobody waits for the answer any more, the connection is given back.
         """
         answers = False
-        timer = asyncio.get_running_loop().call_later(self.check, sever, held.driver)
+        timer = asyncio.get_running_loop().call_later(self.check_timeout, sever, held.driver)
         try:
             with contextlib.suppress(psycopg.Error):
                 await AsyncConnectionPool.check_connection(held.driver)

@@ -52,6 +52,8 @@ class Directory:
         SendError: the database could not be asked within `send_timeout` seconds; a Publisher with an engine of its own
             raises what SQLAlchemy does.
         SchemaError: the tables are missing or too old.
+        LayerClosed: the layer was closed meanwhile.
+        ConfigurationError: of a method whose name ends with _sync, where a Publisher has an AsyncEngine.
     """
 
     _settings: Settings

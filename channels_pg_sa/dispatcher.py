@@ -1,4 +1,4 @@
-"""What a node hears, in the order in which the database sent it: messages into mailboxes, members into groups."""
+"""What a node hears, in the order in which the database sent it: messages into channels, members into groups."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 from .entry import SAME, Entry
-from .mailboxes import Mailboxes
+from .localchannels import LocalChannels
 from .members import MemberIndex
 from .names import MAX_LENGTH, node_of, queue_of
 from .parcels import Acknowledged, Flushed, Frame, Joined, Left, Mark, Parcel, Ring
 
 
-class Dispatcher(Mailboxes):
+class Dispatcher(LocalChannels):
     """Take in what a node hears, and hand it to the readers of its channels. Decides; does no I/O.
 
     Args:
@@ -71,8 +71,8 @@ class Dispatcher(Mailboxes):
         rows = {row for row, expires in known.items() if abs(there.get(row, -math.inf) - expires) > SAME}
         self._forget(rows)
         self.fetched(rows & self._unfetched.keys(), {})
-        for box in self.unread.values():
-            for entry in box.entries:
+        for local in self.unread.values():
+            for entry in local.entries:
                 entry.keeps_row = entry.keeps_row and entry.id not in rows
         return rows
 
@@ -113,9 +113,9 @@ class Dispatcher(Mailboxes):
             return
         shared = len(channels) > 1
         entry = Entry(
-            parcel.id, parcel.expires, encoded=parcel.content, keeps_row=kept, name=parcel.name, is_shared=shared
+            parcel.id, parcel.expires, encoded=parcel.encoded, keeps_row=kept, name=parcel.name, is_shared=shared
         )
-        if parcel.content is None:
+        if parcel.encoded is None:
             self._unfetched[parcel.id] = (entry, channels)
             self._to_do().fetch.append(parcel.id)
         elif not kept:
@@ -166,13 +166,14 @@ class Dispatcher(Mailboxes):
         self._forget(rows)
 
     def announce(self, payload: bytes, expires: float) -> None:
-        """Put a message of the layer's own into the mailbox of each channel that is in a group here or was read lately.
+        """Put a message of the layer's own into each channel that is in a group here or was read lately.
 
-        Lately: its reader may be about to come again. What a reader of a prefix takes does not make it one of each.
+        Lately, because its reader may be between two receive() calls. Channels that are read only through a prefix, as
+        those of `specific!` are, get none: who reads them would get one for each.
         """
         channels = {channel for _, channel, _ in self.members}
-        for name, box in self._boxes.items():
-            if name[-1] != "!" and (box.readers or queue_of(name) not in self._prefixes):
+        for name, local in self._locals.items():
+            if name[-1] != "!" and (local.readers or queue_of(name) not in self._prefix_readers):
                 channels.add(name)
         self.put(channels, Entry(None, expires, payload, is_shared=True), group="")
 

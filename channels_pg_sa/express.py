@@ -31,7 +31,7 @@ from .prepared import Bound, Prepared
 logger = logging.getLogger(__name__)
 
 REFUSED = 60.0
-"""Seconds until another attempt where the role may not do what the statements do, though it may do it the long way."""
+"""Seconds until another attempt where the role may not do what these statements do; the slow path needs less."""
 
 Done = Callable[[psycopg.Error | None, PGresult | None], None]
 
@@ -69,7 +69,7 @@ class Express:
         self._asked = float("-inf")
         self._not_before = float("-inf")
         self._task: asyncio.Task[None] | None = None
-        database.when_wanted = self.leave
+        database.when_wanted = self.release_soon
 
     # From any thread -----------------------------------------------------------------------------
 
@@ -113,8 +113,8 @@ class Express:
 
     # On the I/O loop -----------------------------------------------------------------------------
 
-    def ask(self, calls: Iterable[Call[Any]]) -> None:
-        """Hear of calls that went the long way: hold a connection if all is well and they follow each other closely."""
+    def note_calls(self, calls: Iterable[Call[Any]]) -> None:
+        """Note calls that took the slow path: hold a connection if all is well and they follow each other closely."""
         if any(call.error is not None for call in calls):
             return
         now = time.monotonic()
@@ -123,7 +123,7 @@ class Express:
             self._task = self._loop.create_task(self._hold(), name="channels_pg_sa express")
             self._task.add_done_callback(self._ended)
 
-    def leave(self) -> None:
+    def release_soon(self) -> None:
         """Give the connection back, when the statement under way is done: others wait for one."""
         with self._lock:
             self._not_before = max(self._not_before, time.monotonic() + KEPT)
@@ -171,9 +171,12 @@ class Express:
                 os.close(self._socket)
 
     async def _execute(self, held: Held, statements: str) -> psycopg.AsyncCursor[Any]:
-        """Run all of them or, so that no session keeps one, end it. Closing waits for them, which are soon over."""
+        """Run statements; a cancellation waits for them.
+
+        On an error the connection is broken off, so that no session keeps some of what they prepare.
+        """
         executing = asyncio.ensure_future(held.driver.execute(statements))
-        async with time_limit(held.driver, self._database.check):
+        async with time_limit(held.driver, self._database.check_timeout):
             try:
                 return await asyncio.shield(executing)
             except psycopg.Error:
@@ -238,7 +241,7 @@ class Express:
             if answered and self._done is None:
                 if self._error is not None or held.doubted:
                     self._release()  # it ended while nothing was under way
-                return  # with the lock goes the certainty that nothing is
+                return  # once the lock is released, a new statement may begin
         if answered:
             self._conclude(held)
 

@@ -48,7 +48,7 @@ def fate(error: Exception) -> Fate:
     return Fate.NO_SCHEMA if state in _NO_SUCH_THING else Fate.REFUSED
 
 
-def level(error: Exception) -> int:
+def log_level(error: Exception) -> int:
     """Return how loud the log must be about an error of work that is tried again.
 
     An outage ends by itself. What the server refuses for want of a right or a table, class 42, somebody must mend.

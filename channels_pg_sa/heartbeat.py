@@ -15,7 +15,7 @@ from .clock import Clock
 from .connection import Connection
 from .database import Database
 from .errors import words_of
-from .fate import OUTAGE, level
+from .fate import OUTAGE, log_level
 from .iothread import Spawn
 from .listener import ConnectionLost, Listener
 from .names import Topics
@@ -107,7 +107,7 @@ class Heartbeat:
         except (ConnectionLost, *OUTAGE) as error:
             reason = words_of(error)
             is_new = self._told.get(name) != reason and not isinstance(error, ConnectionLost)
-            logger.log(level(error) if is_new else logging.INFO, "A %s failed: %s", name, reason)
+            logger.log(log_level(error) if is_new else logging.INFO, "A %s failed: %s", name, reason)
             self._told[name] = reason
         except Exception:
             logger.exception("A %s failed", name)

@@ -19,7 +19,7 @@ from .connection import Connection
 class Held:
     """A connection of the engine's, taken out of it once for many statements."""
 
-    engine_s: AsyncConnection
+    sa_connection: AsyncConnection
     driver: Connection
     poll: select.poll = field(default_factory=select.poll)
     timer: asyncio.TimerHandle | None = None
@@ -46,7 +46,7 @@ class Held:
         """Return the connection to the engine."""
         self.driver.remove_notice_handler(self._heed)
         with contextlib.suppress(DBAPIError, psycopg.Error):
-            await self.engine_s.close()
+            await self.sa_connection.close()
 
     def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
         """Hear a server that ends the connection: told between two statements, that is no error but a notice."""

@@ -13,7 +13,7 @@ from .clock import Clock
 from .dispatcher import Dispatcher
 from .drops import DropLog
 from .entry import Entry
-from .mailboxes import Effects, Reader
+from .localchannels import Effects, Reader
 
 
 class Inbox:
@@ -80,7 +80,7 @@ class Inbox:
         except BaseException:
             if reader is not None:
                 with self.decisions() as dispatcher:
-                    dispatcher.leave(channel, reader)
+                    dispatcher.remove_reader(channel, reader)
             raise
         return found
 
@@ -109,7 +109,7 @@ class Inbox:
     def dismiss(self) -> None:
         """Let nobody be waited for who was to take a message: all have been told that they get none."""
         with self.decisions() as dispatcher:
-            dispatcher.leave_all(dispatcher.every_reader())
+            dispatcher.remove_readers(dispatcher.every_reader())
 
     def keep_house(self, drops: DropLog, *, thoroughly: bool) -> None:
         """Free what was not read in time; tell what was dropped; see to it that no reader holds the next one up."""
@@ -165,7 +165,7 @@ class Inbox:
     def _remove(self, readers: Collection[Reader]) -> Effects | None:
         """Remove readers, so that the next in line have their turn; none that is kept here is freed under the lock."""
         with self._lock:
-            self._dispatcher.leave_all(readers)
+            self._dispatcher.remove_readers(readers)
             return self._dispatcher.collect()
 
     def _act(self, effects: Effects | None) -> None:

@@ -25,18 +25,18 @@ class Lane(Generic[J]):
 
     Every call is settled by its deadline, however long its batch may take.
 
-    With a shortcut, a batch need not wait for the lane's loop: the calling thread begins it, if the call finds the lane
-    at rest and the last batch was of one call. More calls than one at a time are better gathered.
+    With a fast path, a batch need not wait for the lane's loop: the calling thread begins it, if the call finds the
+    lane at rest and the last batch was of one call. More calls than one at a time are better gathered.
 
     Args:
         name: of its task.
         loop: where the batches run.
         run: does a batch: of the calls whose start() is true it sets each one's result or error.
         late: makes the error of a call whose deadline has passed.
-        shortcut: begins a batch of started calls, from any thread, and returns True; or False if that cannot be done
+        fast_path: begins a batch of started calls, from any thread, and returns True; or False if that cannot be done
             now. When it is over it calls the given function on the lane's loop: with True if the results and errors
             are set, with False if nothing was done and `run` shall do it.
-        at_rest: calls a function on the lane's loop as soon as the shortcut has no batch under way.
+        at_rest: calls a function on the lane's loop as soon as the fast path has no batch under way.
         cost: of a job, in bytes; a batch ends where `budget` is reached.
         batch: the most calls that go together.
         limit: the most calls that may wait.
@@ -49,7 +49,7 @@ class Lane(Generic[J]):
         run: Callable[[list[Call[J]]], Awaitable[None]],
         *,
         late: Callable[[Call[J]], BaseException],
-        shortcut: Callable[[list[Call[J]], Over], bool] | None = None,
+        fast_path: Callable[[list[Call[J]], Over], bool] | None = None,
         at_rest: Callable[[Callable[[], None]], None] = lambda function: function(),
         cost: Callable[[J], int] = lambda _job: 0,
         budget: int = 4 * 1024 * 1024,
@@ -60,7 +60,7 @@ class Lane(Generic[J]):
         self._loop = loop
         self._run = run
         self._late = late
-        self._shortcut = shortcut
+        self._fast_path = fast_path
         self._at_rest = at_rest
         self._calls: CallQueue[J] = CallQueue(cost=cost, budget=budget, batch=batch, limit=limit)
         self._task: asyncio.Task[None] | None = None
@@ -115,16 +115,16 @@ class Lane(Generic[J]):
             self._loop.call_soon_threadsafe(self._watch)
 
     def _begin(self) -> bool:
-        """Begin the next batch by the shortcut, where the last ends, or where a call leads.
+        """Begin the next batch by the fast path, where the last ends, or where a call leads.
 
         Returns:
             False if it has to be run instead.
         """
-        if self._shortcut is None:
+        if self._fast_path is None:
             return False
         calls = self._take()
         live = self._calls.start(calls)
-        if not calls or (live and self._shortcut(live, functools.partial(self._over, calls))):
+        if not calls or (live and self._fast_path(live, functools.partial(self._over, calls))):
             return True
         self._calls.put_back(calls)
         return False
@@ -194,7 +194,7 @@ class Lane(Generic[J]):
             self._start()
 
     def _over(self, calls: list[Call[J]], done: bool) -> None:
-        """Go on after a batch of the shortcut's, unless the lane has been closed meanwhile."""
+        """Go on after a batch of the fast path, unless the lane has been closed meanwhile."""
         if self._calls.underway is not calls:
             return
         if done:

@@ -23,7 +23,7 @@ from .node import Node
 from .transactional import TransactionalSends
 
 TAKES = 64
-"""Messages that readers of a loop may take without giving other tasks a turn."""
+"""Messages that readers may take without giving other tasks a turn."""
 
 
 class Layer(TransactionalSends, Directory):
@@ -56,7 +56,7 @@ class Layer(TransactionalSends, Directory):
         """Become a node of its own, in a new process too: what a parent has opened is never touched in a child."""
         self._node_id = new_node()
         self._node: Node | None = None
-        self._lock = threading.RLock()  # a signal's handler may close the layer while its thread opens it
+        self._lock = threading.RLock()  # a signal's handler that closes the layer must at least not wait for itself
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     # Messages ------------------------------------------------------------------------------------
@@ -74,6 +74,7 @@ class Layer(TransactionalSends, Directory):
             MessageTooLarge: its encoding is over 16 MiB.
             SendError: the database did not take it within `send_timeout` seconds; tells whether it may have been sent.
             SchemaError: the tables are missing or too old.
+            LayerClosed: the layer was closed meanwhile.
 
         https://channels.readthedocs.io/en/stable/channel_layer_spec.html
         """
@@ -81,7 +82,12 @@ class Layer(TransactionalSends, Directory):
         self._check_taken(channel, await call)
 
     def send_sync(self, channel: str, message: Message) -> None:
-        """Send a message from code without an event loop; blocks the thread, otherwise as `send`."""
+        """Send a message from code without an event loop; blocks the thread, otherwise as `send`.
+
+        Raises:
+            RuntimeError: there is no outcome 5 s after `send_timeout`, which only a dead I/O thread can cause; so for
+                every method whose name ends with _sync and that waits for the database.
+        """
         call = self._open().send(check_channel(channel), self._codec.encode(message), None)
         self._check_taken(channel, call.wait())
 
@@ -130,8 +136,13 @@ class Layer(TransactionalSends, Directory):
 
         It lasts until group_discard(), until the channel's process is gone, or for `group_expiry` seconds if set.
 
+        Args:
+            group: its name.
+            channel: the name of the member.
+
         Raises:
-            TypeError, SendError, SchemaError: as `send`.
+            TypeError, SendError, SchemaError, LayerClosed: as `send`.
+            PoolerError, PrivilegeError: as `receive`, for a channel of this process's own, which hears of its groups.
         """
         await self._open().join(check_group(group), check_channel(channel), asyncio.get_running_loop())
 
@@ -144,8 +155,12 @@ class Layer(TransactionalSends, Directory):
 
         A channel of this process's own leaves in the end even if this fails or is cancelled, unless it joins again.
 
+        Args:
+            group: its name.
+            channel: the name of the member.
+
         Raises:
-            TypeError, SendError, SchemaError: as `send`.
+            TypeError, SendError, SchemaError, LayerClosed: as `send`.
         """
         await self._open().leave(check_group(group), check_channel(channel), asyncio.get_running_loop())
 
@@ -156,8 +171,12 @@ class Layer(TransactionalSends, Directory):
     async def group_send(self, group: str, message: Message) -> None:
         """Send a message to every member of a group; members over their capacity are left out.
 
+        Args:
+            group: its name.
+            message: a dict, as for `send`.
+
         Raises:
-            TypeError, MessageTooLarge, SendError, SchemaError: as `send`.
+            TypeError, MessageTooLarge, SendError, SchemaError, LayerClosed: as `send`.
         """
         await self._open().group_send(check_group(group), self._codec.encode(message), asyncio.get_running_loop())
 
@@ -171,7 +190,8 @@ class Layer(TransactionalSends, Directory):
         """Forget all messages and memberships of this layer's prefix, in the database and in every living process.
 
         Raises:
-            SendError, SchemaError: as `send`.
+            SendError, SchemaError, LayerClosed: as `send`.
+            PoolerError, PrivilegeError: as `receive`.
         """
         await self._open().flush(asyncio.get_running_loop())
 

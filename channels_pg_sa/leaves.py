@@ -35,7 +35,7 @@ class Leaves:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def ask(self, call: Call[Any]) -> None:
+    def note(self, call: Call[Any]) -> None:
         """Take note of a caller who wants a channel to leave."""
         with self._lock:
             self._calls[_key(call.job)] = call
@@ -65,7 +65,7 @@ class Leaves:
         with self._lock:
             over = [call for call in self._calls.values() if call.settled]
             again: list[Call[Any]] = [_Again(call.job, self._timeout, self) for call in over if self._is_open(call)]
-            for call in over:  # also one that was done before ask() noted it
+            for call in over:  # also one that was done before note() saw it
                 self._drop(_key(call.job))
             self._calls.update({_key(call.job): call for call in again})
         return again

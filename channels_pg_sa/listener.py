@@ -22,7 +22,7 @@ PATIENCE = 15.0
 # Nothing is heard while a statement waits for the lock of an operator or a migration. For the session, because a lock
 # on a table is waited for before anything in the statement could set it; LISTEN needs the session to be ours anyway.
 LENT = f"{SETTINGS}; SET lock_timeout = '100ms'"
-"""Makes a connection one that may be lent while it listens."""
+"""Settings of the session once it has recovered, when it is lent for statements as well."""
 
 
 class ConnectionLost(Exception):

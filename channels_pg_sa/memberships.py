@@ -32,10 +32,10 @@ class Memberships:
     Args:
         node_id: of the node, whose own channels join only while it listens, and leave in any case.
         loop: the I/O loop.
-        attempts: the long way.
-        express: the short way.
-        queries: the statements of the long way.
-        prepared: those of the short way.
+        attempts: the slow path.
+        express: the fast path.
+        queries: the statements of the slow path.
+        prepared: those of the fast path.
         is_member: whether a channel of this node's is a member of a group, as far as this node has heard.
         is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
         ready: waits until that is so.
@@ -72,7 +72,7 @@ class Memberships:
             loop,
             self._run,
             late=late,
-            shortcut=self._begin,
+            fast_path=self._begin,
             at_rest=express.when_at_rest,
         )
 
@@ -99,7 +99,7 @@ class Memberships:
             return self.lane.submit(call)
         finally:
             if job.node == self._node_id:
-                self._leaves.ask(call)
+                self._leaves.note(call)
 
     def leave_again(self) -> None:
         """Try once more to do the leaves that failed."""
@@ -107,7 +107,7 @@ class Memberships:
             with contextlib.suppress(SendError, LayerClosed):
                 self.lane.submit(call)
 
-    # On the I/O loop, or where the short way begins ------------------------------------------------
+    # On the I/O loop, or where the fast path begins ------------------------------------------------
 
     async def _run(self, calls: list[Call[Membership]]) -> None:
         if any(call.job.node for call in calls):
@@ -120,7 +120,7 @@ class Memberships:
 
         await self._attempts.make(calls, change, repeatable=True)
         self._leaves.tried(calls, absent=absent)
-        self._express.ask(calls)
+        self._express.note_calls(calls)
 
     async def _change(self, connection: Connection, jobs: list[Membership]) -> bool:
         """Return whether some who leave were no members."""
@@ -148,7 +148,7 @@ class Memberships:
         error: psycopg.Error | None,
         result: PGresult | None,
     ) -> None:
-        """Tell the lane. What is not done for certain is done again the long way, which does no harm."""
+        """Tell the lane. What is not done for certain is done again by the slow path, which does no harm."""
         if error is not None and fate(error) is Fate.UNKNOWN:
             for call in calls:
                 call.doubtful = True

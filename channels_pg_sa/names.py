@@ -75,7 +75,7 @@ def queue_of(channel: str) -> str:
 
 
 def recipient_of(channel: str) -> str:
-    """Return whose mailbox a message to the channel goes to: a node's, or a queue's."""
+    """Return the `recipient` of a message to the channel: the node that reads it, or the queue that it waits in."""
     return node_of(channel) or queue_of(channel)
 
 

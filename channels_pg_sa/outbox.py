@@ -81,7 +81,7 @@ class Outbox:
             loop,
             self._run_sends,
             late=self._attempts.late,
-            shortcut=None if settings.bounded else self._begin_sends,
+            fast_path=None if settings.bounded else self._begin_sends,
             at_rest=self._express.when_at_rest,
             cost=lambda job: len(job.payload),
         )
@@ -131,7 +131,7 @@ class Outbox:
     async def _run_sends(self, calls: list[Call[Sending]]) -> None:
         if not self._settings.bounded:
             await self._attempts.make(calls, self._send, repeatable=False)
-            self._express.ask(calls)
+            self._express.note_calls(calls)
             return
         # Channels with a capacity are asked for room: each kind has its statement, in the callers' order.
         for kind, some in itertools.groupby(calls, key=lambda call: type(call.job)):
@@ -151,7 +151,7 @@ class Outbox:
     def _conclude_sends(
         calls: list[Call[Sending]], over: Over, error: psycopg.Error | None, _result: PGresult | None
     ) -> None:
-        """Tell the lane. What the server refused goes the long way, where there is time to find out why."""
+        """Tell the lane. What the server refused takes the slow path, where there is time to find out why."""
         outcome = None if error is None else fate(error)
         if error is not None and outcome is Fate.UNKNOWN:
             for call in calls:

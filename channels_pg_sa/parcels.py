@@ -15,14 +15,14 @@ class Parcel:
         id: of its row.
         name: of the channel, or of the group if `grouped`.
         expires: Unix time by the database's clock.
-        content: the payload in base64, None for a doorbell.
+        encoded: the payload in base64, None for a doorbell.
     """
 
     id: int
     name: str
     grouped: bool
     expires: float
-    content: bytes | None
+    encoded: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

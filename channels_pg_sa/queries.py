@@ -220,9 +220,9 @@ class Queries:
         ((alive, hears, now),) = await self._run(connection, "renew", topic=topic)
         return Pulse(alive, hears, now)
 
-    async def leave_all(self, connection: Connection) -> None:
+    async def unregister(self, connection: Connection) -> None:
         """Delete the node with all that is its own."""
-        await self._run(connection, "leave_all")
+        await self._run(connection, "unregister")
 
     async def flush(self, connection: Connection, sign: str) -> list[str]:
         """Delete all messages and memberships; return the live nodes, each of which is told."""

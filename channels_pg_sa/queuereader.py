@@ -16,7 +16,7 @@ from .claims import Claim, ClaimBook
 from .config import Settings
 from .database import Database
 from .dispatcher import Dispatcher
-from .fate import Fate, fate, level
+from .fate import Fate, fate, log_level
 from .iothread import Spawn
 from .names import queue_of
 from .queries import Queries
@@ -64,11 +64,11 @@ class QueueReader:
         self._idle: set[str] = set()
         self._returning: dict[int, float] = {}
         self._most = MOST
-        make = functools.partial(Backlog[str], spawn=spawn, level=level, batch=100)
+        make = functools.partial(Backlog[str], spawn=spawn, level=log_level, batch=100)
         self.claims = make("channels_pg_sa claims", run=self._claim)
         self.doorbells = make("channels_pg_sa doorbells", run=self._hear_doorbells)
         self.rereads: Backlog[None] = Backlog(
-            "channels_pg_sa mailbox", spawn=spawn, level=level, batch=1, run=lambda _: reread()
+            "channels_pg_sa mailbox", spawn=spawn, level=log_level, batch=1, run=lambda _: reread()
         )
 
     # What happens --------------------------------------------------------------------------------

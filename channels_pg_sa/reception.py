@@ -25,7 +25,7 @@ from .heartbeat import Heartbeat
 from .inbox import Inbox
 from .iothread import IOThread
 from .listener import ConnectionLost, Listener
-from .mailboxes import Effects
+from .localchannels import Effects
 from .names import Topics
 from .parcels import Flushed, parse
 from .queries import Queries
@@ -229,7 +229,7 @@ class Reception:
         """Delete what is this node's. If the database is away, others will sweep it."""
         if self._recovery.is_registered:
             with contextlib.suppress(*OUTAGE):
-                await asyncio.wait_for(self._leave_all(patience), patience)
+                await asyncio.wait_for(self._unregister(patience), patience)
 
     # Listening -----------------------------------------------------------------------------------
 
@@ -247,9 +247,9 @@ class Reception:
     async def _reread(self) -> None:
         await self._recovery.reread()
 
-    async def _leave_all(self, patience: float) -> None:
+    async def _unregister(self, patience: float) -> None:
         async with self._database.connection(patience) as connection:
-            await self._queries.leave_all(connection)
+            await self._queries.unregister(connection)
 
     async def _listen_to_queues(self, queues: list[str], stop: bool) -> bool:
         return await self._listener.add(self._topics.of_queues(queues), stop=stop)

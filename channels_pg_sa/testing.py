@@ -31,7 +31,8 @@ class Runner(DiscoverRunner):  # type: ignore[misc]  # Django ships no types
         with upgraded_with_migrate():
             made = super().setup_databases(**kwargs)
         for connection, *_ in made:
-            # The child of a ChannelsLiveServerTestCase puts "test_" before the name, unless one is given: once more.
+            # The child process of a ChannelsLiveServerTestCase puts "test_" before the name a second time, unless
+            # TEST has a NAME.
             names = connection.settings_dict["TEST"]
             self._names.append((names, names["NAME"]))
             names["NAME"] = connection.settings_dict["NAME"]

@@ -55,5 +55,5 @@ class Vacuum:
         except OUTAGE as error:
             logger.info("A vacuum failed: %s", words_of(error))
             return
-        # What a transaction of somebody's keeps from being removed makes each vacuum longer: then fewer of them.
+        # Dead rows that an open transaction may still see cannot be removed, and slow each vacuum: then fewer of them.
         self._due = max(DELETIONS, 2 * left)

@@ -8,7 +8,7 @@ from sqlalchemy.sql import ColumnElement, Executable, FromClause
 
 from channels_pg_sa.schema import membership, node
 
-from .parts import ASYNCHRONOUS, BATCH, CLOCK, EXPIRY, INFINITY, NODE, NOW, PREFIX, epoch, given_rows, is_any, place_of
+from .parts import ASYNCHRONOUS, BATCH, CLOCK, EXPIRY, INFINITY, NODE, NOW, PREFIX, ctid_of, epoch, given_rows, has_ctid
 
 # The memberships of this node's channels.
 MEMBERS = and_(membership.c.prefix == PREFIX, membership.c.node == NODE, membership.c.node != "")
@@ -50,18 +50,19 @@ def join() -> Executable:
 def leave() -> Executable:
     """Delete a batch of memberships; select how many more were found, and how many were not.
 
-    Others renewed or ended meanwhile what was found and not deleted: a renewed row is at another place now, and stays.
+    What was found and not deleted was renewed or ended by others meanwhile. A renewed row has a new ctid: for that the
+    caller runs the statement again.
     """
     given = given_rows(group_name=Text(), node=Text(), channel=Text())
     same = [membership.c[name] == given.c[name] for name in ("group_name", "node", "channel")]
     found = (
-        select(place_of(membership, [membership.c.prefix == PREFIX, *same], given).label("tid"))
+        select(ctid_of(membership, [membership.c.prefix == PREFIX, *same], given).label("tid"))
         .select_from(given)
         .cte("found")
     )
     gone = (
         delete(membership)
-        .where(is_any(select(found.c.tid)), select(ASYNCHRONOUS).exists())
+        .where(has_ctid(select(found.c.tid)), select(ASYNCHRONOUS).exists())
         .returning(literal_column("1"))
         .cte("gone")
     )

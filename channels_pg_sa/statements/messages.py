@@ -34,7 +34,7 @@ from channels_pg_sa.entry import SAME
 from channels_pg_sa.schema import installation, membership, message
 
 from .memberships import next_node_of, plain_members_of
-from .parts import BATCH, CLOCK, EXPIRY, NO_NODE, NODE, NOW, PLACE, PREFIX, ROWS, epoch, given_rows, is_any, place_of
+from .parts import BATCH, CLOCK, CTID, EXPIRY, NO_NODE, NODE, NOW, PREFIX, ROWS, ctid_of, epoch, given_rows, has_ctid
 
 MESSAGE = ["prefix", "recipient", "channel", "group_name", "payload", "expires_at"]
 
@@ -64,8 +64,8 @@ def send_within_capacity() -> Executable:
         .correlate(given)
         .subquery("waiting")
     )
-    # Of one capacity who is refused comes after all that fit, and takes no room from others of a larger one. Each kind
-    # overlooks what the others of this batch take.
+    # What is refused comes last of its recipient and capacity, so it uses no room that another could. Different
+    # capacities of one recipient do not see each other within a batch.
     alike = [given.c.recipient, given.c.capacity]
     earlier = func.row_number().over(partition_by=alike, order_by=given.c.place)
     room = select(given.c.capacity - func.count()).select_from(waiting).scalar_subquery()
@@ -126,7 +126,7 @@ def claim() -> Executable:
     """
     given = given_rows(queue=Text(), only_channel=Text(), floor=BigInteger(), count=Integer())
     waiting = (
-        select(message.c.id, PLACE.label("tid"))
+        select(message.c.id, CTID.label("tid"))
         .where(
             message.c.prefix == PREFIX,
             message.c.recipient == given.c.queue,
@@ -149,7 +149,7 @@ def claim() -> Executable:
     return (
         update(message)
         .values(recipient=NODE)
-        .where(is_any(select(picked.c.tid)))
+        .where(has_ctid(select(picked.c.tid)))
         .returning(claimant, message.c.id, message.c.channel, message.c.payload, epoch(message.c.expires_at))
     )
 
@@ -159,7 +159,7 @@ def _each(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -
 
     With a join the planner, who knows nothing of a table that was empty a moment ago, would walk through it all.
     """
-    return is_any(select(place_of(whole, key, given)).select_from(given))
+    return has_ctid(select(ctid_of(whole, key, given)).select_from(given))
 
 
 def _mine(wanted: FromClause, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:

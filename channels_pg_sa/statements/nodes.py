@@ -73,7 +73,7 @@ def beat() -> Executable:
     return select(*_renewal(), due, filled.scalar_subquery())
 
 
-def leave_all() -> Executable:
+def unregister() -> Executable:
     """Delete the node, its memberships and its mailbox: it closes."""
     gone = delete(node).where(node.c.id == NODE).cte("gone")
     parted = delete(membership).where(MEMBERS).cte("parted")
@@ -109,7 +109,7 @@ def sweep_lock(*, exclusive: bool) -> Executable:
 
 
 def bury_nodes() -> Executable:
-    """Declare dead whose lease ran out: without a process, so that its members leave without notice to it."""
+    """Mark nodes whose lease ran out as dead (no pid), so that the trigger notifies them no more of their members."""
     return update(node).where(node.c.lease_until <= NOW, node.c.pid.is_not(None)).values(pid=None)
 
 

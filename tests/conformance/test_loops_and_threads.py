@@ -190,8 +190,6 @@ def test_a_loop_that_ends_takes_nothing_along(make_layer: LayerFactory) -> None:
     channel = asyncio.run(layer.new_channel())
     received: list[Message] = []
 
-    received: list[Message] = []
-
     async def give_up() -> None:
         waiting = asyncio.create_task(layer.receive(channel))
         await asyncio.sleep(0)

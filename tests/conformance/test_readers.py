@@ -133,7 +133,7 @@ async def test_a_receive_cancelled_on_arrival_keeps_the_order(make: Maker, talk:
         assert numbers(first + rest) == [0, 1, 2]
 
 
-async def test_a_receive_cancelled_after_arrival_puts_the_message_back(make: Maker, talk: Conversation) -> None:
+async def test_a_receive_cancelled_after_arrival_takes_no_message(make: Maker, talk: Conversation) -> None:
     """Peer defect 23: a reader that was handed a message and cancelled in the same moment leaves it to the next."""
     layer = make(capacity=1000)
     channel = await layer.new_channel()

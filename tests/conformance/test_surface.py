@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 
-import pytest
 from channels.exceptions import ChannelFull
 
 from tests.support.layers import Layer, LayerFactory, PostgresLayer
@@ -83,13 +82,6 @@ async def test_closing_ends_a_waiting_reader(make: Maker, talk: Conversation) ->
     assert reader.cancelled() or reader.exception() is not None
 
 
-@not_in_memory("there is nothing to close")
-async def test_a_layer_is_garbage_without_having_been_used(make: Maker) -> None:
-    """A layer that was built and never used opens no connection."""
-    layer = make()
-    assert layer.extensions
-
-
 async def test_repr_is_the_dashboard(make_layer: LayerFactory) -> None:
     """It names the class and the node, and says how it is doing."""
     layer: PostgresLayer = make_layer()
@@ -107,12 +99,3 @@ async def test_repr_is_the_dashboard(make_layer: LayerFactory) -> None:
     await eventually_async(listens)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-
-
-def test_a_wrong_config_is_told_at_once(make_layer: LayerFactory) -> None:
-    """Peer defect 1: errors of CONFIG are ImproperlyConfigured and name the key, never a KeyError."""
-    from django.core.exceptions import ImproperlyConfigured
-
-    for wrong, words in (({"expirey": 5}, "expiry"), ({"capacity": "many"}, "capacity"), ({"expiry": -1}, "expiry")):
-        with pytest.raises(ImproperlyConfigured, match=words):
-            make_layer(**wrong)

@@ -437,7 +437,7 @@ async def test_closing_while_statements_are_prepared(
     assert caplog.messages == []
 
 
-async def test_a_role_that_may_not_read_sends_the_long_way(
+async def test_a_role_that_may_not_read_sends_by_the_slow_path(
     make_own_layer: LayerFactory,
 ) -> None:
     """Its statements cannot be prepared. That costs a connection, so it is not tried again each time."""

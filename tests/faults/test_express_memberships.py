@@ -240,7 +240,7 @@ async def test_a_statement_that_takes_too_long(make_own_layer: LayerFactory, lay
 async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(
     make_own_layer: LayerFactory, layer_url: str
 ) -> None:
-    """The statement tells that it missed one: the rest is done the long way."""
+    """The statement tells that it missed one: the rest is done by the slow path."""
     layer = make_own_layer()
     await layer.group_add("group", "jobs")
     await hold(layer)
@@ -306,7 +306,7 @@ async def test_tables_that_are_gone(make_own_layer: LayerFactory, layer_url: str
 
 
 async def test_a_layer_whose_channels_have_a_capacity(make_own_layer: LayerFactory) -> None:
-    """Its sends go the long way, and its joins need not."""
+    """Its sends take the slow path, and its joins need not."""
     layer = make_own_layer(capacity=10)
 
     async def look() -> bool:

@@ -514,19 +514,19 @@ async def test_a_role_that_may_not_receive_is_told_so(
     assert await take(layer, channel, 1) == [text(1)]
 
 
-async def test_a_role_that_may_insert_and_not_read_sends_the_long_way(
+async def test_a_role_that_may_insert_and_not_read_sends_by_the_slow_path(
     make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
 ) -> None:
-    """The short way wants to read what it notifies of. It is tried once, and not with each send."""
+    """The fast path wants to read what it notifies of. It is tried once, and not with each send."""
     role = make_role(fragile, fragile_url, "secret")
     with psycopg.connect(fragile_url, autocommit=True) as connection:
         connection.execute(sql.SQL("REVOKE SELECT ON channels_pg_sa_message FROM {}").format(sql.Identifier(role)))
     url = url_as(fragile, fragile_url, role)
     layer = make_fragile(url=url)
     await layer.send("jobs", text(0))
-    short_way = layer._node._outbox._express  # type: ignore[attr-defined]
+    fast_path = layer._node._outbox._express  # type: ignore[attr-defined]
     number = 1
-    while short_way._not_before < time.monotonic() + KEPT:
+    while fast_path._not_before < time.monotonic() + KEPT:
         await layer.send("jobs", text(number))
         number += 1
         assert number < 1000

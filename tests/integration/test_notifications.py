@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_a_doorbell(connection: psycopg.Connection[Any], co
     for size, travels in [(fits, True), (fits + 1, False)]:
         insert(connection, [(channel, b"x" * size)] * count)
         frames = [frame for _, some in heard(connection) for frame in some if isinstance(frame, Parcel)]
-        assert [frame.content is not None for frame in frames] == [travels] * count
+        assert [frame.encoded is not None for frame in frames] == [travels] * count
 
 
 # The layer's own statements for one message notify in the trigger's place.
@@ -187,7 +187,7 @@ def test_a_lone_send_to_tables_that_were_made_anew(
     run(sender, prepared.send([Send(NODES[0], channel, b"x")]))
     ((name, frames),) = heard(connection)
     assert name == topic_of(connection, "node", NODES[0])
-    assert [frame.content for frame in frames if isinstance(frame, Parcel)] == [base64.b64encode(b"x")]
+    assert [frame.encoded for frame in frames if isinstance(frame, Parcel)] == [base64.b64encode(b"x")]
 
 
 def test_what_a_trigger_of_somebody_s_sends_under_a_lone_send(
@@ -228,4 +228,4 @@ def test_the_trigger_is_silent_for_no_longer_than_the_statement(
             assert len(heard(connection)) == 1
         insert(sender, [(channel, b"y")])
         ((_, frames),) = heard(connection)
-        assert [frame.content for frame in frames if isinstance(frame, Parcel)] == [base64.b64encode(b"y")]
+        assert [frame.encoded for frame in frames if isinstance(frame, Parcel)] == [base64.b64encode(b"y")]

@@ -60,7 +60,7 @@ def test_the_console_script_is_declared(installed: Path) -> None:
 
 
 def test_the_wheel_holds_what_it_needs_and_nothing_else(installed: Path) -> None:
-    """Types for type checkers, the SQL, Django's rooms; no caches, no tests, no directory named alembic."""
+    """Types for type checkers, the SQL, Django's modules; no caches, no tests, no directory named alembic."""
     package = installed / "channels_pg_sa"
     files = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     assert {"py.typed", "core.py", "management/commands/channels_pg_sa.py", "_alembic/env.py"} <= files

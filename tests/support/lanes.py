@@ -59,8 +59,8 @@ async def result_of(call: Call[int]) -> object:
     return await call
 
 
-class Shortcut:
-    """A shortcut that keeps the batches it has begun until it is told that they are over."""
+class FastPath:
+    """A fast path that keeps the batches it has begun until it is told that they are over."""
 
     def __init__(self) -> None:
         self.is_open = True
@@ -70,7 +70,7 @@ class Shortcut:
         self.entered = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.lane: Lane[int] = Lane(
-            "test", asyncio.get_running_loop(), self._run, late=lambda call: Late(call.started), shortcut=self._begin
+            "test", asyncio.get_running_loop(), self._run, late=lambda call: Late(call.started), fast_path=self._begin
         )
 
     async def _run(self, calls: Calls) -> None:

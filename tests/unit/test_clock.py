@@ -24,7 +24,7 @@ def monotonic(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def test_nothing_is_late_as_long_as_nobody_has_looked() -> None:
-    """The time is 0 then."""
+    """The time is before every other then."""
     assert Clock().now() == -math.inf
 
 

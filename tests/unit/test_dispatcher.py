@@ -11,7 +11,7 @@ import pytest
 
 from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.entry import Entry
-from channels_pg_sa.mailboxes import Effects
+from channels_pg_sa.localchannels import Effects
 from channels_pg_sa.names import MAX_LENGTH
 from channels_pg_sa.parcels import Acknowledged, Flushed, Joined, Left, Mark, Parcel, Ring
 
@@ -233,9 +233,9 @@ def test_a_woken_reader_that_leaves_passes_its_turn_on() -> None:
     first, second = waiting(it), waiting(it)
     it.hear([parcel(1)], NOW)
     assert effects(it).wake == [first]
-    it.leave(OWN, first)
+    it.remove_reader(OWN, first)
     assert effects(it).wake == [second]
-    it.leave(OWN, first)  # twice is as good as once
+    it.remove_reader(OWN, first)  # twice is as good as once
     assert taken(it) == [1]
 
 
@@ -253,12 +253,12 @@ def test_a_reader_of_a_prefix_passes_its_turn_on_in_whatever_channel_something_i
     first, second = waiting(it, ALL), waiting(it, ALL)
     it.hear([parcel(1)], NOW)
     assert effects(it).wake == [first]
-    it.leave(ALL, first)
+    it.remove_reader(ALL, first)
     assert effects(it).wake == [second]
     single = waiting(it, OTHER)
     it.hear([parcel(2, OTHER)], NOW)
     assert effects(it).wake == [single]
-    it.leave(OTHER, single)
+    it.remove_reader(OTHER, single)
     assert taken(it, ALL) == [1, 2]
 
 

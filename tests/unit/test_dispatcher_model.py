@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.entry import Entry
-from channels_pg_sa.mailboxes import Effects
+from channels_pg_sa.localchannels import Effects
 from channels_pg_sa.names import node_of, queue_of, recipient_of
 from channels_pg_sa.parcels import Parcel, parse
 
@@ -343,12 +343,12 @@ class World:
 
     def _leave(self, reader: Reader) -> None:
         self._readers.remove(reader)
-        self._dispatcher.leave(reader.channel, reader.future)
+        self._dispatcher.remove_reader(reader.channel, reader.future)
         self._collect()
 
     def _attempt(self, reader: Reader) -> bool:
         """Take what there is, or wait, as Inbox does; return whether there was something."""
-        before = {name: list(box.entries) for name, box in self._dispatcher.unread.items()}
+        before = {name: list(local.entries) for name, local in self._dispatcher.unread.items()}
         entry = self._dispatcher.take(reader.channel, self._now)
         if entry is None:
             if reader.future is None:
@@ -366,8 +366,8 @@ class World:
         return entry is not None
 
     def _channel_of(self, entry: Entry, before: dict[str, list[Entry]]) -> str:
-        boxes = self._dispatcher._boxes
-        (channel,) = (name for name, found in before.items() if entry in found and entry not in boxes[name].entries)
+        known = self._dispatcher._locals
+        (channel,) = (name for name, found in before.items() if entry in found and entry not in known[name].entries)
         return channel
 
     def _note(self, reader: Reader, channel: str, entry: Entry) -> None:
@@ -390,10 +390,10 @@ class World:
         """See that whoever could take something is woken, and that nobody waits whom the dispatcher forgot."""
         assert self._dispatcher.woken == {reader.future for reader in self._signalled()}
         assert set(self._dispatcher.every_reader()) == {reader.future for reader in self._readers}
-        boxes = self._dispatcher._boxes
-        assert self._dispatcher.unread == {name: box for name, box in boxes.items() if box.entries}
-        for channel, box in self._dispatcher.unread.items():
-            ready = next((place for place, entry in enumerate(box.entries) if not entry.is_here), len(box.entries))
+        known = self._dispatcher._locals
+        assert self._dispatcher.unread == {name: local for name, local in known.items() if local.entries}
+        for channel, local in self._dispatcher.unread.items():
+            ready = next((place for place, entry in enumerate(local.entries) if not entry.is_here), len(local.entries))
             own = [reader for reader in self._readers if reader.channel == channel]
             shared = [
                 reader for reader in self._readers if reader.channel in PREFIXES and channel.startswith(reader.channel)
@@ -463,7 +463,7 @@ class World:
     def _see_that_nothing_is_left(self) -> None:
         dispatcher = self._dispatcher
         dispatcher.tidy()
-        assert dispatcher._boxes == dispatcher.unread == dispatcher._prefixes == {}
+        assert dispatcher._locals == dispatcher.unread == dispatcher._prefix_readers == {}
         assert dispatcher.woken == set()
         assert dispatcher._unfetched == {}
         assert dispatcher._gone == set()

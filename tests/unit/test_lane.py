@@ -12,7 +12,7 @@ from channels_pg_sa.call import Call
 from channels_pg_sa.callqueue import ENOUGH
 from channels_pg_sa.errors import SendError
 from channels_pg_sa.lane import Lane
-from tests.support.lanes import Bench, Calls, Late, Shortcut, finish_round, outcome, result_of
+from tests.support.lanes import Bench, Calls, FastPath, Late, finish_round, outcome, result_of
 
 
 async def test_calls_that_arrive_while_a_batch_runs_go_together() -> None:
@@ -281,7 +281,7 @@ async def test_a_batch_that_lets_a_cancellation_through_does_not_end_the_lane() 
 
 async def test_a_lone_call_is_begun_by_its_own_thread() -> None:
     """If the last batch was of one call, too; else calls are better gathered on the way to the loop."""
-    bench = Shortcut()
+    bench = FastPath()
     await bench.alone()
     caller = threading.Thread(target=lambda: bench.lane.submit(Call(1, 30, None)))
     caller.start()
@@ -299,9 +299,9 @@ async def test_a_lone_call_is_begun_by_its_own_thread() -> None:
 
 
 @pytest.mark.parametrize("is_open", [True, False])
-async def test_what_the_shortcut_does_not_do_is_run_in_its_order(is_open: bool) -> None:
+async def test_what_the_fast_path_does_not_do_is_run_in_its_order(is_open: bool) -> None:
     """Refused at once, or given back later: before what has come meanwhile."""
-    bench = Shortcut()
+    bench = FastPath()
     await bench.alone()
     bench.is_open = is_open
     calls = [bench.call(number) for number in (1, 2, 3)]
@@ -312,9 +312,9 @@ async def test_what_the_shortcut_does_not_do_is_run_in_its_order(is_open: bool) 
     assert [job for batch in bench.run for job in batch] == [1, 2, 3]
 
 
-async def test_the_shortcut_is_not_given_what_nobody_waits_for() -> None:
+async def test_the_fast_path_is_not_given_what_nobody_waits_for() -> None:
     """A cancelled call is left out."""
-    bench = Shortcut()
+    bench = FastPath()
     await bench.alone()
     first, second, third = (bench.call(number) for number in (1, 2, 3))
     task = asyncio.ensure_future(result_of(second))
@@ -327,7 +327,7 @@ async def test_the_shortcut_is_not_given_what_nobody_waits_for() -> None:
 
 async def test_a_deadline_holds_for_what_a_caller_began() -> None:
     """And the late end of it changes nothing."""
-    bench = Shortcut()
+    bench = FastPath()
     await bench.alone()
     error = await outcome(bench.call(1, 0.05))
     assert isinstance(error, Late)
@@ -337,9 +337,9 @@ async def test_a_deadline_holds_for_what_a_caller_began() -> None:
     assert await outcome(behind) is None
 
 
-async def test_closing_waits_for_the_shortcut_and_not_for_ever() -> None:
+async def test_closing_waits_for_the_fast_path_and_not_for_ever() -> None:
     """What ends in time is done; what does not has the error that the lane was closed with."""
-    bench = Shortcut()
+    bench = FastPath()
     await bench.alone()
     call = bench.call(1)
     closing = asyncio.create_task(bench.lane.close(RuntimeError("closed"), 10))
@@ -347,7 +347,7 @@ async def test_closing_waits_for_the_shortcut_and_not_for_ever() -> None:
     await bench.finish()
     await closing
     assert await outcome(call) is None
-    bench = Shortcut()
+    bench = FastPath()
     await bench.alone()
     calls = [bench.call(number) for number in (1, 2)]
     await bench.lane.close(RuntimeError("closed"), 0.01)
@@ -356,10 +356,10 @@ async def test_closing_waits_for_the_shortcut_and_not_for_ever() -> None:
     assert bench.run == []
 
 
-@pytest.mark.parametrize("moment", ["_take", "_shortcut", "put_back"])
+@pytest.mark.parametrize("moment", ["_take", "_fast_path", "put_back"])
 async def test_a_caller_that_is_interrupted_does_not_end_the_lane(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever a KeyboardInterrupt meets it, its own call has an outcome, and the next are done."""
-    bench = Shortcut()
+    bench = FastPath()
     await bench.alone()
     bench.is_open = moment != "put_back"
     call: Call[int] = Call(1, 30, asyncio.get_running_loop())
@@ -378,27 +378,27 @@ async def test_a_caller_that_is_interrupted_does_not_end_the_lane(moment: str, m
     if moment == "_take":
         assert await bench.finish() == [1]
     error = await outcome(call)
-    assert getattr(error, "args", None) == ((True,) if moment == "_shortcut" else None)
+    assert getattr(error, "args", None) == ((True,) if moment == "_fast_path" else None)
     bench.is_open = True
     behind = bench.call(2)
-    if moment == "_shortcut":
+    if moment == "_fast_path":
         bench.begun.pop(0)
     assert await bench.finish() == [2]
     assert await outcome(behind) is None
 
 
-async def test_a_shortcut_that_raises_fails_its_calls_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fast_path_that_raises_fails_its_calls_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the lane's own loop there is nobody else to tell; the lane goes on."""
-    bench = Shortcut()
+    bench = FastPath()
     await bench.alone()
     first, second = bench.call(1), bench.call(2)
-    original = bench.lane._shortcut
+    original = bench.lane._fast_path
 
     def broken(*_: object) -> bool:
-        monkeypatch.setattr(bench.lane, "_shortcut", original)
+        monkeypatch.setattr(bench.lane, "_fast_path", original)
         raise ValueError("broken")
 
-    monkeypatch.setattr(bench.lane, "_shortcut", broken)
+    monkeypatch.setattr(bench.lane, "_fast_path", broken)
     assert await bench.finish() == [1]
     assert await outcome(first) is None
     assert isinstance(await outcome(second), ValueError)

@@ -11,7 +11,7 @@ import pytest
 
 from channels_pg_sa.call import Call
 from channels_pg_sa.lane import Lane
-from tests.support.lanes import Bench, Calls, Late, Shortcut, finish_round, outcome
+from tests.support.lanes import Bench, Calls, FastPath, Late, finish_round, outcome
 from tests.support.waiting import eventually_async
 
 
@@ -38,8 +38,8 @@ def interrupted(act: Callable[[], object]) -> threading.Thread:
 
 @pytest.mark.parametrize("count", [1, 3])
 async def test_a_deadline_holds_for_what_the_lane_s_loop_began(count: int) -> None:
-    """By the shortcut, which may never end."""
-    bench = Shortcut()
+    """By the fast path, which may never end."""
+    bench = FastPath()
     calls = [bench.call(number, 0.05) for number in range(count)]
     await bench.entered.wait()
     await until_settled(*calls)
@@ -91,10 +91,10 @@ async def test_an_interruption_after_the_lane_s_loop_has_begun(
     stopped: asyncio.AbstractEventLoop, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch is under way, with another's call in it: that is not given up, and no second one begins beside it."""
-    bench = Shortcut()
+    bench = FastPath()
     loop = stopped if where == "a coroutine" else asyncio.get_running_loop()
     name = "call_soon" if where == "a coroutine" else "call_soon_threadsafe"
-    original, begin = getattr(loop, name), bench.lane._shortcut
+    original, begin = getattr(loop, name), bench.lane._fast_path
     reached, begun = threading.Event(), threading.Event()
     lead: Call[int] = Call(1, 30, stopped if where == "a coroutine" else None)
     other: Call[int] = Call(2, 30, None)
@@ -114,7 +114,7 @@ async def test_an_interruption_after_the_lane_s_loop_has_begun(
         begun.wait(10)
         raise KeyboardInterrupt
 
-    bench.lane._shortcut = noted
+    bench.lane._fast_path = noted
     monkeypatch.setattr(loop, name, schedule)
     ready = threading.Event()
     thread = interrupted(lambda: ready.wait(10) and bench.lane.submit(lead))
@@ -129,7 +129,7 @@ async def test_an_interruption_after_the_lane_s_loop_has_begun(
 
 async def test_an_interruption_while_a_batch_is_taken() -> None:
     """What was about to be taken is not lost, others' calls neither, and the lane goes on."""
-    bench = Shortcut()
+    bench = FastPath()
     await bench.alone()
     queue = bench.lane._calls
     take, cost = queue.take, queue._cost
@@ -220,7 +220,7 @@ async def test_an_interruption_beside_a_batch_that_lets_a_cancellation_through(m
 
 async def test_closing_while_a_thread_finds_nothing_to_take() -> None:
     """Its call was late; another's, which came then, has the time that closing gives."""
-    bench = Shortcut()
+    bench = FastPath()
     await bench.alone()
     queue = bench.lane._calls
     original = queue.take

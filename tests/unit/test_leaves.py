@@ -29,11 +29,11 @@ def test_what_is_done_is_forgotten() -> None:
     """By the batch that did it; or later, if that was over before anybody took note of the call."""
     leaves = Leaves(5.0, lambda _group, _channel: True)
     in_time, late = call("a"), over(call("b"))
-    leaves.ask(in_time)
+    leaves.note(in_time)
     assert len(leaves) == 1
     leaves.tried([over(in_time), late], absent=False)
     assert len(leaves) == 0
-    leaves.ask(late)
+    leaves.note(late)
     assert leaves.again() == []
     assert len(leaves) == 0
 
@@ -43,7 +43,7 @@ def test_what_was_not_done_is_tried_again_once_at_a_time() -> None:
     leaves = Leaves(5.0, lambda _group, _channel: True)
     failed, cancelled, waits = over(call("a"), error=OSError()), over(call("b"), started=False), call("c")
     for asked in (failed, cancelled, waits):
-        leaves.ask(asked)
+        leaves.note(asked)
     leaves.tried([failed, cancelled], absent=False)
     again = leaves.again()
     assert [attempt.job for attempt in again] == [failed.job, cancelled.job]
@@ -57,7 +57,7 @@ def test_what_the_role_may_not_do_is_not_tried_again() -> None:
     leaves = Leaves(5.0, lambda _group, _channel: True)
     error = SendError(maybe_sent=False, waited=0.0)
     error.__cause__ = psycopg.errors.InsufficientPrivilege("permission denied")
-    leaves.ask(over(call(), error=error))
+    leaves.note(over(call(), error=error))
     assert leaves.again() == []
     assert len(leaves) == 0
 
@@ -65,7 +65,7 @@ def test_what_the_role_may_not_do_is_not_tried_again() -> None:
 def test_another_attempt_ends_it() -> None:
     """As the first would have."""
     leaves = Leaves(5.0, lambda _group, _channel: True)
-    leaves.ask(over(call(), error=OSError()))
+    leaves.note(over(call(), error=OSError()))
     (attempt,) = leaves.again()
     assert attempt.start()
     leaves.tried([attempt], absent=False)
@@ -76,7 +76,7 @@ def test_who_joins_meanwhile_does_not_leave() -> None:
     """An attempt that waits is not begun any more; one of another channel is."""
     leaves = Leaves(5.0, lambda _group, _channel: True)
     for channel in "ab":
-        leaves.ask(over(call(channel), error=OSError()))
+        leaves.note(over(call(channel), error=OSError()))
     attempts = leaves.again()
     leaves.forget(Join("group", NODE, "a"))
     assert [attempt.start() for attempt in attempts] == [False, True]
@@ -90,8 +90,8 @@ def test_a_leave_that_is_asked_for_again_is_the_callers() -> None:
     """The outcome of an earlier one says nothing of it."""
     leaves = Leaves(5.0, lambda _group, _channel: True)
     earlier, later = call(), call()
-    leaves.ask(earlier)
-    leaves.ask(later)
+    leaves.note(earlier)
+    leaves.note(later)
     leaves.tried([over(earlier)], absent=False)
     assert len(leaves) == 1
     over(later, error=OSError())
@@ -104,7 +104,7 @@ def test_a_leave_that_found_nobody_is_done_if_this_node_has_heard_so() -> None:
     leaves = Leaves(5.0, lambda group, channel: (group, channel) in heard)
     member, none = over(call("a")), over(call("b"))
     for left in (member, none):
-        leaves.ask(left)
+        leaves.note(left)
     leaves.tried([member, none], absent=True)
     (again,) = leaves.again()
     assert again.job == member.job

@@ -1,4 +1,4 @@
-"""Unread messages and pending readers by channel: who may take what, and which reader to wake. Does no I/O."""
+"""The channels of this process: their unread messages and pending readers, and whom to wake. Does no I/O."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Effects:
 
 
 _NO_ENTRIES: deque[Entry] = deque()
-"""Shared by all mailboxes that are empty for long: a deque of its own costs 624 bytes, and most channels only wait."""
+"""Shared by all channels that are empty for long: a deque of its own costs 624 bytes, and most channels only wait."""
 
 
 @dataclass(slots=True, eq=False)
-class Mailbox:
+class LocalChannel:
     """The unread messages of a channel, oldest first, and its readers, longest waiting first."""
 
     entries: deque[Entry] = field(default_factory=lambda: _NO_ENTRIES)
     readers: list[Reader] = field(default_factory=list)
 
 
-class Mailboxes:
+class LocalChannels:
     """Keep what is unread, and who waits for it.
 
     Args:
@@ -50,11 +50,11 @@ class Mailboxes:
     def __init__(self, capacity_of: Callable[[str], int | None], *, bounded: bool) -> None:
         self.counters: Counter[str] = Counter()
         self.overfull: Counter[tuple[str, str]] = Counter()  # by channel and group
-        self.unread: dict[str, Mailbox] = {}  # by channel; those that have entries
+        self.unread: dict[str, LocalChannel] = {}  # by channel; those that have entries
         self.woken: set[Reader] = set()  # and not come yet
         self.effects: Effects | None = None  # None: nothing is to be done
-        self._boxes: dict[str, Mailbox] = {}  # by channel; those of channels that are not in use stay for a while
-        self._prefixes: Counter[str] = Counter()  # readers of channels that end with "!"
+        self._locals: dict[str, LocalChannel] = {}  # by channel; those of channels that are not in use stay for a while
+        self._prefix_readers: Counter[str] = Counter()  # readers of channels that end with "!"
         self._capacity_of = capacity_of
         self._bounded = bounded
 
@@ -64,10 +64,10 @@ class Mailboxes:
         """Return the next message of the channel, or of any channel that begins so if it ends with `!`."""
         if channel[-1] == "!":
             channel = self._oldest(channel, now) or channel
-        box = self.unread.get(channel)
-        if box is None:
+        local = self.unread.get(channel)
+        if local is None:
             return None
-        entries = box.entries
+        entries = local.entries
         entry = entries[0]
         if entry.expires <= now:
             self._expire(channel, now)
@@ -85,97 +85,97 @@ class Mailboxes:
 
     def wait(self, channel: str, reader: Reader, *, instead_of: Reader | None = None) -> None:
         """Enter a reader; in the place of another, if that still waits."""
-        box = self._boxes.get(channel)
-        if box is None:
-            box = self._boxes[channel] = Mailbox()
-        if instead_of is not None and instead_of in box.readers:
-            box.readers[box.readers.index(instead_of)] = reader
+        local = self._locals.get(channel)
+        if local is None:
+            local = self._locals[channel] = LocalChannel()
+        if instead_of is not None and instead_of in local.readers:
+            local.readers[local.readers.index(instead_of)] = reader
             self.woken.discard(instead_of)
         else:
-            box.readers.append(reader)
+            local.readers.append(reader)
             if channel[-1] == "!":
-                self._prefixes[channel] += 1
+                self._prefix_readers[channel] += 1
 
     def served(self, channel: str, reader: Reader) -> None:
-        """Remove a reader that has taken a message; it mostly comes again, so its mailbox stays. Wake the next."""
-        box = self._boxes.get(channel)
-        if box is None or reader not in box.readers:
+        """Remove a reader that has taken a message; it mostly comes again, so its channel stays. Wake the next."""
+        local = self._locals.get(channel)
+        if local is None or reader not in local.readers:
             return
-        box.readers.remove(reader)
+        local.readers.remove(reader)
         self.woken.discard(reader)
         if channel[-1] == "!":
-            self._prefixes -= Counter((channel,))
+            self._prefix_readers -= Counter((channel,))
             for name in self._under(channel):
                 self._wake(name, self.unread[name])
-        elif box.entries:
-            self._wake(channel, box)
+        elif local.entries:
+            self._wake(channel, local)
 
-    def leave(self, channel: str, reader: Reader) -> None:
+    def remove_reader(self, channel: str, reader: Reader) -> None:
         """Remove a reader that gave up; if there is something left to read, wake the next."""
         self.served(channel, reader)
-        box = self._boxes.get(channel)
-        if box is not None and not box.readers and not box.entries:
-            del self._boxes[channel]
+        local = self._locals.get(channel)
+        if local is not None and not local.readers and not local.entries:
+            del self._locals[channel]
 
-    def leave_all(self, readers: Iterable[Reader]) -> None:
+    def remove_readers(self, readers: Iterable[Reader]) -> None:
         """Remove readers, whatever they read."""
         gone = set(readers)
-        for channel, box in list(self._boxes.items()) if gone else ():
-            for reader in gone.intersection(box.readers):
-                self.leave(channel, reader)
+        for channel, local in list(self._locals.items()) if gone else ():
+            for reader in gone.intersection(local.readers):
+                self.remove_reader(channel, reader)
 
     def waiting(self, channel: str) -> int:
         """Return how many readers have neither a message nor the promise of one."""
-        box = self._boxes.get(channel)
-        if box is None or not box.readers:
+        local = self._locals.get(channel)
+        if local is None or not local.readers:
             return 0
-        promised = len(box.entries)
+        promised = len(local.entries)
         if channel[-1] == "!":
             others = (self.unread[name] for name in self._under(channel) if name != channel)
             promised += sum(max(0, len(other.entries) - len(other.readers)) for other in others)
-        return max(0, len(box.readers) - promised)
+        return max(0, len(local.readers) - promised)
 
     def is_read(self, channel: str) -> bool:
         """Tell whether a reader waits for the channel."""
-        box = self._boxes.get(channel)
-        return box is not None and bool(box.readers)
+        local = self._locals.get(channel)
+        return local is not None and bool(local.readers)
 
     def every_reader(self) -> list[Reader]:
         """Return all readers, to be woken because the layer failed or closes."""
-        return [reader for box in self._boxes.values() for reader in box.readers]
+        return [reader for local in self._locals.values() for reader in local.readers]
 
     @property
     def reader_count(self) -> int:
         """How many receive() calls are pending."""
-        return sum(len(box.readers) for box in self._boxes.values())
+        return sum(len(local.readers) for local in self._locals.values())
 
     @property
     def unread_count(self) -> int:
         """How many messages wait to be read; one to a group counts once for each member."""
-        return sum(len(box.entries) for box in self.unread.values())
+        return sum(len(local.entries) for local in self.unread.values())
 
     # What is unread ------------------------------------------------------------------------------
 
     def put(self, channels: Iterable[str], entry: Entry, group: str | None = None) -> None:
-        """Append a message to each channel's mailbox; one that came through a group only where there is room."""
-        boxes, unread, woken = self._boxes, self.unread, self.woken
+        """Append a message to each channel; one that came through a group only where there is room."""
+        known, unread, woken = self._locals, self.unread, self.woken
         for channel in channels:
-            box = boxes.get(channel)
-            if box is None:
-                box = boxes[channel] = Mailbox()
-            entries, readers = box.entries, box.readers
+            local = known.get(channel)
+            if local is None:
+                local = known[channel] = LocalChannel()
+            entries, readers = local.entries, local.readers
             if not entries:
                 if entries is _NO_ENTRIES:
-                    entries = box.entries = deque()
-                unread[channel] = box
+                    entries = local.entries = deque()
+                unread[channel] = local
             elif group is not None and self._bounded and self._is_full(channel, len(entries)):
                 self.overfull[channel, group] += 1
                 continue
             entries.append(entry)
             if len(readers) == 1 == len(entries) and entry.encoded is not None:  # as mostly, and _wake is slow
                 self._call(readers[0])
-            elif self._prefixes or not woken.issuperset(readers):
-                self._wake(channel, box)
+            elif self._prefix_readers or not woken.issuperset(readers):
+                self._wake(channel, local)
 
     def expire(self, now: float) -> None:
         """Free what was not read in time."""
@@ -183,12 +183,12 @@ class Mailboxes:
             self._expire(channel, now)
 
     def tidy(self) -> None:
-        """Free the mailboxes of channels that are not in use, and the room in those that are empty."""
-        for channel, box in list(self._boxes.items()):
-            if not box.entries:
-                box.entries = _NO_ENTRIES
-                if not box.readers:
-                    del self._boxes[channel]
+        """Free the channels that are not in use, and the room in those that are empty."""
+        for channel, local in list(self._locals.items()):
+            if not local.entries:
+                local.entries = _NO_ENTRIES
+                if not local.readers:
+                    del self._locals[channel]
 
     def collect(self) -> Effects | None:
         """Return what is to be done, if anything, and begin a new list."""
@@ -206,9 +206,9 @@ class Mailboxes:
         capacity = self._capacity_of(channel)
         return capacity is not None and unread >= capacity
 
-    def _wake(self, channel: str, box: Mailbox) -> None:
+    def _wake(self, channel: str, local: LocalChannel) -> None:
         """Wake as many readers as there are messages to take, those included that were woken and have not come yet."""
-        for reader, entry in zip(self._readers(channel, box), box.entries, strict=False):
+        for reader, entry in zip(self._readers(channel, local), local.entries, strict=False):
             if not entry.is_here and entry.expires:
                 break
             self._call(reader)
@@ -218,15 +218,16 @@ class Mailboxes:
             self.woken.add(reader)
             self._to_do().wake.append(reader)
 
-    def _readers(self, channel: str, box: Mailbox) -> Iterable[Reader]:
+    def _readers(self, channel: str, local: LocalChannel) -> Iterable[Reader]:
         """Return the readers of the channel, and then those of all channels that begin as it does up to its `!`."""
-        if self._prefixes and "!" in channel and channel[-1] != "!" and (shared := self._boxes.get(queue_of(channel))):
-            return itertools.chain(box.readers, shared.readers)
-        return box.readers
+        if not self._prefix_readers or "!" not in channel or channel[-1] == "!":
+            return local.readers
+        shared = self._locals.get(queue_of(channel))
+        return local.readers if shared is None else itertools.chain(local.readers, shared.readers)
 
     def _expire(self, channel: str, now: float) -> None:
-        box = self.unread[channel]
-        entries, before = box.entries, len(box.entries)
+        local = self.unread[channel]
+        entries, before = local.entries, len(local.entries)
         while entries and entries[0].expires <= now:
             entry = entries.popleft()
             if entry.expires:
@@ -236,7 +237,7 @@ class Mailboxes:
         if not entries:
             del self.unread[channel]
         elif len(entries) < before:
-            self._wake(channel, box)  # what is next may have been here for a while
+            self._wake(channel, local)  # what is next may have been here for a while
 
     def _under(self, start: str) -> Iterator[str]:
         return (name for name in list(self.unread) if name.startswith(start))
@@ -245,21 +246,21 @@ class Mailboxes:
         ready: list[tuple[int, str]] = []
         for name in self._under(start):
             self._expire(name, now)
-            box = self.unread.get(name)
-            if box is not None and box.entries[0].is_here:
-                ready.append((box.entries[0].id or 0, name))
+            local = self.unread.get(name)
+            if local is not None and local.entries[0].is_here:
+                ready.append((local.entries[0].id or 0, name))
         return min(ready)[1] if ready else None
 
-    def _forget_unread(self, is_theirs: Callable[[str, Mailbox], bool]) -> list[Entry]:
+    def _forget_unread(self, is_theirs: Callable[[str, LocalChannel], bool]) -> list[Entry]:
         """Drop the messages of some channels, and return them."""
         entries: list[Entry] = []
-        for channel, box in list(self.unread.items()):
-            if is_theirs(channel, box):
-                entries.extend(box.entries)
-                box.entries.clear()
+        for channel, local in list(self.unread.items()):
+            if is_theirs(channel, local):
+                entries.extend(local.entries)
+                local.entries.clear()
                 del self.unread[channel]
         return entries
 
-    def _is_left_over(self, channel: str, box: Mailbox) -> bool:
+    def _is_left_over(self, channel: str, local: LocalChannel) -> bool:
         """Whether others may read the channel, and nobody here does."""
-        return node_of(channel) is None and not any(self._readers(channel, box))
+        return node_of(channel) is None and not any(self._readers(channel, local))
