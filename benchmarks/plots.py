@@ -9,7 +9,7 @@ from benchmarks.peers import OURS
 from benchmarks.results import Result
 from benchmarks.scenarios import Metric
 
-_WIDTH, _LABEL, _ROW, _TOP, _MARGIN = 760, 190, 30, 46, 120
+_WIDTH, _LABEL, _ROW, _TOP, _MARGIN = 800, 225, 30, 46, 125
 _UNITS: dict[Metric, str] = {
     "rate": "delivered per second, more is better",
     "p50_ms": "p50 in ms, less is better",
@@ -46,7 +46,7 @@ def chart(title: str, metric: Metric, results: Sequence[Result]) -> str:
 def _bar(row: int, result: Result, value: float, share: float) -> str:
     top = _TOP + row * _ROW
     width = max(1.0, share * (_WIDTH - _LABEL - _MARGIN))
-    kind = "ours" if result.peer == OURS else "bar"
+    kind = "ours" if result.peer.startswith(OURS) else "bar"
     number = f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
     return (
         f'<text x="{_LABEL - 8}" y="{top + 17}" text-anchor="end">{escape(result.peer)}</text>'

@@ -183,7 +183,7 @@ def _weigh(value: object, depth: int, limit: float, weighed: _Weighed) -> int:
         return known[2]
     if not isinstance(value, (str, float, bytes, bytearray)):
         right = "messages hold str, bytes, int, float, bool, None, lists and dicts"
-        raise _Refusal("", f" is a {kind.__name__}; {right}.")
+        raise _Refusal("", f" is a {kind.__qualname__}; {right}.")
     return 1
 
 

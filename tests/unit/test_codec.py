@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgpack
 import pytest
 from cryptography.fernet import Fernet
+from django.utils.translation import gettext_lazy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,6 +152,7 @@ def test_subclasses_of_the_allowed_types_arrive_as_those(codec: MessageCodec) ->
         ({"a": 2**63}, "message['a'] is an integer of more than 64 bits."),
         ({"a": {"b": {3: 4}}}, "message['a']['b'] has the key 3, which is a int, not a str."),
         ({"{}": ({b"{0}": 4},)}, "message['{}'][0] has the key b'{0}', which is a bytes, not a str."),
+        ({"a": gettext_lazy("a")}, "message['a'] is a lazy.<locals>.__proxy__; messages hold str"),
         ({"k" * 200: object()}, f"message['{'k' * 31}…{'k' * 38}'] is a object;"),
     ],
 )
