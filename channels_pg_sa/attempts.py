@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -13,8 +14,8 @@ from .backoff import Backoff
 from .call import Call
 from .connection import Connection
 from .database import Database
-from .errors import ChannelLayerError, SendError, words_of
-from .fate import Fate, fate
+from .errors import ChannelLayerError, SchemaError, SendError, words_of
+from .fate import QUEUE_IS_FULL, Fate, fate, is_misled
 from .queries import Queries
 
 J = TypeVar("J")
@@ -53,26 +54,38 @@ class Attempts:
                 try:
                     return await work(connection, [call.job for call in live])
                 except psycopg.Error as error:
-                    outcome = fate(error)
+                    outcome, reason = fate(error), words_of(error)
+                    await self._mend(connection, error)
                     if outcome is not Fate.NOT_DONE and not (repeatable and outcome is Fate.UNKNOWN):
                         for call in live:
                             call.error = await self._explain(call, error, outcome, connection)
                         return None
             for call in live:
                 call.doubtful = call.doubtful or outcome is Fate.UNKNOWN
+                call.trouble = reason
                 call.started = False
             await asyncio.sleep(backoff.next())
+
+    async def _mend(self, connection: Connection, error: psycopg.Error) -> None:
+        """Do what another attempt needs."""
+        if is_misled(error):
+            connection.pgconn.finish()
+        elif error.sqlstate == QUEUE_IS_FULL:
+            with contextlib.suppress(psycopg.Error):  # this frees what all have read; a statement that fails does not
+                await connection.execute("SELECT pg_notification_queue_usage()")
 
     async def _explain(
         self, call: Call[Any], error: psycopg.Error, outcome: Fate, connection: Connection
     ) -> ChannelLayerError:
         if outcome is Fate.NO_SCHEMA:
-            return self._queries.schema_error(connection, await self._revision(connection))
+            return self._queries.schema_error(connection, await self._revision(connection), words_of(error))
         return send_error(call, error, outcome)
 
     async def _revision(self, connection: Connection) -> str | None:
         try:
             _, revision, _ = await self._queries.enter(connection)
+        except SchemaError as error:
+            return error.found
         except psycopg.Error:
             return None
         return revision
@@ -82,7 +95,7 @@ class Attempts:
         return SendError(
             maybe_sent=call.started or call.doubtful,
             waited=time.monotonic() - call.since,
-            reason=self._database.trouble or reason,
+            reason=self._database.trouble or call.trouble or reason,
         )
 
 

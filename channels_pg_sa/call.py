@@ -27,7 +27,7 @@ class Call(Generic[J]):
 
     __slots__ = (
         *("job", "since", "deadline", "loop", "report", "future", "gate"),
-        *("leads", "started", "doubtful", "settled", "result", "error"),
+        *("leads", "started", "doubtful", "trouble", "settled", "result", "error"),
     )
 
     def __init__(
@@ -54,6 +54,7 @@ class Call(Generic[J]):
         self.leads = False
         self.started = False
         self.doubtful = False  # whether an attempt ended without an answer, so that it may be done already
+        self.trouble: str | None = None  # what the last attempt met, if there is to be another
         self.settled = False
         self.result: Any = None
         self.error: BaseException | None = None

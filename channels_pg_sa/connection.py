@@ -23,7 +23,8 @@ Connection = psycopg.AsyncConnection[Any]
 # What a host of ours wants to know of a network that went away: not after the kernel's two hours.
 # https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-KEEPALIVES
 DEFAULTS: dict[str, Any] = {
-    "connect_timeout": 10,
+    "connect_timeout": 5,  # for each of several hosts
+    "client_encoding": "utf8",
     "keepalives": 1,
     "keepalives_idle": 30,
     "keepalives_interval": 5,
@@ -36,9 +37,11 @@ CANCEL = 1.0
 
 # Planning the shortest statements costs more than running them. Each looks its rows up in an index, whatever it is
 # given, and must still do so when a table that was empty at the time of planning has filled.
+# No commit of ours need wait for a disk or a standby: what a crash may cost is restored from memory, or unlogged.
 # https://www.postgresql.org/docs/current/runtime-config-query.html
 SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
-    ('plan_cache_mode', 'force_generic_plan'), ('enable_seqscan', 'off'), ('jit', 'off')) AS wanted (name, value)"""
+    ('plan_cache_mode', 'force_generic_plan'), ('enable_seqscan', 'off'), ('jit', 'off'), ('synchronous_commit', 'off')
+    ) AS wanted (name, value)"""
 
 
 def sever(connection: Connection) -> None:

@@ -19,6 +19,7 @@ from .backoff import Backoff
 from .config import Settings
 from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, give_up, is_pooled, sever, time_limit
 from .errors import LayerClosed, words_of
+from .fate import is_misled
 from .held import Held
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,10 @@ class Database:
             self._lent.add(held)
             try:
                 yield held
+            except psycopg.Error as error:
+                if is_misled(error):
+                    held.driver.pgconn.finish()
+                raise
             finally:
                 self._lent.discard(held)
                 await self._put(held)

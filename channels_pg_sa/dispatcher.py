@@ -95,7 +95,7 @@ class Dispatcher(LocalChannels):
         self._gone.clear()
 
     def _arrive(self, parcel: Parcel, now: float) -> None:
-        if parcel.id in self._known:  # read from the table after a reconnect, and heard of as well
+        if self._is_known(parcel.id, parcel.expires):  # read from the table after a reconnect, and heard of as well
             return
         self._known[parcel.id] = parcel.expires
         if len(parcel.name) >= MAX_LENGTH:
@@ -122,6 +122,11 @@ class Dispatcher(LocalChannels):
             self._to_do().delete.append(parcel.id)
         self.counters["received"] += len(channels)
         self.put(channels, entry, parcel.name if parcel.grouped else None)
+
+    def _is_known(self, row: int, expires: float) -> bool:
+        """Whether a message has come before; not another one with its id, since the table began to count again."""
+        known = self._known.get(row)
+        return known is not None and (known == expires or abs(known - expires) <= SAME)  # both may be infinite
 
     def _refuse(self, row: int) -> None:
         """Drop a row that somebody wrote under a name which no reader can have; it may be too long for an index."""
@@ -150,7 +155,7 @@ class Dispatcher(LocalChannels):
         for row, channel, payload, expires in sorted(rows):
             if row in self._unfetched:  # the mailbox was read meanwhile
                 self.fetched([row], {row: payload})
-            elif row not in self._known:
+            elif not self._is_known(row, expires):
                 self._known[row] = expires
                 if len(channel) >= MAX_LENGTH:
                     self._refuse(row)

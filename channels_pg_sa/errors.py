@@ -29,32 +29,60 @@ class ConfigurationError(ChannelLayerError, ValueError):
 
 
 class SchemaError(ChannelLayerError):
-    """The database lacks the tables, or has them at another revision.
+    """The database lacks the tables, has them at another revision, or has not all of them.
 
     Args:
-        found: the revision in the database, None if there is none.
+        found: the revision in the database, None if there are no tables, "" if they do not tell one.
         needed: the revision this version of the package works with.
         database: its name, None if that is not known.
         schema: where the tables were looked for, None for the search_path.
+        reason: what the server misses, if the revision is right.
     """
 
     def __init__(
-        self, found: str | None, needed: str, *, database: str | None = None, schema: str | None = None
+        self,
+        found: str | None,
+        needed: str,
+        *,
+        database: str | None = None,
+        schema: str | None = None,
+        reason: str | None = None,
     ) -> None:
         self.found = found
         self.needed = needed
         self.database = database
         self.schema = schema
         name = "The database" if not database else f'The database "{database}"'
-        state = "has no channels_pg_sa tables" if found is None else f"is at schema revision {found}"
         where = "" if schema is None else f' in the schema "{schema}"'
-        remedy = (
-            "Run `manage.py channels_pg_sa upgrade` (Django) or `channels-pg-sa upgrade`, or the migrations of the "
-            "project that keeps these tables; in tests see channels_pg_sa.testing."
+        super().__init__(f"{name} {_state(found, needed, where, reason)}")
+
+
+def _state(found: str | None, needed: str, where: str, reason: str | None) -> str:
+    if found == "":
+        state = (
+            f"has channels_pg_sa tables{where}, but in channels_pg_sa_installation no row, or none that this role may "
+            "see: they are a copy without data, or were truncated, or have row level security."
         )
-        if found is not None and found > needed:
-            remedy = "A newer version has made the tables: update the package."
-        super().__init__(f"{name} {state}{where}; this version of channels_pg_sa needs revision {needed}. {remedy}")
+        remedy = (
+            "If they are as this version makes them, add the row: INSERT INTO channels_pg_sa_installation (revision) "  # noqa: S608
+            f"VALUES ('{needed}'); and if channels_pg_sa_version is empty, INSERT INTO channels_pg_sa_version VALUES "
+            f"('{needed}')."
+        )
+        return f"{state} {remedy}"
+    if found == needed:
+        return (
+            f"is at schema revision {found}{where}, but not all of it is there: {reason}. Make again what was removed, "
+            "or all of it: `channels-pg-sa downgrade base`, then `upgrade`. (A schema that has the tables cannot be "
+            "renamed.)"
+        )
+    state = "has no channels_pg_sa tables" if found is None else f"is at schema revision {found}"
+    remedy = (
+        "Run `manage.py channels_pg_sa upgrade` (Django) or `channels-pg-sa upgrade`, or the migrations of the "
+        "project that keeps these tables; in tests see channels_pg_sa.testing."
+    )
+    if found is not None and found > needed:
+        remedy = "A newer version has made the tables: update the package."
+    return f"{state}{where}; this version of channels_pg_sa needs revision {needed}. {remedy}"
 
 
 class PrivilegeError(ChannelLayerError):

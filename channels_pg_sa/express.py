@@ -24,7 +24,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from .call import Call, resolve
 from .connection import give_up, sever, time_limit
 from .database import KEPT, Database
-from .fate import OUTAGE
+from .fate import OUTAGE, is_misled
 from .held import Held
 from .prepared import Bound, Prepared
 
@@ -270,6 +270,8 @@ class Express:
                 self._release()
             if error is not None and _is_refused(error):
                 self._not_before = max(self._not_before, time.monotonic() + REFUSED)
+            if error is not None and is_misled(error):
+                held.driver.pgconn.finish()
         if done is not None:
             done(error, result)
         at_rest, self._at_rest = self._at_rest, []

@@ -13,9 +13,15 @@ from .errors import LayerClosed
 
 # The server's word that it did not do the statement, but would at another time.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_AGAIN = frozenset({"40001", "40P01", "57P01", "57P02", "57P03", "57P05"})
+_AGAIN = frozenset({"25P03", "25P04", "40001", "40P01", "57P01", "57P02", "57P03", "57P05"})
+# What another connection would not meet: a server that only reads, as a standby does which the address led to for a
+# moment, and a plan that was made before the tables were changed.
+_ELSEWHERE = frozenset({"25006", "0A000"})
+QUEUE_IS_FULL = "54000"
+"""Of the server's queue of notifications; ours meet no other limit."""
 _NO_SUCH_THING = frozenset({"42P01", "42703", "42883", "3F000"})
-
+# Connections, resources, the operator, locks and conflicts: they come and go.
+_PASSING = ("08", "25P", "40", "53", "54", "55", "57", "58")
 
 OUTAGE = (psycopg.Error, DBAPIError, OSError, asyncio.TimeoutError, LayerClosed)
 """What work that meets an outage raises; anything else is a mistake of ours."""
@@ -43,17 +49,23 @@ def fate(error: Exception) -> Fate:
         return Fate.UNKNOWN if is_lost else Fate.REFUSED
     if state.startswith("08"):  # a pooler's, which has lost the server under the statement
         return Fate.UNKNOWN
-    if state in _AGAIN:
+    if state in _AGAIN or state in _ELSEWHERE or state == QUEUE_IS_FULL:
         return Fate.NOT_DONE
     return Fate.NO_SCHEMA if state in _NO_SUCH_THING else Fate.REFUSED
+
+
+def is_misled(error: Exception) -> bool:
+    """Tell whether the statement needs another connection, so that this one must not be kept."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in _ELSEWHERE
 
 
 def log_level(error: Exception) -> int:
     """Return how loud the log must be about an error of work that is tried again.
 
-    An outage ends by itself. What the server refuses for want of a right or a table, class 42, somebody must mend.
+    An outage ends by itself. What the server refuses for other reasons, as for want of a right or a table, somebody
+    must mend.
     """
     if not isinstance(error, OUTAGE):
         return logging.ERROR
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
-    return logging.ERROR if state is not None and state.startswith("42") else logging.INFO
+    return logging.INFO if state is None or state.startswith(_PASSING) else logging.ERROR

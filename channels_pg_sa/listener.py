@@ -18,7 +18,7 @@ from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, sever, 
 T = TypeVar("T")
 
 PATIENCE = 15.0
-"""Seconds that connecting, or a statement of the listener's own, may take."""
+"""Seconds that connecting to a host, or a statement of the listener's own, may take."""
 # Nothing is heard while a statement waits for the lock of an operator or a migration. For the session, because a lock
 # on a table is waited for before anything in the statement could set it; LISTEN needs the session to be ours anyway.
 LENT = f"{SETTINGS}; SET lock_timeout = '100ms'"
@@ -164,9 +164,10 @@ class Listener:
         connecting = asyncio.create_task(CleanConnection.connect(**parameters))
         try:
             # Not wait_for(), which before Python 3.12 lets a cancellation get lost if it comes with the connection.
-            await asyncio.wait([connecting], timeout=PATIENCE)
+            patience = PATIENCE * len(str(parameters.get("host") or "").split(","))
+            await asyncio.wait([connecting], timeout=patience)
             if not connecting.done():
-                raise ConnectionLost(f"no connection within {PATIENCE:g} s")  # noqa: TRY301 - it is cleaned up below
+                raise ConnectionLost(f"no connection within {patience:g} s")  # noqa: TRY301 - it is cleaned up below
             return connecting.result()
         except BaseException:
             # Cancelled in the middle, it would keep its socket open until the garbage collector comes by.

@@ -48,6 +48,7 @@ def upgrade(database: Database, *, schema: str | None = None, revision: str = "h
 
     Raises:
         ConfigurationError: the address or the schema's name is wrong, or another history has made the tables.
+        SchemaError: the tables are there, but do not tell their revision.
         alembic.util.CommandError: there is no such revision.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
@@ -88,6 +89,7 @@ def current(database: Database, *, schema: str | None = None) -> str | None:
     """Return the revision of the tables in a database, whosever history made them; None if there are none.
 
     Raises:
+        SchemaError: the tables do not tell.
         ConfigurationError: the address or the schema's name is wrong.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
@@ -96,7 +98,10 @@ def current(database: Database, *, schema: str | None = None) -> str | None:
         if not inspect(connection).has_table(installation.name, schema=name):
             return None
         translated = connection.execution_options(schema_translate_map=there)
-        return translated.scalar(select(installation.c.revision))
+        found: str | None = translated.scalar(select(installation.c.revision))
+    if found is None:
+        raise SchemaError("", REVISION, schema=schema)
+    return found
 
 
 def check(database: Database, *, schema: str | None = None) -> None:
@@ -154,7 +159,7 @@ def engine_for(database: Database) -> Engine:
         ConfigurationError: the address is wrong.
     """
     connect = database if callable(database) else connector(database)
-    defaults: dict[str, Any] = {"application_name": "channels_pg_sa migrate", "prepare_threshold": None}
+    defaults = {"application_name": "channels_pg_sa migrate", "prepare_threshold": None, "client_encoding": "utf8"}
     return create_engine(
         "postgresql+psycopg://", poolclass=NullPool, creator=lambda: psycopg.connect(**{**defaults, **connect()})
     )
@@ -206,6 +211,7 @@ def _check_history(database: Database, schema: str | None) -> None:
             "The tables are there, and not from this history: a project's own Alembic, or metadata.create_all(), has "
             "made them. That has to change them too."
         )
+    current(database, schema=schema)
 
 
 def reason_of(error: Exception) -> str:

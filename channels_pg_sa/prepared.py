@@ -21,6 +21,9 @@ from .config import Settings
 from .names import node_of, topic
 from .queries import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
 
+SIGN = 8
+"""Characters of the secret by which a statement knows it; the whole would stand in logs of statements."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bound:
@@ -86,10 +89,9 @@ class Prepared:
     def _send_one_of(self, item: Send | GroupSend) -> Bound:
         if isinstance(item, Send):
             where = topic(self._secret, "node" if node_of(item.channel) else "queue", self._prefix, item.recipient)
-            names = {"recipient": item.recipient, "channel": item.channel, "topic": where, "secret": self._secret}
+            names = {"recipient": item.recipient, "channel": item.channel, "topic": where, "sign": self._secret[:SIGN]}
             return self._send_one.bind({"payload": item.payload, **_encoded(names)})
-        names = {"group_name": item.group, "secret": self._secret}
-        return self._publish_one.bind({"payload": item.payload, **_encoded(names)})
+        return self._publish_one.bind({"payload": item.payload, **_encoded({"group_name": item.group})})
 
 
 class _Statement:

@@ -173,13 +173,20 @@ class Queries:
         """Return claimed rows, of which the ends are given by id, to their queues."""
         await self._run(connection, "put_back", id=IntArray(rows), expires=list(rows.values()))
 
-    def schema_error(self, connection: Connection, found: str | None) -> SchemaError:
-        """Return the error of tables that are not there, or not at the right revision."""
-        return SchemaError(found, REVISION, database=connection.info.dbname, schema=self._schema)
+    def schema_error(self, connection: Connection, found: str | None, reason: str | None = None) -> SchemaError:
+        """Return the error of tables that are not there, not at the right revision, or not whole for that reason."""
+        return SchemaError(found, REVISION, database=connection.info.dbname, schema=self._schema, reason=reason)
 
     async def enter(self, connection: Connection) -> tuple[str, str, float]:
-        """Return the installation's secret and revision, and the Unix time by the database's clock."""
-        ((secret, revision, now),) = await self._run(connection, "enter")
+        """Return the installation's secret and revision, and the Unix time by the database's clock.
+
+        Raises:
+            SchemaError: the table is empty, or seems to be.
+        """
+        rows = await self._run(connection, "enter")
+        if not rows:
+            raise self.schema_error(connection, "")
+        ((secret, revision, now, _),) = rows
         return secret, revision, now
 
     async def register(self, connection: Connection, *, host: str, pid: int, version: str) -> bool:
@@ -250,7 +257,7 @@ class Queries:
         One transaction: the lock holds until its end.
         """
         async with connection.transaction():
-            ((mine,),) = await self._run(connection, "sweeping")
+            ((mine, *_),) = await self._run(connection, "sweeping")
             if not mine:
                 return None
             await self._run(connection, "adopt_orphans")

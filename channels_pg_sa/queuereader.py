@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
@@ -16,10 +17,13 @@ from .claims import Claim, ClaimBook
 from .config import Settings
 from .database import Database
 from .dispatcher import Dispatcher
+from .errors import words_of
 from .fate import Fate, fate, log_level
 from .iothread import Spawn
 from .names import queue_of
 from .queries import Queries
+
+logger = logging.getLogger(__name__)
 
 MOST = 1000
 """Rows that one claim takes; fewer after claims whose answers were lost, since over a slow line they were too large."""
@@ -63,6 +67,7 @@ class QueueReader:
         self._flushes = 0
         self._idle: set[str] = set()
         self._returning: dict[int, float] = {}
+        self._refusal = ""  # why they could not be returned the last time
         self._most = MOST
         make = functools.partial(Backlog[str], spawn=spawn, level=log_level, batch=100)
         self.claims = make("channels_pg_sa claims", run=self._claim)
@@ -113,8 +118,8 @@ class QueueReader:
         """Return what was claimed here and nobody here reads."""
         with self._decisions() as dispatcher:
             rows = dispatcher.claimed_unread()
-        if rows:
-            self._returning.update(rows)
+        self._returning.update(rows)
+        if self._returning:
             self.claims.add([_NO_CHANNEL])  # by the same task as claims, so that no row goes both ways at once
 
     async def rest(self) -> None:
@@ -146,7 +151,7 @@ class QueueReader:
         # Otherwise the listener is on its way, and will LISTEN to all queues of the book.
 
     async def _claim(self, channels: list[str]) -> None:
-        await self._return_rows()
+        await self._return_if_allowed()
         if self._is_unread:
             # What the last claim may have moved comes before what this one will.
             await self._reread()
@@ -200,6 +205,19 @@ class QueueReader:
                 self._doubtful_until = time.monotonic() + self._settings.expiry
                 self._is_unread = True
             raise
+
+    async def _return_if_allowed(self) -> None:
+        """Return rows. What the server refuses for certain, which somebody must mend, keeps no others from going on."""
+        try:
+            await self._return_rows()
+            self._refusal = ""
+        except psycopg.Error as error:
+            if fate(error) is not Fate.REFUSED:
+                raise
+            reason = words_of(error)
+            level = logging.DEBUG if reason == self._refusal else logging.ERROR
+            logger.log(level, "Messages that nobody here reads cannot go back to their queues: %s", reason)
+            self._refusal = reason
 
     async def _return_rows(self) -> None:
         if self._returning:

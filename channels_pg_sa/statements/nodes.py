@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ARRAY, BindParameter, Interval, Text, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    Interval,
+    Text,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql import ColumnElement, Executable
 
@@ -13,10 +26,17 @@ from channels_pg_sa.schema import installation, membership, message, node
 from .memberships import MEMBERS
 from .parts import ASYNCHRONOUS, CLOCK, INFINITY, NO_NODE, NODE, NOW, PREFIX, epoch
 
+LINGER = "3s"
+"""How long a process may leave a transaction alone in which it keeps others waiting."""
+
 
 def enter() -> Executable:
-    """Select the installation's secret and revision, and the database's clock."""
-    return select(installation.c.secret, installation.c.revision, epoch(CLOCK))
+    """Select the installation's secret and revision, the database's clock, and how full the queue of notifications is.
+
+    The last for its effect: it frees what all have read. A queue that was full does not become free by itself, since
+    who finds it full frees nothing.
+    """
+    return select(installation.c.secret, installation.c.revision, epoch(CLOCK), func.pg_notification_queue_usage())
 
 
 def known_node() -> Executable:
@@ -86,7 +106,7 @@ def unregister() -> Executable:
 
 def flush(topic: Any) -> Executable:
     """Delete all messages and memberships of the prefix, and tell its nodes; return the ids of those that live."""
-    emptied = delete(message).where(message.c.prefix == PREFIX).cte("emptied")
+    emptied = delete(message).where(message.c.prefix == PREFIX, select(ASYNCHRONOUS).exists()).cte("emptied")
     parted = delete(membership).where(membership.c.prefix == PREFIX).cte("parted")
     secret = select(installation.c.secret).scalar_subquery()
     sign = bindparam("sign", type_=Text)
@@ -103,9 +123,17 @@ def tell() -> Executable:
 
 
 def sweep_lock(*, exclusive: bool) -> Executable:
-    """Take the lock that keeps sweepers one at a time, and nodes from registering meanwhile, until the commit."""
+    """Take the lock that keeps sweepers one at a time, and nodes from registering meanwhile, until the commit.
+
+    A process that is stopped while it has the lock, or whose host is gone, must not keep it from the others. And the
+    commit waits for no disk and no standby: memberships are restored from memory.
+    """
     key = func.hashtextextended(installation.c.secret, 0)
-    return select(func.pg_try_advisory_xact_lock(key) if exclusive else func.pg_advisory_xact_lock_shared(key))
+    return select(
+        func.pg_try_advisory_xact_lock(key) if exclusive else func.pg_advisory_xact_lock_shared(key),
+        func.set_config("idle_in_transaction_session_timeout", LINGER, literal_column("true")),
+        func.set_config("synchronous_commit", "off", literal_column("true")),
+    )
 
 
 def bury_nodes() -> Executable:

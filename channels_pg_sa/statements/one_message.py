@@ -18,7 +18,7 @@ from .messages import MESSAGE, queue_of
 from .parts import CLOCK, EXPIRY, NO_NODE, PREFIX
 
 Value = ColumnElement[str]
-_SECRET = bindparam("secret", type_=Text)
+_SECRET = select(installation.c.secret).scalar_subquery()
 
 
 def insert_message(
@@ -66,7 +66,9 @@ def send_one(routines: Any) -> Executable:
         payload=bindparam("payload", type_=LargeBinary),
         expiry=EXPIRY,
     )
-    return _notifying(one, routines, bindparam("topic", type_=Text))
+    # The topic is the caller's, unless the tables have been made anew under its session, with another secret.
+    is_right = func.starts_with(_SECRET, bindparam("sign", type_=Text))
+    return _notifying(one, routines, bindparam("topic", type_=Text), case((is_right, "on"), else_="no"))
 
 
 def publish_one(routines: Any) -> Executable:
@@ -80,15 +82,11 @@ def publish_one(routines: Any) -> Executable:
     )
     kind = case((routines.channels_pg_sa_queued(message.c.channel, message.c.recipient), "queue"), else_="node")
     topic = routines.channels_pg_sa_topic(_SECRET, kind, PREFIX, message.c.recipient)
-    return _notifying(one, routines, topic)
+    return _notifying(one, routines, topic, literal_column("'on'"))
 
 
-def _notifying(insertion: Insert, routines: Any, topic: ColumnElement[str]) -> Executable:
-    """Notify of each row, as the trigger does of a few, and tell it, for this transaction only, that this is done.
-
-    Unless the secret is not that of the tables: these may have been made anew under a session that goes on.
-    """
+def _notifying(insertion: Insert, routines: Any, topic: ColumnElement[str], done: ColumnElement[str]) -> Executable:
+    """Notify of each row, as the trigger does of a few, and tell it, for this transaction only, that this is done."""
     parts = (message.c[name] for name in ("id", "expires_at", "recipient", "channel", "group_name", "payload"))
-    is_right = select(installation.c.secret).scalar_subquery() == _SECRET
-    told = func.set_config("channels_pg_sa.notified", case((is_right, "on"), else_="no"), literal_column("true"))
+    told = func.set_config("channels_pg_sa.notified", done, literal_column("true"))
     return insertion.returning(func.pg_notify(topic, routines.channels_pg_sa_frame(*parts)), told)

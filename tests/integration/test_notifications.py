@@ -229,3 +229,10 @@ def test_the_trigger_is_silent_for_no_longer_than_the_statement(
         insert(sender, [(channel, b"y")])
         ((_, frames),) = heard(connection)
         assert [frame.encoded for frame in frames if isinstance(frame, Parcel)] == [base64.b64encode(b"y")]
+
+
+def test_no_parameter_is_the_secret(prepared: Prepared, sender: psycopg.Connection[Any]) -> None:
+    """A server's log may have the parameters of each statement; who knows the secret can listen to every topic."""
+    ((secret,),) = sender.execute("SELECT secret FROM channels_pg_sa_installation").fetchall()
+    for job in (Send("jobs", "jobs", b"x"), GroupSend("group", b"x")):
+        assert secret.encode() not in [bytes(value) for value in prepared.send([job]).values]

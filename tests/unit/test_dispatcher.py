@@ -455,6 +455,19 @@ def test_an_id_that_is_a_stranger_s_row_already_is_told_by_its_end() -> None:
     assert list(it.known) == [2, 3]
 
 
+def test_another_message_with_a_known_id_is_told_by_its_end() -> None:
+    """An operator has the table count anew, while a message that was numbered so before is still unread."""
+    it = dispatcher(10)
+    waiting(it)
+    it.hear([parcel(1, expires=NOW + 50), parcel(2, expires=math.inf)], NOW)
+    it.hear([parcel(1, expires=NOW + 50.00001), parcel(2, expires=math.inf)], NOW)
+    assert it.unread_count == 2, "these are the same"
+    it.hear([parcel(1, expires=NOW + 60)], NOW)
+    assert it.unread_count == 3
+    it.claimed([(2, OWN, b"2", math.inf), (1, OWN, b"4", NOW + 60), (1, OWN, b"5", NOW + 70)])
+    assert taken(it) == [1, 2, 1, 5]
+
+
 def test_a_later_recovery_waits_for_its_own_mark() -> None:
     """The one of the first says nothing about the second."""
     it = dispatcher()

@@ -29,6 +29,19 @@ def test_a_schema_error_says_what_to_run() -> None:
     assert "update the package" in str(errors.SchemaError("0003", "0002"))
 
 
+def test_a_schema_error_of_the_right_revision_says_what_is_missing() -> None:
+    """To upgrade would do nothing."""
+    error = errors.SchemaError("0002", "0002", database="shop", reason='function "channels_pg_sa_frame" is not there')
+    assert 'The database "shop" is at schema revision 0002, but not all of it is there: function "chan' in str(error)
+
+
+def test_a_schema_error_of_empty_tables_has_the_row_that_mends_them() -> None:
+    """A copy without data has lost the secret."""
+    error = errors.SchemaError("", "0002", schema="chat")
+    assert 'has channels_pg_sa tables in the schema "chat", but in channels_pg_sa_installation no row' in str(error)
+    assert "INSERT INTO channels_pg_sa_installation (revision) VALUES ('0002')" in str(error)
+
+
 def test_a_schema_error_says_where_it_looked() -> None:
     """In tests, and with several databases, it may be another than one thinks."""
     error = errors.SchemaError(None, "0002", database="test_shop", schema="chat")

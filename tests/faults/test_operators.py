@@ -1,0 +1,174 @@
+"""What operators do to a server, or what befalls it, and the layer goes on when that is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from channels_pg_sa import SendError, listener
+from channels_pg_sa.compiled import compiled
+from tests.support.databases import TestServer, database_name, query
+from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.waiting import eventually, eventually_async
+
+from .breaking import WAITING, inside, take, text, warm
+
+
+@contextlib.contextmanager
+def read_only(server: TestServer, url: str) -> Iterator[None]:
+    """Within the block new sessions of a database only read, as on a standby that its address leads to."""
+    name = sql.Identifier(database_name(url))
+    server.run(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
+    server.terminate(server.connections(url))
+    try:
+        yield
+    finally:
+        server.run(sql.SQL("ALTER DATABASE {} RESET default_transaction_read_only").format(name))
+
+
+@pytest.mark.parametrize("way", ["send", "group_add"])
+async def test_connections_to_a_server_that_only_reads_are_not_kept(
+    server: TestServer, layer_url: str, make_own_layer: LayerFactory, way: str
+) -> None:
+    """A call waits for one that writes, as for one that answers; what came before is deleted when there is one."""
+    layer = make_own_layer()
+    channel = await warm(layer)
+    with read_only(server, layer_url):
+        call = layer.send(channel, text(1)) if way == "send" else layer.group_add("group", channel)
+        calling = asyncio.create_task(call)
+        _, waits = await asyncio.wait([calling], timeout=1.0)
+        assert waits == {calling}
+        # The listener has a backoff of its own; who sends must not have to wait for that.
+    await asyncio.wait_for(calling, 8)
+    if way == "send":
+        assert await take(layer, channel, 1) == [text(1)]
+    await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITING) == [(0,)]))
+
+
+async def test_a_server_that_only_reads_is_named_as_the_reason(
+    server: TestServer, layer_url: str, make_own_layer: LayerFactory
+) -> None:
+    """And not that it did not answer; the held connection of the fast path is not kept either."""
+    layer = make_own_layer(send_timeout=2)
+    for number in range(3):
+        await layer.send("jobs", text(number))
+    with read_only(server, layer_url), pytest.raises(SendError, match="read-only transaction") as caught:
+        await layer.send("jobs", text(3))
+    assert not caught.value.maybe_sent
+    await layer.send("jobs", text(4))
+    assert await take(layer, "jobs", 4) == [text(number) for number in (0, 1, 2, 4)]
+
+
+async def test_a_process_that_is_stopped_while_it_sweeps_keeps_nobody_from_starting(
+    layer_url: str, make_own_layer: LayerFactory
+) -> None:
+    """The server ends its transaction, and with that its lock."""
+    statement = compiled(None)["sweeping"]
+    with psycopg.connect(layer_url, application_name="tests") as stopped:
+        assert stopped.execute(statement.sql.encode(), statement.literals).fetchone()[0] is True  # type: ignore[index]
+        await warm(make_own_layer())
+        with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
+            stopped.execute("SELECT 1")
+
+
+async def test_registering_and_sweeping_wait_for_no_disk(layer_url: str) -> None:
+    """Nor for a standby that is gone: what they write can be restored from memory."""
+    with psycopg.connect(layer_url, application_name="tests") as connection:
+        for name in ("registering", "sweeping"):
+            statement = compiled(None)[name]
+            connection.execute("SET synchronous_commit = on")
+            connection.execute(statement.sql.encode(), statement.literals)
+            assert connection.execute("SHOW synchronous_commit").fetchone() == ("off",)
+            connection.rollback()
+
+
+async def test_the_sessions_of_a_layer_wait_for_no_disk(make_own_layer: LayerFactory) -> None:
+    """Of the pool, and the one that listens."""
+    layer = make_own_layer()
+    await warm(layer)
+
+    async def setting(connection: Any) -> Any:
+        return await (await connection.execute("SHOW synchronous_commit")).fetchone()
+
+    async def settings() -> list[Any]:
+        async with inside(layer)._database.connection(5) as connection:
+            return [await setting(connection), await inside(layer)._listener.lend(setting)]
+
+    loop = inside(layer)._thread.loop
+    assert await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(settings(), loop)) == [("off",), ("off",)]
+
+
+async def test_messages_that_may_not_go_back_to_their_queue_keep_no_others_from_coming(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A right is missing, of which the log tells once. When it is there they go back."""
+    layer, sender = make_own_layer(), make_own_layer()
+    await warm(layer)
+    queries = inside(layer)._queries
+    put_back = queries.put_back
+
+    async def refused(connection: Any, _rows: Any) -> None:
+        await connection.execute("DO 'BEGIN RAISE insufficient_privilege; END'")
+
+    monkeypatch.setattr(queries, "put_back", refused)
+    await leave_unread(layer, sender, text(1))
+    await asyncio.to_thread(eventually, lambda: told(caplog) == 1)
+    await sender.send("jobs", text(2))
+    assert await take(layer, "jobs", 1) == [text(2)]
+    assert told(caplog) == 1
+    monkeypatch.setattr(queries, "put_back", put_back)
+    assert await take(sender, "jobs", 1) == [text(1)]
+
+
+async def leave_unread(layer: PostgresLayer, sender: PostgresLayer, message: dict[str, Any]) -> None:
+    """Have the layer claim a message that none of its readers takes any more."""
+    reader = asyncio.create_task(layer.receive("jobs"))
+    queries, claimed = inside(layer)._queries, asyncio.Event()
+    claim, loop = queries.claim, asyncio.get_running_loop()
+
+    async def cancelling(connection: Any, claims: Any) -> Any:
+        answer = await claim(connection, claims)
+        if any(answer):
+            loop.call_soon_threadsafe(reader.cancel)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_ended(reader), loop))
+            loop.call_soon_threadsafe(claimed.set)
+        return answer
+
+    queries.claim = cancelling
+    await sender.send("jobs", message)
+    await asyncio.wait_for(claimed.wait(), 10)
+    queries.claim = claim
+
+
+async def _ended(reader: asyncio.Task[Any]) -> None:
+    await asyncio.wait([reader])
+
+
+def told(caplog: pytest.LogCaptureFixture) -> int:
+    """How often an error said that messages cannot go back."""
+    return sum("cannot go back" in record.message for record in caplog.records if record.levelno >= logging.ERROR)
+
+
+async def test_hosts_that_do_not_answer_come_before_one_that_does(
+    fragile_url: str, make_fragile: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its time, and the listener waits for all of them."""
+    monkeypatch.setattr(listener, "PATIENCE", 3.0)
+    with contextlib.ExitStack() as silent:
+        ports = [silent.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
+        there = psycopg.conninfo.conninfo_to_dict(fragile_url)
+        hosts = ",".join(["127.0.0.1"] * 3)
+        address = {**there, "host": hosts, "port": ",".join(map(str, [*ports, there["port"]])), "connect_timeout": 2}
+        layer = make_fragile(url=fragile_url, listen_url=psycopg.conninfo.make_conninfo(**address))
+        reader = asyncio.create_task(layer.receive("jobs"))
+        await layer.send("jobs", text(os.getpid()))
+        assert await asyncio.wait_for(reader, 15) == text(os.getpid())

@@ -1,0 +1,47 @@
+"""What an error means for the statement, for its connection and for the log."""
+
+from __future__ import annotations
+
+import logging
+
+import psycopg
+import pytest
+
+from channels_pg_sa.fate import Fate, fate, is_misled, log_level
+
+
+def error_of(state: str) -> psycopg.Error:
+    """Return psycopg's error of an SQLSTATE."""
+    return psycopg.errors.lookup(state)("refused")
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "misled", "level"),
+    [
+        ("57P01", Fate.NOT_DONE, False, logging.INFO),  # the server shuts down
+        ("40001", Fate.NOT_DONE, False, logging.INFO),  # a conflict
+        ("25P03", Fate.NOT_DONE, False, logging.INFO),  # the transaction was left alone for too long
+        ("25006", Fate.NOT_DONE, True, logging.ERROR),  # the server only reads
+        ("0A000", Fate.NOT_DONE, True, logging.ERROR),  # unlogged tables on a standby
+        ("54000", Fate.NOT_DONE, False, logging.INFO),  # the queue of notifications is full
+        ("42501", Fate.REFUSED, False, logging.ERROR),  # a right is missing
+        ("21000", Fate.REFUSED, False, logging.ERROR),  # the primary key is gone
+        ("53300", Fate.REFUSED, False, logging.INFO),  # too many connections
+        ("55P03", Fate.REFUSED, False, logging.INFO),  # a lock was not to be had
+        ("42P01", Fate.NO_SCHEMA, False, logging.ERROR),  # no table
+        ("08006", Fate.UNKNOWN, False, logging.INFO),  # a pooler has lost the server
+    ],
+)
+def test_what_the_server_says(state: str, outcome: Fate, misled: bool, level: int) -> None:
+    """By its SQLSTATE, whatever its words."""
+    error = error_of(state)
+    assert (fate(error), is_misled(error), log_level(error)) == (outcome, misled, level)
+
+
+def test_what_is_said_without_an_sqlstate() -> None:
+    """The connection was lost, and the answer with it; what the driver refuses was not sent."""
+    assert fate(psycopg.OperationalError("lost")) is Fate.UNKNOWN
+    assert fate(psycopg.DatabaseError("an answer that libpq cannot read")) is Fate.UNKNOWN
+    assert fate(psycopg.ProgrammingError("wrong")) is Fate.REFUSED
+    assert log_level(psycopg.OperationalError("lost")) == log_level(TimeoutError()) == logging.INFO
+    assert log_level(KeyError("ours")) == logging.ERROR
