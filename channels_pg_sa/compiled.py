@@ -46,11 +46,11 @@ def _build(schema: str | None) -> dict[str, Executable]:
         **_named(memberships.join, memberships.leave, memberships.members, memberships.plain_members),
         **_named(memberships.restore, memberships.sweep_memberships),
         **_named(nodes.enter, nodes.known_node, nodes.register, nodes.beat, nodes.renew, nodes.unregister, nodes.tell),
-        **_named(nodes.adopt_orphans, nodes.bury_nodes, nodes.sweep_nodes),
+        **_named(nodes.adopt_orphans, nodes.bury_nodes, nodes.sweep_nodes, nodes.flush),
         "put_back": messages.put_back(topic),
         "message_table": messages.message_table(schema),
         "dead_messages": messages.dead_messages(schema),
-        "flush": nodes.flush(topic),
+        "tell_all": nodes.tell_all(topic),
         "sweeping": nodes.sweep_lock(exclusive=True),
         "registering": nodes.sweep_lock(exclusive=False),
     }

@@ -98,7 +98,7 @@ class Dispatcher(LocalChannels):
         if self._is_known(parcel.id, parcel.expires):  # read from the table after a reconnect, and heard of as well
             return
         self._known[parcel.id] = parcel.expires
-        if len(parcel.name) >= MAX_LENGTH:
+        if not 0 < len(parcel.name) < MAX_LENGTH:
             self._refuse(parcel.id)
             return
         if parcel.grouped:
@@ -129,7 +129,7 @@ class Dispatcher(LocalChannels):
         return known is not None and (known == expires or abs(known - expires) <= SAME)  # both may be infinite
 
     def _refuse(self, row: int) -> None:
-        """Drop a row that somebody wrote under a name which no reader can have; it may be too long for an index."""
+        """Drop a row that somebody wrote under a name which no reader can have: none, or one too long for an index."""
         self.counters["malformed"] += 1
         self._to_do().delete.append(row)
 
@@ -157,7 +157,7 @@ class Dispatcher(LocalChannels):
                 self.fetched([row], {row: payload})
             elif not self._is_known(row, expires):
                 self._known[row] = expires
-                if len(channel) >= MAX_LENGTH:
+                if not 0 < len(channel) < MAX_LENGTH:
                     self._refuse(row)
                     continue
                 self.counters["received"] += 1
@@ -176,15 +176,14 @@ class Dispatcher(LocalChannels):
         Lately, because its reader may be between two receive() calls. Channels that are read only through a prefix, as
         those of `specific!` are, get none: who reads them would get one for each.
         """
-        channels = {channel for _, channel, _ in self.members}
+        channels = {channel for _, channel, _ in self.members if channel}
         for name, local in self._locals.items():
             if name[-1] != "!" and (local.readers or queue_of(name) not in self._prefix_readers):
                 channels.add(name)
         self.put(channels, Entry(None, expires, payload, is_shared=True), group="")
 
     def clear(self) -> None:
-        """Forget all unread messages and all memberships; readers go on waiting."""
-        self.members.replace(())
+        """Forget all unread messages; readers go on waiting, and of each membership that is gone we hear by itself."""
         self._to_do().delete.extend(self._unfetched)
         self._unfetched.clear()
         unread = self._forget_unread(lambda _channel, _box: True)

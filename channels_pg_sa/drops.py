@@ -36,6 +36,12 @@ class DropLog:
         what = f"to group {group!r}" if group else "of the layer's own"
         self.add("over_capacity", f"{what}, for {channel}, which is over its capacity", count)
 
+    @property
+    def totals(self) -> Counter[str]:
+        """How many have been dropped so far, by reason."""
+        with self._lock:
+            return Counter(self.counters)
+
     def report(self, *, at_once: bool = False) -> None:
         """Log what has been counted since the last report, if that is long enough ago."""
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import weakref
 from collections import Counter
@@ -22,6 +23,8 @@ from .names import check_channel, check_group, check_prefix, new_channel, new_no
 from .node import Node
 from .transactional import TransactionalSends
 
+CHILD_PRIORITY = 10
+"""When a child process of multiprocessing's closes its layers: before its own pools and managers, which have less."""
 TAKES = 64
 """Messages that readers may take without giving other tasks a turn."""
 
@@ -50,7 +53,8 @@ class Layer(TransactionalSends, Directory):
         self._codec = MessageCodec(settings.serializer, settings.symmetric_encryption_keys)
         self._takes = 0
         self._start_afresh()
-        _LAYERS.add(self)
+        with _LAYERS_LOCK:
+            _LAYERS.add(self)
 
     def _start_afresh(self) -> None:
         """Become a node of its own, in a new process too: what a parent has opened is never touched in a child."""
@@ -85,10 +89,11 @@ class Layer(TransactionalSends, Directory):
         """Send a message from code without an event loop; blocks the thread, otherwise as `send`.
 
         Raises:
-            RuntimeError: there is no outcome 5 s after `send_timeout`, which only a dead I/O thread can cause; so for
-                every method whose name ends with _sync and that waits for the database.
+            RuntimeError: the thread is the layer's own, which calls logging handlers and PASSWORD functions; or there
+                is no outcome 5 s after `send_timeout`, because that thread is dead. So for every method whose name ends
+                with _sync and that waits for the database.
         """
-        call = self._open().send(check_channel(channel), self._codec.encode(message), None)
+        call = self._open_to_wait().send(check_channel(channel), self._codec.encode(message), None)
         self._check_taken(channel, call.wait())
 
     async def receive(self, channel: str) -> Message:
@@ -148,7 +153,7 @@ class Layer(TransactionalSends, Directory):
 
     def group_add_sync(self, group: str, channel: str) -> None:
         """Join from code without an event loop; otherwise as `group_add`."""
-        self._open().join(check_group(group), check_channel(channel), None).wait()
+        self._open_to_wait().join(check_group(group), check_channel(channel), None).wait()
 
     async def group_discard(self, group: str, channel: str) -> None:
         """End a membership; does nothing if there is none.
@@ -166,7 +171,7 @@ class Layer(TransactionalSends, Directory):
 
     def group_discard_sync(self, group: str, channel: str) -> None:
         """Leave from code without an event loop; otherwise as `group_discard`."""
-        self._open().leave(check_group(group), check_channel(channel), None).wait()
+        self._open_to_wait().leave(check_group(group), check_channel(channel), None).wait()
 
     async def group_send(self, group: str, message: Message) -> None:
         """Send a message to every member of a group; members over their capacity are left out.
@@ -182,7 +187,7 @@ class Layer(TransactionalSends, Directory):
 
     def group_send_sync(self, group: str, message: Message) -> None:
         """Send to a group from code without an event loop; otherwise as `group_send`."""
-        self._open().group_send(check_group(group), self._codec.encode(message), None).wait()
+        self._open_to_wait().group_send(check_group(group), self._codec.encode(message), None).wait()
 
     # The whole -----------------------------------------------------------------------------------
 
@@ -197,7 +202,7 @@ class Layer(TransactionalSends, Directory):
 
     def flush_sync(self) -> None:
         """Flush from code without an event loop; otherwise as `flush`."""
-        self._open().flush(None).wait()
+        self._open_to_wait().flush(None).wait()
 
     async def close(self) -> None:
         """Finish what was begun, leave all groups and close every connection.
@@ -241,6 +246,20 @@ class Layer(TransactionalSends, Directory):
                 if (node := self._node) is None:
                     node = self._node = Node(self._settings, self._node_id, announcements=self._announcements())
                     self._finalizer = weakref.finalize(self, Node.close, node)
+                    _close_in_child(self._finalizer)
+        return node
+
+    def _open_to_wait(self) -> Node:
+        """Return the node for a thread that will wait for it.
+
+        Raises:
+            RuntimeError: it is the node's own, which would wait for itself.
+        """
+        node = self._open()
+        if node.is_current:
+            raise RuntimeError(
+                "The layer's own thread, of a logging handler or a PASSWORD function, cannot wait for it."
+            )
         return node
 
     async def _rows(self, statement: Executable) -> Rows:
@@ -248,7 +267,7 @@ class Layer(TransactionalSends, Directory):
         return rows
 
     def _rows_sync(self, statement: Executable) -> Rows:
-        rows: Rows = self._open().read(compiled_statement(statement), None).wait()
+        rows: Rows = self._open_to_wait().read(compiled_statement(statement), None).wait()
         return rows
 
     def _decode(self, entry: Entry) -> Message:
@@ -270,17 +289,31 @@ class Layer(TransactionalSends, Directory):
 
 
 _LAYERS: weakref.WeakSet[Layer] = weakref.WeakSet()
+_LAYERS_LOCK = threading.Lock()
 _PARENTS: list[Any] = []
 """What a child must neither use nor free: it would close its parent's sockets, or complain of its loops."""
 
 
 def close_layers() -> None:
     """Close every layer that this process has open, and so every connection: before a test database is dropped, say."""
-    for layer in list(_LAYERS):
+    with _LAYERS_LOCK:
+        layers = list(_LAYERS)
+    for layer in layers:
         layer.close_sync()
 
 
+def _close_in_child(finalizer: weakref.finalize[Any, Any]) -> None:
+    """Close a layer when a child process of multiprocessing's ends, which calls nothing else at its exit."""
+    process = sys.modules.get("multiprocessing.process")  # which a child has loaded
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, finalizer, exitpriority=CHILD_PRIORITY)
+
+
 def _after_fork() -> None:
+    global _LAYERS_LOCK  # noqa: PLW0603 - a thread that is not in the child may have had it
+    _LAYERS_LOCK = threading.Lock()
     for layer in list(_LAYERS):
         if layer._finalizer is not None:  # noqa: SLF001
             layer._finalizer.detach()  # noqa: SLF001

@@ -13,6 +13,7 @@ class MemberIndex:
 
     def __init__(self) -> None:
         self._groups: dict[str, dict[str, float]] = {}
+        self._absent: set[tuple[str, str]] = set()
 
     def __iter__(self) -> Iterator[Member]:
         for group, channels in self._groups.items():
@@ -28,19 +29,31 @@ class MemberIndex:
 
     def join(self, group: str, channel: str, expires: float) -> None:
         """Add the channel, or renew its membership."""
+        self._absent.discard((group, channel))
         self._groups.setdefault(group, {})[channel] = expires
 
     def leave(self, group: str, channel: str) -> None:
         """Remove the channel, if it is a member."""
+        self._absent.discard((group, channel))
         channels = self._groups.get(group)
         if channels is not None:
             channels.pop(channel, None)
             if not channels:
                 del self._groups[group]
 
+    def doubt(self, group: str, channel: str) -> None:
+        """Note that the database knows of no such membership, which nobody told us: it may have been swept."""
+        if (group, channel) in self:
+            self._absent.add((group, channel))
+
+    def to_restore(self) -> list[Member]:
+        """Return the memberships that the database must have, if it has lost them."""
+        return [member for member in self if member[:2] not in self._absent]
+
     def replace(self, members: Iterable[Member]) -> None:
         """Forget all, and take these."""
         self._groups.clear()
+        self._absent.clear()
         for member in members:
             self.join(*member)
 

@@ -18,7 +18,7 @@ from .errors import LayerClosed, SendError
 from .express import Express
 from .fate import Fate, fate
 from .lane import Lane, Over
-from .leaves import Leaves
+from .leaves import Leaves, is_done
 from .names import node_of
 from .prepared import Prepared
 from .queries import Join, Leave, Queries
@@ -36,7 +36,7 @@ class Memberships:
         express: the fast path.
         queries: the statements of the slow path.
         prepared: those of the fast path.
-        is_member: whether a channel of this node's is a member of a group, as far as this node has heard.
+        absent: takes note of groups and channels that were no members when they left.
         is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
         ready: waits until that is so.
         late: makes the error of a call whose deadline has passed.
@@ -52,7 +52,7 @@ class Memberships:
         *,
         queries: Queries,
         prepared: Prepared,
-        is_member: Callable[[str, str], bool],
+        absent: Callable[[list[tuple[str, str]]], None],
         is_ready: Callable[[], bool],
         ready: Callable[[], Awaitable[None]],
         late: Callable[[Call[Any]], SendError],
@@ -66,7 +66,8 @@ class Memberships:
         self._is_ready = is_ready
         self._ready = ready
         self._timeout = timeout
-        self._leaves = Leaves(timeout, is_member)
+        self._absent = absent
+        self._leaves = Leaves(timeout)
         self.lane: Lane[Membership] = Lane(
             "channels_pg_sa memberships",
             loop,
@@ -119,7 +120,7 @@ class Memberships:
             absent = await self._change(connection, jobs)
 
         await self._attempts.make(calls, change, repeatable=True)
-        self._leaves.tried(calls, absent=absent)
+        self._conclude_leaves(calls, absent=absent)
         self._express.note_calls(calls)
 
     async def _change(self, connection: Connection, jobs: list[Membership]) -> bool:
@@ -154,8 +155,18 @@ class Memberships:
                 call.doubtful = True
         done = error is None and not (left and (result is None or result.get_value(0, 0) != b"0"))
         if done and left and result is not None:
-            self._leaves.tried(calls, absent=result.get_value(0, 1) != b"0")
+            self._conclude_leaves(calls, absent=result.get_value(0, 1) != b"0")
         over(done)
+
+    def _conclude_leaves(self, calls: list[Call[Membership]], *, absent: bool) -> None:
+        """Forget leaves that are done; absent: whether some of them found no member.
+
+        If this node takes one for a member, it was swept, and does not know it yet: then it must not restore it.
+        """
+        self._leaves.tried(calls)
+        if absent:
+            left = [call.job for call in calls if isinstance(call.job, Leave) and is_done(call)]
+            self._absent([(job.group, job.channel) for job in left if job.node == self._node_id])
 
 
 def _last_of(jobs: Sequence[Membership]) -> tuple[list[Join], list[Leave]]:

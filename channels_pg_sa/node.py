@@ -92,7 +92,7 @@ class Node:
             self._database,
             queries,
             drops=self.drops,
-            is_member=self._reception.is_member,
+            absent=self._reception.doubt,
             is_ready=lambda: not self._reception.is_away,
             ready=self._reception.ready,
             trouble=lambda: self._reception.trouble,
@@ -165,9 +165,14 @@ class Node:
     # The whole -----------------------------------------------------------------------------------
 
     @property
+    def is_current(self) -> bool:
+        """Whether the caller runs in the I/O thread."""
+        return self._thread.is_current
+
+    @property
     def counters(self) -> Counter[str]:
         """What has been received and dropped so far, and why."""
-        return Counter(self._reception.counters) + self.drops.counters
+        return Counter(self._reception.counters) + self.drops.totals
 
     @property
     def state(self) -> str:

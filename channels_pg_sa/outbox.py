@@ -43,7 +43,7 @@ class Outbox:
         database: lends connections.
         queries: the layer's statements.
         drops: is told of messages to groups that members have no room for.
-        is_member: whether a channel of this node's is a member of a group, as far as this node has heard.
+        absent: takes note of groups and channels that were no members when they left.
         is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
         ready: waits until that is so.
         trouble: tells why it is not.
@@ -59,7 +59,7 @@ class Outbox:
         queries: Queries,
         *,
         drops: DropLog,
-        is_member: Callable[[str, str], bool],
+        absent: Callable[[list[tuple[str, str]]], None],
         is_ready: Callable[[], bool],
         ready: Callable[[], Awaitable[None]],
         trouble: Callable[[], str | None],
@@ -92,7 +92,7 @@ class Outbox:
             self._express,
             queries=queries,
             prepared=self._prepared,
-            is_member=is_member,
+            absent=absent,
             is_ready=is_ready,
             ready=ready,
             late=self._late,

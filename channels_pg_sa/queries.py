@@ -232,8 +232,13 @@ class Queries:
         await self._run(connection, "unregister")
 
     async def flush(self, connection: Connection, sign: str) -> list[str]:
-        """Delete all messages and memberships; return the live nodes, each of which is told."""
-        return [node for node, _ in await self._run(connection, "flush", sign=sign)]
+        """Delete all messages and memberships; return the live nodes, each of which is told.
+
+        Told last, when they have heard of all memberships that are gone. One that joined meanwhile stays.
+        """
+        async with connection.transaction():
+            await self._run(connection, "flush")
+            return [node for node, _ in await self._run(connection, "tell_all", sign=sign)]
 
     async def tell(self, connection: Connection, topic: str, sign: str) -> None:
         """Notify one topic."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from .call import resolve
@@ -168,10 +168,11 @@ class Reception:
             self.check()
             await asyncio.wait([self._changed])
 
-    def is_member(self, group: str, channel: str) -> bool:
-        """Whether a channel of this node's is a member of the group, as far as this node has heard."""
+    def doubt(self, memberships: Iterable[tuple[str, str]]) -> None:
+        """Take note of groups and channels of this node's, of whose memberships the database knows nothing."""
         with self.inbox.decisions() as dispatcher:
-            return (group, channel) in dispatcher.members
+            for group, channel in memberships:
+                dispatcher.members.doubt(group, channel)
 
     async def flush(self, connection: Connection) -> None:
         """Delete all messages and memberships of the prefix, and wait until every node has forgotten them."""

@@ -158,6 +158,6 @@ class Recovery:
             if not known:
                 # New, or taken for dead and swept: what is a member here is one still.
                 with self._inbox.decisions() as dispatcher:
-                    members = list(dispatcher.members)
+                    members = dispatcher.members.to_restore()
                 await self._queries.restore(connection, members)
         self.is_registered = True

@@ -21,6 +21,7 @@ MAX_IDENTIFIER = 63  # bytes; https://www.postgresql.org/docs/current/sql-syntax
 
 _REFUSED = object()
 _IDENTIFIER = re.compile(r"(?!pg_)[^\W\d][\w$]*")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 # The layer decides these itself: they are how the pool and SQLAlchemy's engine fit together.
 _POOL_RESERVED = frozenset({"self", "conninfo", "kwargs", "connection_class", "open", "close_returns"})
@@ -70,7 +71,8 @@ def _is_count(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value  # PostgreSQL stores no NUL
+    """A text that PostgreSQL can store: without NUL, and without half a character."""
+    return isinstance(value, str) and value != "" and "\0" not in value and not _SURROGATE.search(value)
 
 
 def _is_keys(value: object) -> bool:
@@ -97,8 +99,12 @@ def _is_pattern(value: object) -> bool:
 
 def _is_capacities(value: object) -> bool:
     return isinstance(value, Mapping) and all(
-        _is_pattern(pattern) and _is_count(capacity) and capacity > 0 for pattern, capacity in value.items()
+        _is_pattern(pattern) and _is_capacity(capacity) for pattern, capacity in value.items()
     )
+
+
+def _is_capacity(value: object) -> bool:
+    return isinstance(value, int) and _is_count(value) and 0 < value < 2**31  # PostgreSQL's integer
 
 
 def _pattern(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
@@ -159,11 +165,12 @@ RULES: dict[str, Rule] = {
     "group_expiry": Rule(
         f"a number of seconds, at most {MAX_SECONDS:,}, or 0 for never", lambda value: _is_number(value) and value >= 0
     ),
-    "capacity": Rule(
-        "a whole number above 0, or None for no limit", lambda value: _is_count(value) and value > 0, if_none=None
-    ),
+    "capacity": Rule("a whole number from 1 to 2,147,483,647, or None for no limit", _is_capacity, if_none=None),
     "channel_capacity": Rule(
-        "a mapping of globs or compiled patterns to whole numbers above 0", _is_capacities, _compiled, if_none=()
+        "a mapping of globs or compiled patterns to whole numbers from 1 to 2,147,483,647",
+        _is_capacities,
+        _compiled,
+        if_none=(),
     ),
     "symmetric_encryption_keys": Rule(
         "a list of keys (texts or bytes, none empty), such as [SECRET_KEY]", _is_keys, tuple, if_none=(), secret=True

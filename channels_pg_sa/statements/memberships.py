@@ -112,12 +112,18 @@ def plain_members_of(group: ColumnElement[str]) -> FromClause:
 def sweep_memberships() -> Executable:
     """Delete a batch of memberships that ended, or whose node is dead."""
     key = list(membership.primary_key)
-    ended = select(*key).where(membership.c.expires_at <= NOW, membership.c.expires_at < INFINITY).limit(BATCH)
+    ended = (
+        select(*key)
+        .where(membership.c.expires_at <= NOW, membership.c.expires_at < INFINITY)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)  # one that is being renewed stays
+        .subquery("ended")
+    )
     dead = (
         select(*key)
         .join_from(node, membership, and_(membership.c.prefix == node.c.prefix, membership.c.node == node.c.id))
         .where(membership.c.node != "", node.c.pid.is_(None), node.c.lease_until <= NOW)
         .limit(BATCH)
     )
-    old = union_all(ended, dead).cte("old")
+    old = union_all(select(ended), dead).cte("old")
     return delete(membership).where(*(part == old.c[part.name] for part in key), select(ASYNCHRONOUS).exists())

@@ -104,16 +104,18 @@ def unregister() -> Executable:
     )
 
 
-def flush(topic: Any) -> Executable:
-    """Delete all messages and memberships of the prefix, and tell its nodes; return the ids of those that live."""
+def flush() -> Executable:
+    """Delete all messages and memberships of the prefix; of each membership its node is told."""
     emptied = delete(message).where(message.c.prefix == PREFIX, select(ASYNCHRONOUS).exists()).cte("emptied")
-    parted = delete(membership).where(membership.c.prefix == PREFIX).cte("parted")
+    return delete(membership).where(membership.c.prefix == PREFIX).add_cte(emptied)
+
+
+def tell_all(topic: Any) -> Executable:
+    """Notify each node of the prefix that lives; return their ids."""
     secret = select(installation.c.secret).scalar_subquery()
     sign = bindparam("sign", type_=Text)
-    return (
-        select(node.c.id, func.pg_notify(topic(secret, "node", PREFIX, node.c.id), sign))
-        .where(node.c.prefix == PREFIX, node.c.pid.is_not(None), node.c.lease_until > CLOCK)
-        .add_cte(emptied, parted)
+    return select(node.c.id, func.pg_notify(topic(secret, "node", PREFIX, node.c.id), sign)).where(
+        node.c.prefix == PREFIX, node.c.pid.is_not(None), node.c.lease_until > CLOCK
     )
 
 

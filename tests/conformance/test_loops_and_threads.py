@@ -203,3 +203,19 @@ def test_a_loop_that_ends_takes_nothing_along(make_layer: LayerFactory) -> None:
     layer.send_sync(channel, text(1))
     received += asyncio.run(TALK.take(layer, channel, 4 - len(received)))
     assert numbers(received) == [0, 0, 0, 1]
+
+
+async def test_the_layers_own_thread_does_not_wait_for_itself(make_layer: LayerFactory) -> None:
+    """A logging handler that sends is called in it: an error at once, and nobody else is held up."""
+    layer: PostgresLayer = make_layer()
+    channel = await layer.new_channel()
+    await layer.send(channel, text(1))
+    loop = layer._node._thread.loop  # type: ignore[attr-defined]
+
+    async def handle() -> None:
+        layer.send_sync(channel, text(2))
+
+    with pytest.raises(RuntimeError, match="own thread"):
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(handle(), loop))
+    await layer.send(channel, text(3))
+    assert numbers(await TALK.take(layer, channel, 2)) == [1, 3]

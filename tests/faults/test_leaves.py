@@ -94,6 +94,17 @@ async def test_who_joins_again_stays(make_own_layer: LayerFactory, layer_url: st
     assert [await take(layer, channel, 1) for channel in channels] == [[text(1)]] * 2
 
 
+async def test_a_leave_that_found_no_member_undoes_no_later_join(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Of another process, which was told that it succeeded."""
+    layer, other = make_own_layer(), make_own_layer()
+    channel = await warm(layer)
+    await until_flowing(layer)
+    await layer.group_discard("group", channel)
+    await other.group_add("group", channel)
+    await asyncio.sleep(2.5 * TICK)
+    assert query(layer_url, MEMBERS) == [("group", channel)]
+
+
 async def test_who_left_before_its_node_knew_that_it_was_swept(make_own_layer: LayerFactory, layer_url: str) -> None:
     """A process that stood still: its sockets end before it notices, and what it restores are the others."""
     layer = make_own_layer(heartbeat=30, lease=90)

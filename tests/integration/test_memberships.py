@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest_asyncio
 
+from channels_pg_sa.compiled import compiled
 from channels_pg_sa.config import Settings
 from channels_pg_sa.queries import Join, Leave, Queries
 from tests.support.databases import query
@@ -69,3 +70,50 @@ async def test_joins_and_leaves_do_not_wait_for_the_disk(make_own_layer: LayerFa
     await layer.close()
     noted = query(layer_url, "SELECT what, setting FROM noted ORDER BY number")
     assert noted == [("insert", "off"), ("delete", "off")] * 2
+
+
+async def test_a_membership_that_is_renewed_while_it_is_swept_stays(
+    connections: tuple[Connection, Connection], layer_url: str
+) -> None:
+    """The sweep takes it for ended, and the renewal commits a moment later."""
+    one, other = connections
+    queries = Queries(Settings(connect=dict, listen=dict, group_expiry=60), NODE)
+    join = Join("group", NODE, CHANNEL)
+    await queries.join(one, [join])
+    query(layer_url, "UPDATE channels_pg_sa_membership SET expires_at = clock_timestamp() - interval '1 s'")
+
+    async def is_blocked() -> bool:
+        return query(layer_url, BLOCKED) == [(1,)]
+
+    async with one.transaction():
+        await queries.join(one, [join])
+        sweeping = asyncio.create_task(queries.sweep(other, 100))
+        blocked = asyncio.create_task(eventually_async(is_blocked))
+        await asyncio.wait([sweeping, blocked], return_when=asyncio.FIRST_COMPLETED)
+        blocked.cancel()
+    await asyncio.gather(sweeping, blocked, return_exceptions=True)
+    assert [member[:2] for member in await queries.members(other)] == [("group", CHANNEL)]
+
+
+async def test_a_join_that_a_flush_overlooks_is_heard_of(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """It is committed after the flush has looked, and before the flush is."""
+    layer = make_own_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("other", channel)
+    statements = compiled(None)
+    constants = {"prefix": "asgi", "sign": "Fn nowhere"}
+    with psycopg.connect(layer_url, application_name="tests") as flushing:
+        for name in ("flush", "tell_all"):
+            flushing.execute(statements[name].sql.encode(), {**statements[name].literals, **constants})
+            if name == "flush":
+                await layer.group_add("group", channel)
+        flushing.commit()
+
+    async def has_left() -> bool:
+        return await layer.group_count("other") == 0  # type: ignore[attr-defined,no-any-return]
+
+    await eventually_async(has_left)
+    await layer.send(channel, {"type": "flush.is.over"})
+    assert (await asyncio.wait_for(layer.receive(channel), 10))["type"] == "flush.is.over"
+    await layer.group_send("group", {"type": "group"})
+    assert (await asyncio.wait_for(layer.receive(channel), 10))["type"] == "group"

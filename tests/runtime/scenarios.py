@@ -384,6 +384,7 @@ def worker_processes(layer: Layer) -> None:
             child.join(3 * PATIENCE)
             assert child.exitcode == 0
     use(layer)
+    assert [node.id for node in layer.nodes_sync()] == [layer.node], "the children's are gone"
 
 
 def use_anew() -> None:

@@ -16,6 +16,9 @@ from tests.support.serializers import COMPRESSED_PATH
 SECRET = "tiger"
 ADDRESS = "postgresql://scott@db.example/app"
 
+CAPACITY = "a whole number from 1 to 2,147,483,647, or None for no limit"
+CAPACITIES = "a mapping of globs or compiled patterns to whole numbers from 1 to 2,147,483,647"
+
 
 def settings(**config: Any) -> Settings:
     """Settings of a CONFIG that has an address."""
@@ -239,14 +242,41 @@ def test_none_stands_for_an_empty_collection(key: str) -> None:
         ("group_expiry", -1, "a number of seconds, at most 1,000,000,000, or 0 for never"),
         ("group_expiry", False, "a number of seconds, at most 1,000,000,000, or 0 for never"),
         ("group_expiry", None, "a number of seconds, at most 1,000,000,000, or 0 for never"),
-        ("capacity", 0, "a whole number above 0, or None for no limit"),
-        ("capacity", 1.5, "a whole number above 0, or None for no limit"),
-        ("capacity", True, "a whole number above 0, or None for no limit"),
-        ("channel_capacity", {"a": 0}, "a mapping of globs or compiled patterns to whole numbers above 0"),
-        ("channel_capacity", {"a": None}, "a mapping of globs or compiled patterns to whole numbers above 0"),
-        ("channel_capacity", {1: 1}, "a mapping of globs or compiled patterns to whole numbers above 0"),
-        ("channel_capacity", {re.compile(b"a"): 1}, "a mapping of globs or compiled patterns to whole numbers above 0"),
-        ("channel_capacity", [("a", 1)], "a mapping of globs or compiled patterns to whole numbers above 0"),
+        ("capacity", 0, CAPACITY),
+        ("capacity", 2**31, CAPACITY),
+        (
+            "channel_capacity",
+            {"big*": 2**31},
+            CAPACITIES,
+        ),
+        ("prefix", "half\ud800", "a text"),
+        ("capacity", 1.5, CAPACITY),
+        ("capacity", True, CAPACITY),
+        (
+            "channel_capacity",
+            {"a": 0},
+            CAPACITIES,
+        ),
+        (
+            "channel_capacity",
+            {"a": None},
+            CAPACITIES,
+        ),
+        (
+            "channel_capacity",
+            {1: 1},
+            CAPACITIES,
+        ),
+        (
+            "channel_capacity",
+            {re.compile(b"a"): 1},
+            CAPACITIES,
+        ),
+        (
+            "channel_capacity",
+            [("a", 1)],
+            CAPACITIES,
+        ),
         ("symmetric_encryption_keys", "tiger", "a list of keys (texts or bytes, none empty), such as [SECRET_KEY]"),
         ("symmetric_encryption_keys", b"tiger", "a list of keys (texts or bytes, none empty), such as [SECRET_KEY]"),
         ("symmetric_encryption_keys", ["tiger", ""], "a list of keys (texts or bytes, none empty)"),

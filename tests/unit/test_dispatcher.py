@@ -531,8 +531,8 @@ def test_what_is_not_read_in_time_is_not_handed_over() -> None:
     assert it.unread == {}
 
 
-def test_flush_forgets_messages_and_members_but_no_reader() -> None:
-    """Rows are deleted once more, so that their ids are forgotten."""
+def test_flush_forgets_messages_but_no_reader_and_no_member() -> None:
+    """Rows are deleted once more, so that their ids are forgotten. Of memberships that are gone each is told of."""
     it = dispatcher(10)
     reader = waiting(it)
     it.hear([Joined("g", OWN, math.inf), doorbell(1), parcel(2), Flushed("n", "t")], NOW)
@@ -541,7 +541,7 @@ def test_flush_forgets_messages_and_members_but_no_reader() -> None:
     assert sorted(set(done.delete)) == [1, 2]
     it.fetched([1], {1: b"1"})
     it.deleted(done.delete)
-    assert (it.unread_count, it.reader_count, len(it.members), it._known) == (0, 1, 0, {})
+    assert (it.unread_count, it.reader_count, len(it.members), it._known) == (0, 1, 1, {})
     it.hear([parcel(3)], NOW)
     assert reader in it.woken
 
@@ -553,6 +553,17 @@ def test_flushes_are_passed_on_and_nonsense_is_counted() -> None:
     it.hear(frames, NOW)
     assert effects(it).flushes == [Acknowledged("n", NODE)]
     assert it.counters["malformed"] == 2
+
+
+def test_a_message_without_a_channel_is_refused() -> None:
+    """No reader can have it; SQL may have written it, and a membership too, which no announcement can go to."""
+    it = dispatcher()
+    it.hear([parcel(1, ""), Joined("g", "", math.inf)], NOW)
+    it.claimed([(2, "", b"2", LATER)])
+    assert effects(it).delete == [1, 2]
+    assert it.counters["malformed"] == 2
+    it.announce(b"3", LATER)
+    assert it.unread_count == 0
 
 
 def test_an_announcement_reaches_channels_that_are_read_or_in_a_group() -> None:

@@ -27,11 +27,11 @@ def over(ended: Call[Any], *, started: bool = True, error: Exception | None = No
 
 def test_what_is_done_is_forgotten() -> None:
     """By the batch that did it; or later, if that was over before anybody took note of the call."""
-    leaves = Leaves(5.0, lambda _group, _channel: True)
+    leaves = Leaves(5.0)
     in_time, late = call("a"), over(call("b"))
     leaves.note(in_time)
     assert len(leaves) == 1
-    leaves.tried([over(in_time), late], absent=False)
+    leaves.tried([over(in_time), late])
     assert len(leaves) == 0
     leaves.note(late)
     assert leaves.again() == []
@@ -40,11 +40,11 @@ def test_what_is_done_is_forgotten() -> None:
 
 def test_what_was_not_done_is_tried_again_once_at_a_time() -> None:
     """Whether it failed, or nobody waited for it any more before it was begun."""
-    leaves = Leaves(5.0, lambda _group, _channel: True)
+    leaves = Leaves(5.0)
     failed, cancelled, waits = over(call("a"), error=OSError()), over(call("b"), started=False), call("c")
     for asked in (failed, cancelled, waits):
         leaves.note(asked)
-    leaves.tried([failed, cancelled], absent=False)
+    leaves.tried([failed, cancelled])
     again = leaves.again()
     assert [attempt.job for attempt in again] == [failed.job, cancelled.job]
     assert leaves.again() == []  # those are under way
@@ -54,7 +54,7 @@ def test_what_was_not_done_is_tried_again_once_at_a_time() -> None:
 
 def test_what_the_role_may_not_do_is_not_tried_again() -> None:
     """The caller has been told, and nobody else would be."""
-    leaves = Leaves(5.0, lambda _group, _channel: True)
+    leaves = Leaves(5.0)
     error = SendError(maybe_sent=False, waited=0.0)
     error.__cause__ = psycopg.errors.InsufficientPrivilege("permission denied")
     leaves.note(over(call(), error=error))
@@ -64,17 +64,17 @@ def test_what_the_role_may_not_do_is_not_tried_again() -> None:
 
 def test_another_attempt_ends_it() -> None:
     """As the first would have."""
-    leaves = Leaves(5.0, lambda _group, _channel: True)
+    leaves = Leaves(5.0)
     leaves.note(over(call(), error=OSError()))
     (attempt,) = leaves.again()
     assert attempt.start()
-    leaves.tried([attempt], absent=False)
+    leaves.tried([attempt])
     assert len(leaves) == 0
 
 
 def test_who_joins_meanwhile_does_not_leave() -> None:
     """An attempt that waits is not begun any more; one of another channel is."""
-    leaves = Leaves(5.0, lambda _group, _channel: True)
+    leaves = Leaves(5.0)
     for channel in "ab":
         leaves.note(over(call(channel), error=OSError()))
     attempts = leaves.again()
@@ -82,32 +82,17 @@ def test_who_joins_meanwhile_does_not_leave() -> None:
     assert [attempt.start() for attempt in attempts] == [False, True]
     for attempt in attempts:
         attempt.settled = True
-    leaves.tried(attempts, absent=False)
+    leaves.tried(attempts)
     assert len(leaves) == 0
 
 
 def test_a_leave_that_is_asked_for_again_is_the_callers() -> None:
     """The outcome of an earlier one says nothing of it."""
-    leaves = Leaves(5.0, lambda _group, _channel: True)
+    leaves = Leaves(5.0)
     earlier, later = call(), call()
     leaves.note(earlier)
     leaves.note(later)
-    leaves.tried([over(earlier)], absent=False)
+    leaves.tried([over(earlier)])
     assert len(leaves) == 1
     over(later, error=OSError())
     assert len(leaves.again()) == 1
-
-
-def test_a_leave_that_found_nobody_is_done_if_this_node_has_heard_so() -> None:
-    """Otherwise the node was swept, and will restore the membership."""
-    heard = {("group", "a")}
-    leaves = Leaves(5.0, lambda group, channel: (group, channel) in heard)
-    member, none = over(call("a")), over(call("b"))
-    for left in (member, none):
-        leaves.note(left)
-    leaves.tried([member, none], absent=True)
-    (again,) = leaves.again()
-    assert again.job == member.job
-    over(again)
-    leaves.tried([again], absent=False)
-    assert len(leaves) == 0

@@ -61,3 +61,19 @@ def test_a_membership_ends_at_its_time() -> None:
     index.join("g", "a", 10.0)
     assert index.members("g", 9.9) == ["a"]
     assert index.members("g", 10.0) == []
+
+
+def test_a_membership_that_the_database_does_not_know_is_not_restored() -> None:
+    """Until something is heard of it, or all is read anew."""
+    index = MemberIndex()
+    for channel in "abcd":
+        index.join("g", channel, math.inf)
+    for channel in "abce":
+        index.doubt("g", channel)
+    assert index.to_restore() == [("g", "d", math.inf)]
+    index.join("g", "a", 10.0)
+    index.leave("g", "b")
+    index.join("g", "e", 10.0)
+    assert index.to_restore() == [("g", "a", 10.0), ("g", "d", math.inf), ("g", "e", 10.0)]
+    index.replace([("g", "c", 10.0)])
+    assert index.to_restore() == [("g", "c", 10.0)]
