@@ -41,6 +41,15 @@ async def test_a_full_channel_refuses(make: Maker, talk: Conversation) -> None:
         await eventually_async(lambda channel=channel: accepts(layer, channel))  # type: ignore[misc]
 
 
+async def test_a_full_channel_refuses_plain_functions(make_layer: LayerFactory) -> None:
+    """By the same exception, and without a loop of their own."""
+    layer = make_layer(capacity=1)
+    await asyncio.to_thread(layer.send_sync, "jobs", text(0))
+    with pytest.raises(ChannelFull):
+        await asyncio.to_thread(layer.send_sync, "jobs", text(1))
+    assert await Conversation(patience=10).next(layer, "jobs") == text(0)
+
+
 @not_in_memory("it lives in one process")
 async def test_capacity_counts_what_other_layers_sent(make: Maker, talk: Conversation) -> None:
     """A channel is full for every sender, not for each by itself."""

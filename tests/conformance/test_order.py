@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.support.layers import Layer, Message
+from channels_pg_sa.layer import TAKES
+from tests.support.layers import Layer, LayerFactory, Message
+from tests.support.waiting import eventually_async
 
 from .backends import Conversation, Maker, in_memory_breaks, numbers, text
 
@@ -111,6 +113,24 @@ async def test_a_busy_channel_does_not_starve_a_quiet_one(make: Maker, talk: Con
     await layer.send(quiet, text(7))
     assert await talk.next(layer, quiet) == text(7)
     assert numbers(await talk.take(layer, busy, 1000)) == list(range(1000))
+
+
+async def test_a_reader_that_never_has_to_wait_gives_others_a_turn(make_layer: LayerFactory) -> None:
+    """Otherwise a loop would stand still for as long as there are messages."""
+    layer = make_layer()
+    channel = await layer.new_channel()
+    await layer.send(channel, text(-1))
+    assert await layer.receive(channel) == text(-1)
+    await asyncio.gather(*(layer.send(channel, text(number)) for number in range(2 * TAKES)))
+
+    async def all_are_here() -> bool:
+        return f"{2 * TAKES} unread" in repr(layer)
+
+    await eventually_async(all_are_here)
+    others = asyncio.create_task(asyncio.sleep(0))
+    for number in range(2 * TAKES):
+        assert await layer.receive(channel) == text(number)
+    assert others.done()
 
 
 @in_memory_breaks("it keeps each full name apart, so that nothing arrives at the prefix")

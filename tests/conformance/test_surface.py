@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Any
 
+import pytest
 from channels.exceptions import ChannelFull
 
 from tests.support.layers import Layer, LayerFactory, PostgresLayer
@@ -41,6 +43,13 @@ async def test_new_channels_take_a_prefix(layer: Layer, talk: Conversation) -> N
         assert await talk.next(layer, channel) == text(1)
 
 
+@pytest.mark.parametrize("wrong", ["", "a!", "a b", "x" * 54, None])
+async def test_a_wrong_prefix_is_refused(make_layer: LayerFactory, wrong: Any) -> None:
+    """Its channels could be neither sent to nor read."""
+    with pytest.raises(TypeError, match="The prefix of a new channel must be"):
+        await make_layer().new_channel(wrong)
+
+
 @not_in_memory("its names are of another form")
 async def test_the_form_of_new_channels(make: Maker) -> None:
     """The node's id is in the name, so that a sender knows whom to notify."""
@@ -59,6 +68,28 @@ async def test_the_layer_knows_the_specification_functions(layer: Layer) -> None
     assert layer.require_valid_group_name("a")  # type: ignore[attr-defined]
 
 
+def test_names_are_checked_by_the_letter(make_layer: LayerFactory) -> None:
+    """Also where Channels' own patterns are laxer: a name has one mark at most, and a group none."""
+    layer: Any = make_layer()
+    for name in ("a!b!c", "a b", "!"):
+        with pytest.raises(TypeError, match="Channel name must be"):
+            layer.require_valid_channel_name(name)
+    with pytest.raises(TypeError, match="Group name must be"):
+        layer.require_valid_group_name("a!b")
+    assert all(layer.require_valid_channel_name(name, receive=True) for name in ("a", "a!"))
+    with pytest.raises(TypeError, match="must end at the !"):
+        layer.require_valid_channel_name("a!b", receive=True)
+
+
+def test_what_is_set_is_shown(make_layer: LayerFactory) -> None:
+    """Under the names that BaseChannelLayer and channels_redis have for it."""
+    layer: Any = make_layer(expiry=5, group_expiry=7, capacity=9, channel_capacity={"a*": 3})
+    assert (layer.expiry, layer.group_expiry, layer.capacity) == (5, 7, 9)
+    ((pattern, capacity),) = layer.channel_capacity
+    assert (pattern.match("abc") is not None, capacity) == (True, 3)
+    assert [layer.get_capacity(name) for name in ("abc", "b")] == [3, 9]
+
+
 async def test_closing_twice(make: Maker, talk: Conversation) -> None:
     """close() may be called by whoever thinks of it, used or not."""
     for used in (False, True):
@@ -68,6 +99,19 @@ async def test_closing_twice(make: Maker, talk: Conversation) -> None:
             assert await talk.next(layer, "channel") == text(1)
         await layer.close()
         assert await layer.close() is None  # type: ignore[func-returns-value]
+
+
+async def test_a_layer_that_was_closed_is_another_node(make_layer: LayerFactory) -> None:
+    """The one that leaves takes its channels and memberships along; one that was never opened stays what it is."""
+    layer = make_layer()
+    unused = layer.node
+    await layer.close()
+    assert layer.node == unused
+    await layer.send("channel", text(1))
+    await layer.close()
+    assert layer.node != unused
+    assert (await layer.new_channel()).startswith(f"specific.{layer.node}!")
+    assert await Conversation(patience=10).next(layer, "channel") == text(1)
 
 
 @not_in_memory("there is nothing to close")

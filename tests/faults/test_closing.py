@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from channels_pg_sa import LayerClosed
-from tests.support.databases import query
+from channels_pg_sa.database import Database
+from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.processes import ROOT, environment
 from tests.support.waiting import eventually, eventually_async
 
-from .breaking import SwallowingProxy, inside, take, text
+from .breaking import SwallowingProxy, inside, take, text, warm
 
 MINE = "SELECT count(*) FROM channels_pg_sa_message WHERE recipient = %s"
 
@@ -101,6 +102,69 @@ async def test_without_the_connection_that_listens(
     with contextlib.suppress(asyncio.CancelledError):
         await reader
     assert await take(other, "jobs", 1) == [text(1)]
+
+
+async def test_a_garbage_collector_in_the_io_thread(
+    make_own_layer: LayerFactory, server: TestServer, layer_url: str
+) -> None:
+    """It closes the layer wherever it runs: there nothing can be waited for, and the thread ends all the same."""
+    layer: Any = make_own_layer()
+    await warm(layer)
+    thread = layer._node._thread
+    thread.loop.call_soon_threadsafe(layer._node.close)
+    await asyncio.to_thread(thread._thread.join, 10)
+    assert not thread._thread.is_alive()
+    eventually(lambda: not server.connections(layer_url))
+    assert query(layer_url, "SELECT id FROM channels_pg_sa_node") == []
+    await asyncio.wait_for(layer.close(), 5)
+
+
+async def test_a_layer_that_cannot_be_closed_well(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever closes it cannot help it: the log is told, and its thread ends."""
+    layer: Any = make_own_layer()
+    await warm(layer)
+    thread, close = layer._node._thread, layer._node._database.close
+
+    async def fail() -> None:
+        await close()
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(layer._node._database, "close", fail)
+    name = layer.node
+    await layer.close()
+    assert not thread._thread.is_alive()
+    assert f"Node {name} did not close as it should" in caplog.text
+    assert "RuntimeError: broken" in caplog.text
+
+
+async def test_a_node_that_cannot_be_made_leaves_no_thread(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller is told, and may try again."""
+    layer = make_own_layer()
+
+    async def fail(_: Database) -> None:
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Database, "open", fail)
+        with pytest.raises(RuntimeError, match="broken"):
+            await layer.send("jobs", text(1))
+    assert not [thread.name for thread in threading.enumerate() if layer.node in thread.name]
+    await layer.send("jobs", text(1))
+
+
+async def test_what_was_dropped_last_is_told(make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture) -> None:
+    """It would have been, some seconds later."""
+    layer: Any = make_own_layer()
+    await warm(layer)
+    for number in range(2):
+        layer._node.drop("undecodable", f"as number {number}")
+    assert "as number 1" not in caplog.text
+    await layer.close()
+    assert "Messages dropped: 1 as number 1" in caplog.text
 
 
 LISTENS = """

@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 from psycopg import sql
 
-from channels_pg_sa import __version__, database, heartbeat
+from channels_pg_sa import __version__, database, drops, heartbeat, node
 from channels_pg_sa.config import Settings
 from channels_pg_sa.listener import ConnectionLost
 from channels_pg_sa.queries import Queries
@@ -460,3 +460,33 @@ async def test_one_sweeper_at_a_time(make_own_layer: LayerFactory, layer_url: st
         assert await take(layers[1], "jobs", 1) == [text(1)]
     eventually(lambda: query(layer_url, WAITING) == [(0,)])
     assert len(query(layer_url, NODES)) == 3
+
+
+# Housekeeping in memory ---------------------------------------------------------------------------
+
+
+async def test_housekeeping_goes_on_after_an_error(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told, and the next round is kept: thoroughly once in a heartbeat, and tells what was dropped."""
+    monkeypatch.setattr(node, "TICK", 0.01)
+    monkeypatch.setattr(drops, "PAUSE", 0.05)
+    layer: Any = make_own_layer(heartbeat=0.1, lease=1)
+    await warm(layer)
+    rounds: list[bool] = []
+
+    async def keep_house(_: object, *, thoroughly: bool) -> None:
+        rounds.append(thoroughly)
+        if len(rounds) == 1:
+            raise RuntimeError("broken")
+
+    monkeypatch.setattr(inside(layer), "keep_house", keep_house)
+    for number in range(2):
+        layer._node.drop("undecodable", f"as number {number}")
+
+    async def is_kept() -> bool:
+        return {True, False} <= set(rounds[1:]) and "as number 1" in caplog.text
+
+    await eventually_async(is_kept)
+    assert caplog.text.count("Housekeeping failed") == 1
+    assert rounds.count(True) < rounds.count(False)

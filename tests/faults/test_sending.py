@@ -671,6 +671,19 @@ async def test_unconfirmed_sends_wait_when_too_many_do(
     assert await take(layer, "jobs", 100) == [text(number) for number in range(100)]
 
 
+async def test_a_large_message_is_confirmed_all_the_same(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """A thousand of them would fill the memory; and one that is not quite so large is not."""
+    layer = make_own_layer(confirm_sends=False)
+    small = node.SMALL - len(layer._codec.encode({"text": "x" * 1_000}))  # type: ignore[attr-defined]
+    with locked_messages(layer_url) as locker:
+        await layer.send("jobs", {"text": "x" * (small + 1_000)})
+        sending = asyncio.create_task(layer.send("jobs", {"text": "x" * (small + 1_001)}))
+        await until_blocked(layer_url)
+        assert not sending.done()
+        locker.commit()
+    await sending
+
+
 async def test_unconfirmed_sends_are_done_before_the_layer_closes(make_own_layer: LayerFactory) -> None:
     """close() finishes what was begun."""
     layer, reader = make_own_layer(confirm_sends=False), make_own_layer()

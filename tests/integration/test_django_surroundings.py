@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from channels_pg_sa import django as django_module
 from channels_pg_sa.django import lifespan
 from tests.support.databases import TestServer, database_name, query
 from tests.support.layers import LayerFactory
@@ -187,6 +189,7 @@ async def test_a_server_that_stops_closes_the_layers(make_own_layer: LayerFactor
     messages = iter(["lifespan.startup", "lifespan.shutdown"])
 
     async def receive() -> dict[str, str]:
+        assert "closed" not in repr(layer), "it serves until the server stops"
         return {"type": next(messages)}
 
     async def send(message: dict[str, str]) -> None:
@@ -195,3 +198,19 @@ async def test_a_server_that_stops_closes_the_layers(make_own_layer: LayerFactor
     await lifespan({"type": "lifespan"}, receive, send)
     assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert "closed" in repr(layer)
+    assert list(messages) == []
+
+
+async def test_layers_that_close_hold_up_no_loop_of_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has other applications to tell, and connections to end."""
+    closing: list[threading.Thread] = []
+    monkeypatch.setattr(django_module, "close_layers", lambda: closing.append(threading.current_thread()))
+
+    async def receive() -> dict[str, str]:
+        return {"type": "lifespan.shutdown"}
+
+    async def send(_: dict[str, str]) -> None: ...
+
+    await lifespan({"type": "lifespan"}, receive, send)
+    assert len(closing) == 1
+    assert closing[0] is not threading.current_thread()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from unittest.mock import patch
 
 import django
 import pytest
@@ -13,12 +14,13 @@ from channels.layers import get_channel_layer
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.core.management import BaseCommand, CommandParser, call_command
 from django.db import ProgrammingError, connection, connections, transaction
+from django.db.backends.utils import CursorWrapper
 from django.test import TestCase, override_settings
 
 from channels_pg_sa import MessageTooLarge, SchemaError
 from channels_pg_sa.django import group_send, send
 from tests.conformance.backends import KEY, Conversation, text
-from tests.support.databases import TestServer, query
+from tests.support.databases import TestServer, database_name, query
 from tests.support.django_databases import entry
 from tests.support.layers import LayerFactory, Message, PostgresLayer
 from tests.support.schema import SCHEMA
@@ -287,6 +289,21 @@ def test_missing_tables(databases: Callable[..., None], database_url: str) -> No
             with pytest.raises(SchemaError, match="upgrade") as caught:
                 verb("jobs", text(1))
             assert isinstance(caught.value.__cause__, ProgrammingError)
+            assert f'The database "{database_name(database_url)}"' in str(caught.value)
+            assert database_name(database_url) == caught.value.database
+
+
+@pytest.mark.usefixtures("default")
+@pytest.mark.parametrize("name", ["sqlstate", "pgcode"])
+@pytest.mark.parametrize(("code", "kind"), [("42P01", SchemaError), ("42883", ProgrammingError)])
+def test_only_missing_tables_are_told_as_such(name: str, code: str, kind: type[Exception]) -> None:
+    """By psycopg's name of the SQLSTATE, and by psycopg2's, which Django takes where it finds no other."""
+    error, cause = ProgrammingError("what the server said"), Exception()
+    setattr(cause, name, code)
+    error.__cause__ = cause
+    with patch.object(CursorWrapper, "execute", side_effect=error), pytest.raises(kind) as caught:
+        send("jobs", text(1))
+    assert error in (caught.value, caught.value.__cause__)
 
 
 @pytest.mark.usefixtures("default")

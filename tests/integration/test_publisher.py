@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import psycopg
 import psycopg2  # type: ignore[import-untyped] # It ships no types.
 import pytest
-from sqlalchemy import Column, Insert, Integer, MetaData, Select, Table, create_engine, insert, select, text
+from sqlalchemy import Column, Insert, Integer, MetaData, Select, Table, create_engine, event, insert, select, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -261,6 +262,19 @@ async def test_a_publisher_with_a_url_has_connections_of_its_own(
     await publisher.send(channel, words(103))
     await asyncio.to_thread(publisher.close_sync)
     assert await TALK.next(layer, channel) == words(103)
+
+
+async def test_an_engine_without_coroutines_holds_up_no_loop(shared_url: str, prefix: str) -> None:
+    """Its transactions run in other threads."""
+    threads: list[threading.Thread] = []
+    with engine_on(shared_url) as engine:
+        event.listen(engine, "begin", lambda _: threads.append(threading.current_thread()))
+        publisher = Publisher(engine=engine, prefix=prefix)
+        await publisher.send("jobs", words(1))
+        await publisher.group_send("group", words(2))
+        assert await publisher.group_count("group") == 0
+    assert len(threads) == 3
+    assert threading.current_thread() not in threads
 
 
 async def test_an_engine_is_the_service_s_own(make_layer: LayerFactory, shared_url: str, prefix: str) -> None:

@@ -20,7 +20,7 @@ class Work:
 
     def __init__(self, batch: int = 100, pause: float = 0.0) -> None:
         self.batches: list[list[str]] = []
-        self.errors: list[Exception] = []
+        self.errors: list[Exception | None] = []  # of each batch, None for one that succeeds
         self.gate = asyncio.Event()
         self.entered = asyncio.Semaphore(0)
         self.tasks: list[asyncio.Task[None]] = []
@@ -34,8 +34,8 @@ class Work:
         self.batches.append(things)
         self.entered.release()
         await self.gate.wait()
-        if self.errors:
-            raise self.errors.pop(0)
+        if self.errors and (error := self.errors.pop(0)) is not None:
+            raise error
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,37 @@ async def test_what_failed_is_done_again_before_what_came_later(work: Work, capl
         "test work: no database; trying again",
         "test work: OSError; trying again",
     ]
+
+
+async def test_the_same_failure_again_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    """It is told once, with its traceback, and anew after another, or after a success."""
+    caplog.set_level(logging.INFO, "channels_pg_sa.backlog")
+    work = Work(batch=1)
+    work.gate.set()
+    work.errors = [OSError("gone"), OSError("gone"), ValueError("wrong"), OSError("gone"), None, OSError("gone")]
+    work.backlog.add("ab")
+    await work.backlog.finish(5)
+    news, no_news = ("ERROR", True), ("INFO", False)
+    told = [(record.levelname, bool(record.exc_info)) for record in caplog.records]
+    assert told == [news, no_news, news, news, news]
+
+
+async def test_delays_begin_again_with_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever failed long ago is not held up for it."""
+    delays: list[str] = []
+
+    def delayed(_: object) -> float:
+        delays.append("next")
+        return 0.0
+
+    monkeypatch.setattr(backlog_module.Backoff, "next", delayed)
+    monkeypatch.setattr(backlog_module.Backoff, "reset", lambda _: delays.append("reset"))
+    work = Work(batch=1)
+    work.gate.set()
+    work.errors = [OSError("gone"), OSError("gone"), None, OSError("gone")]
+    work.backlog.add("ab")
+    await work.backlog.finish(5)
+    assert delays == ["next", "next", "reset", "next", "reset"]
 
 
 async def test_its_task_has_a_name_and_ends_when_nothing_is_left(work: Work) -> None:

@@ -93,6 +93,13 @@ def test_an_encrypting_layer_refuses_plain_frames_and_the_reverse(plain: str) ->
         open_.decode(secret.encode({"type": "x"}))
 
 
+def test_who_has_keys_is_not_told_to_give_some() -> None:
+    """What may come unencrypted and is no message is not taken for an encrypted one."""
+    with pytest.raises(DecodeError, match="is no message") as caught:
+        MessageCodec("msgpack", ["key"]).decode(b"\xc1", may_be_plain=True)
+    assert "symmetric_encryption_keys" not in str(caught.value)
+
+
 def test_encryption_hides_the_message() -> None:
     """The payload of an encrypting layer holds nothing of the message, and is a raw Fernet token."""
     payload = MessageCodec("json", ["key"]).encode({"type": "tell-tale"})
@@ -162,6 +169,7 @@ def test_a_refusal_names_the_place(codec: MessageCodec, message: Any, text: str)
     with pytest.raises(TypeError) as caught:
         codec.encode(message)
     assert text in str(caught.value)
+    assert caught.value.__cause__ is None, "how it was found is nobody's affair"
 
 
 @each_codec
@@ -209,6 +217,14 @@ class Endless(dict[str, int]):
             yield "a", 1
 
 
+class EndlessList(list[int]):
+    """A list that ends nowhere."""
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield 1
+
+
 class Faulty(dict[str, int]):
     """A dict that fails when it is looked at."""
 
@@ -219,8 +235,9 @@ class Faulty(dict[str, int]):
 def test_classes_of_the_senders_own_cannot_hang_or_break_encode(monkeypatch: pytest.MonkeyPatch) -> None:
     """One without an end is too large; one that raises is a TypeError with its reason."""
     monkeypatch.setattr(codec_module, "MAX_BYTES", 1000)
-    with pytest.raises(MessageTooLarge):
-        MessageCodec().encode(Endless())
+    for endless in (Endless(), {"a": EndlessList()}):
+        with pytest.raises(MessageTooLarge):
+            MessageCodec().encode(endless)
     with pytest.raises(TypeError, match="no items today") as caught:
         MessageCodec().encode({"a": Faulty()})
     assert isinstance(caught.value.__cause__, LookupError)
@@ -386,6 +403,17 @@ def test_an_own_serializer_cannot_raise_what_no_caller_expects(own: Callable[...
         codec.decode(b"\xc1anything")
 
 
+@pytest.mark.parametrize("error", [AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError])
+def test_each_fault_of_a_message_is_a_type_error(own: Callable[..., str], error: type[Exception]) -> None:
+    """Whatever a serializer, or a class of the sender's own, meets in it."""
+
+    def dumps(_: object) -> bytes:
+        raise error("a fault")
+
+    with pytest.raises(TypeError, match=f"The message cannot be encoded: {error.__name__}: .*a fault"):
+        MessageCodec(own(dumps=dumps, loads=lambda _: {})).encode({})
+
+
 def test_an_own_serializer_must_return_a_dict(own: Callable[..., str]) -> None:
     """Another value is no message; another type than bytes is a TypeError."""
     codec = MessageCodec(own(dumps=lambda _: "text", loads=lambda _: [1]))
@@ -400,6 +428,13 @@ def test_a_serializer_that_is_none_is_a_configuration_error(path: str) -> None:
     """One that cannot be imported, or that lacks the two functions."""
     with pytest.raises(ConfigurationError, match="serializer"):
         MessageCodec(path)
+
+
+@pytest.mark.parametrize("name", ["dumps", "loads"])
+def test_a_serializer_needs_both_functions(own: Callable[..., str], name: str) -> None:
+    """One that can only write would fail with the first message that comes."""
+    with pytest.raises(ConfigurationError, match="has no functions dumps"):
+        MessageCodec(own(**{name: lambda _: b""}))
 
 
 def test_payloads_of_any_bytes_like_type_are_read() -> None:
@@ -433,6 +468,29 @@ def test_a_copier_shares_nothing_that_an_own_serializer_made(own: Callable[..., 
     copy = codec.copier(codec.encode({}))
     copy()["seen"].add(1)
     assert copy() == {"seen": set()}
+
+
+class Itself(dict[str, int]):
+    """A dict whose copy is none."""
+
+    def copy(self) -> Itself:
+        return self
+
+
+def test_a_copier_does_not_rely_on_the_copies_of_an_own_serializer_s_dicts(own: Callable[..., str]) -> None:
+    """They may be of any subclass."""
+    codec = MessageCodec(own(dumps=lambda message: b"", loads=lambda data: Itself(seen=1)))
+    copy = codec.copier(codec.encode({}))
+    copy()["seen"] = 2
+    assert copy() == {"seen": 1}
+
+
+def test_a_copier_takes_what_may_be_plain() -> None:
+    """As `decode` does."""
+    codec, plain = MessageCodec("msgpack", ["key"]), MessageCodec().encode({"a": 1})
+    assert codec.copier(plain, may_be_plain=True)() == {"a": 1}
+    with pytest.raises(DecodeError, match="not encrypted"):
+        codec.copier(plain)
 
 
 def test_a_copier_refuses_what_decode_refuses() -> None:

@@ -103,6 +103,7 @@ def test_parameters_belong_to_the_one_who_asks() -> None:
             "postgresql+psycopg://u:tiger@h/db?sslmod=x",
             '"url" has the parameter "sslmod", which libpq does not know. Did you mean "sslmode"?',
         ),
+        ("postgresql://u:tiger@h/db?SSLMODE=require", 'Did you mean "sslmode"?'),
         ("postgresql+asyncpg://u:tiger@h/db?qqqqqq=x", '"url" has the parameter "qqqqqq", which libpq does not know.'),
         (
             "host=h pasword=tiger",
@@ -128,11 +129,15 @@ def test_a_wrong_address_is_refused_without_being_shown(url: Any, said: str) -> 
     assert SECRET not in found
 
 
-def test_an_error_about_an_address_holds_no_password_in_its_causes() -> None:
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://u:tiger@h:port/db", "postgresql://u:tiger%zz@h/db", "host=h pasword=tiger"]
+)
+def test_an_error_about_an_address_holds_no_password_in_its_causes(url: str) -> None:
     """A traceback shows the causes of an error as well."""
     with pytest.raises(ConfigurationError) as caught:
-        settings(url="postgresql+psycopg://u:tiger@h:port/db")
-    assert caught.value.__suppress_context__
+        settings(url=url)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 def test_without_an_address_there_are_no_settings() -> None:
@@ -153,6 +158,7 @@ def test_the_listener_uses_the_same_address_by_default() -> None:
     [
         ("postgresql://direct", {"host": "direct", "user": "u", "password": "p", "dbname": "db", "sslmode": "require"}),
         ("port=5433", {"port": "5433", "user": "u", "password": "p", "dbname": "db", "sslmode": "require"}),
+        ("hostaddr=::1", {"hostaddr": "::1", "user": "u", "password": "p", "dbname": "db", "sslmode": "require"}),
         ("host=direct user=v", {"host": "direct", "user": "v", "dbname": "db", "sslmode": "require"}),
         ("host=direct user=u", {"host": "direct", "user": "u", "password": "p", "dbname": "db", "sslmode": "require"}),
         (
@@ -165,6 +171,12 @@ def test_a_listen_url_is_completed_by_the_layer_s_own_address(listen_url: str, p
     """A pooler's port never goes with the server's host, and a password goes only with its user."""
     made = settings(url="postgresql://u:p@pooler:6432/db?sslmode=require", listen_url=listen_url)
     assert made.listen() == parameters
+
+
+def test_a_file_of_passwords_goes_only_with_its_user() -> None:
+    """As a password does."""
+    made = settings(url="host=h user=u passfile=/p", listen_url="user=v")
+    assert made.listen() == {"host": "h", "user": "v"}
 
 
 def test_the_defaults() -> None:
@@ -221,6 +233,53 @@ def test_none_stands_for_an_empty_collection(key: str) -> None:
     """channels_redis has None as a default of these, so people write it."""
     made = settings(**{key: None})
     assert (made.channel_capacity, made.symmetric_encryption_keys, made.pool) == ((), (), {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("expiry", 1_000_000_000),
+        ("group_expiry", 0),
+        ("capacity", None),
+        ("schema", None),
+        ("serializer", "tests.support.serializers.COMPRESSED"),
+        ("on_disconnect", None),
+        ("on_reconnect", None),
+        ("listen_url", None),
+    ],
+)
+def test_the_ends_of_each_range_are_in_it(key: str, value: Any) -> None:
+    """And None, where it stands for nothing."""
+    made = settings(**{key: value})
+    assert made.listen() == made.connect() if key == "listen_url" else getattr(made, key) == value
+
+
+def test_patterns_of_what_may_be_plain_are_globs_or_compiled() -> None:
+    """In a list, a tuple or None, as keys are."""
+    pattern = re.compile("^jobs$")
+    for collection in (list, tuple):
+        glob, compiled = settings(allow_unencrypted=collection(["feed-*", pattern])).allow_unencrypted
+        assert glob.match("feed-1")
+        assert not glob.match("my-feed-1")
+        assert compiled is pattern
+        keys = settings(symmetric_encryption_keys=collection(["new", b"old"])).symmetric_encryption_keys
+        assert keys == ("new", b"old")
+    assert settings(allow_unencrypted=None).allow_unencrypted == ()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_size": 0, "max_waiting": 0},
+        {"min_size": 4, "max_size": 4},
+        {"min_size": 4, "max_size": None},
+        {"configure": None, "check": None, "reset": None, "reconnect_failed": None},
+        {"timeout": 0.5, "max_lifetime": 600, "max_idle": 60, "reconnect_timeout": 5, "num_workers": 1},
+    ],
+)
+def test_right_options_of_the_pool_pass(options: dict[str, Any]) -> None:
+    """To the ends of their ranges."""
+    assert settings(PSYCOPG_OPTIONS=options).pool == options
 
 
 @pytest.mark.parametrize(
@@ -319,6 +378,10 @@ def test_a_value_of_the_wrong_type_or_range_is_refused(key: str, value: Any, rig
         ("symmetric_keys", 'Did you mean "symmetric_encryption_keys"?'),
         ("psycopg_options", 'Did you mean "PSYCOPG_OPTIONS"?'),
         ("hosts", "There is no Redis here: say where PostgreSQL is"),
+        ("HOSTS", "There is no Redis here: say where PostgreSQL is"),
+        ("config", 'Options of the pool go into "PSYCOPG_OPTIONS"; everything else stands in CONFIG itself.'),
+        ("conninfo", 'Its name here is "url".'),
+        ("alias", 'Its name here is "database".'),
         ("random_prefix_length", "Leave it out"),
         ("serializer_format", 'Its name here is "serializer".'),
         ("connection_kwargs", 'go into "url" or "OPTIONS"'),
@@ -349,7 +412,10 @@ def test_every_key_is_named_to_one_who_is_far_off() -> None:
         ({"min_sise": 1}, '"PSYCOPG_OPTIONS" has no option "min_sise". Did you mean "min_size"?'),
         ({"qqqqqqq": 1}, "The options are check, configure, max_idle"),
         ({"conninfo": "host=h"}, '"PSYCOPG_OPTIONS" must not hold "conninfo": the layer sets it itself.'),
-        ({"kwargs": {}}, '"PSYCOPG_OPTIONS" must not hold "kwargs"'),
+        (
+            {"kwargs": {}},
+            '"kwargs": the layer sets it itself. Parameters of a connection go into "OPTIONS", or the "url".',
+        ),
         ({"open": True}, '"PSYCOPG_OPTIONS" must not hold "open"'),
         ({"close_returns": False}, '"PSYCOPG_OPTIONS" must not hold "close_returns"'),
         ({"min_size": "1"}, '"min_size" in "PSYCOPG_OPTIONS" must be a whole number, not \'1\'.'),
@@ -362,6 +428,13 @@ def test_every_key_is_named_to_one_who_is_far_off() -> None:
         ({"timeout": 0}, '"timeout" in "PSYCOPG_OPTIONS" must be a number of seconds above 0, at most'),
         ({"configure": 5}, '"configure" in "PSYCOPG_OPTIONS" must be a function, or None, not 5.'),
         ({"num_workers": 0}, '"num_workers" in "PSYCOPG_OPTIONS" must be a whole number above 0, not 0.'),
+        ({"max_waiting": -1}, '"max_waiting" in "PSYCOPG_OPTIONS" must be a whole number, not -1.'),
+        ({"max_lifetime": 0}, '"max_lifetime" in "PSYCOPG_OPTIONS" must be a number of seconds above 0'),
+        ({"max_idle": "60"}, '"max_idle" in "PSYCOPG_OPTIONS" must be a number of seconds above 0'),
+        ({"reconnect_timeout": True}, '"reconnect_timeout" in "PSYCOPG_OPTIONS" must be a number of seconds above 0'),
+        ({"check": 5}, '"check" in "PSYCOPG_OPTIONS" must be a function, or None, not 5.'),
+        ({"reset": 5}, '"reset" in "PSYCOPG_OPTIONS" must be a function, or None, not 5.'),
+        ({"reconnect_failed": 5}, '"reconnect_failed" in "PSYCOPG_OPTIONS" must be a function, or None, not 5.'),
     ],
 )
 def test_a_wrong_option_of_the_pool_is_refused(options: dict[str, Any], said: str) -> None:
@@ -372,6 +445,7 @@ def test_a_wrong_option_of_the_pool_is_refused(options: dict[str, Any], said: st
 def test_a_lease_outlives_three_heartbeats() -> None:
     """One late heartbeat must not sweep a living node."""
     assert settings(heartbeat=20, lease=60).lease == 60
+    assert settings(heartbeat=0.1, lease=0.3).lease == 0.3, "although 3 * 0.1 > 0.3 in binary"
     assert complaint(heartbeat=20.5, lease=60).startswith(
         '"lease" must be at least 3 times "heartbeat", so 61.5 seconds or more, not 60'
     )

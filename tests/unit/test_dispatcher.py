@@ -174,6 +174,7 @@ def test_a_doorbell_whose_row_is_gone_gives_way() -> None:
     assert effects(it).wake == [reader]
     assert it.counters["vanished"] == 1
     assert taken(it) == [2]
+    assert it.counters["expired"] == 0
 
 
 def test_behind_an_expired_doorbell_the_next_message_is_not_kept_waiting() -> None:
@@ -237,6 +238,19 @@ def test_a_woken_reader_that_leaves_passes_its_turn_on() -> None:
     assert effects(it).wake == [second]
     it.remove_reader(OWN, first)  # twice is as good as once
     assert taken(it) == [1]
+
+
+def test_many_readers_leave_together() -> None:
+    """Whatever they read; those who stay have their turn."""
+    it = dispatcher()
+    gone = [waiting(it), waiting(it), waiting(it, OTHER), waiting(it, ALL)]
+    stays = waiting(it)
+    it.hear([parcel(1)], NOW)
+    assert effects(it).wake == gone[:1]
+    it.remove_readers(gone)
+    assert it.every_reader() == [stays]
+    assert effects(it).wake[-1:] == [stays]
+    assert it.woken == {stays}
 
 
 def test_a_reader_of_a_prefix_takes_the_oldest_of_all_its_channels() -> None:
@@ -328,6 +342,16 @@ def test_readers_of_a_prefix_are_promised_what_its_channels_have_beyond_their_ow
     assert it.waiting("w!") == 1
     it.claimed([(3, "w!x", b"3", LATER)])
     assert it.waiting("w!") == 0
+
+
+def test_readers_of_a_channel_that_go_empty_promise_nothing_away() -> None:
+    """Of its prefix no more is claimed than is waited for."""
+    it = dispatcher()
+    waiting(it, "w!")
+    for _ in range(2):
+        waiting(it, "w!x")
+    it.claimed([(1, "w!x", b"1", LATER)])
+    assert (it.waiting("w!"), it.waiting("w!x")) == (1, 1)
 
 
 def test_what_nobody_here_reads_goes_back_and_may_come_again() -> None:
@@ -449,9 +473,9 @@ def test_a_doorbell_whose_row_vanished_holds_nothing_up() -> None:
 def test_an_id_that_is_a_stranger_s_row_already_is_told_by_its_end() -> None:
     """The server lost the row, and others sent before this node had listened again."""
     it = dispatcher(10)
-    it.hear([parcel(1, expires=NOW + 50), parcel(2, expires=NOW + 50), parcel(3, expires=math.inf)], NOW)
+    it.hear([parcel(row, expires=NOW + 50) for row in (1, 2, 4)] + [parcel(3, expires=math.inf)], NOW)
     waiting = [doorbell(1, expires=NOW + 60), doorbell(2, expires=NOW + 50.00001), doorbell(3, expires=math.inf)]
-    it.vanished(it.known, waiting)
+    it.vanished(it.known, [*waiting, doorbell(4, expires=NOW + 50.01)])
     assert list(it.known) == [2, 3]
 
 

@@ -151,6 +151,8 @@ class World:
 
     def flush(self, _pick: int) -> None:
         self._rows.clear()
+        for channel in self._members:
+            self._notify(f"L1 {GROUP} {channel}")
         self._members.clear()
         self._excuse_all()
         self._notify("F1 topic")

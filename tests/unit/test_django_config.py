@@ -95,6 +95,7 @@ def test_options_mean_what_they_mean_in_django() -> None:
     """libpq's go to libpq, and what Django does with the others for its own connections does not hinder."""
     options = {"sslmode": "verify-full", "passfile": "/p", "pool": {"min_size": 2}, "isolation_level": 4}
     more = {"server_side_binding": True, "client_encoding": "UTF8", "prepare_threshold": 5, "connect_timeout": 3}
+    more |= dict.fromkeys(("autocommit", "connection_factory", "context", "cursor_factory", "row_factory"), object())
     assert connect({"NAME": "db", "OPTIONS": {**options, **more}}) == {
         "dbname": "db",
         "sslmode": "verify-full",
@@ -197,6 +198,13 @@ def test_a_third_party_s_backend_decides_its_parameters(backend: Callable[[type]
     assert fetched == ["vault"]
 
 
+def test_a_key_that_is_nearly_one_of_django_s_is_no_third_party_s(backend: Callable[[type], str]) -> None:
+    """A password would be left out without a word."""
+    assert 'Unknown key "PASWORD". Did you mean "PASSWORD"?' in complaint(
+        {"ENGINE": backend(DatabaseWrapper), "NAME": "d", "PASWORD": "p"}
+    )
+
+
 def test_a_third_party_s_backend_for_another_server_is_refused(backend: Callable[[type], str]) -> None:
     """CockroachDB's backend, for one, inherits from PostgreSQL's, but the server has no LISTEN."""
 
@@ -248,6 +256,7 @@ def test_a_backend_s_key_error_is_not_a_key_error(backend: Callable[[type], str]
         ),
         ({"NAME": "d", "PASWORD": "p"}, 'Unknown key "PASWORD". Did you mean "PASSWORD"?'),
         ({"NAME": "d", "TOKEN_SOURCE": "p"}, 'Unknown key "TOKEN_SOURCE".'),
+        ({"ENGINE": POSTGRESQL, "NAME": "d", "TOKEN_SOURCE": "p"}, 'Unknown key "TOKEN_SOURCE".'),
         ({"NAME": "d", "expirey": 5}, 'Unknown key "expirey". Did you mean "expiry"?'),
         ({"NAME": "d", "expiry": 0}, '"expiry" must be a number of seconds above 0, at most 1,000,000,000, not 0.'),
         ({"NAME": "d", "serializer": "no.such"}, "serializer: 'no.such' is neither"),
@@ -278,3 +287,4 @@ def test_none_is_as_good_as_nothing_where_django_takes_it_so() -> None:
     """os.environ.get gives None."""
     config = {"NAME": "d", "USER": None, "PASSWORD": None, "HOST": None, "PORT": None, "OPTIONS": None}
     assert connect(config) == {"dbname": "d"}
+    assert connect({**config, "OPTIONS": {"sslmode": None}}) == {"dbname": "d"}

@@ -1,10 +1,11 @@
-"""Readers whose loop is gone, or whose coroutine is freed at an awkward moment, hold nobody up."""
+"""Readers of any loop: who is woken, and that whoever has gone, or was freed at an awkward moment, holds nobody up."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import threading
+import time
 
 import pytest
 
@@ -13,6 +14,8 @@ from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.drops import DropLog
 from channels_pg_sa.entry import Entry
 from channels_pg_sa.inbox import Inbox
+from channels_pg_sa.localchannels import Effects
+from channels_pg_sa.parcels import Acknowledged, Parcel, Ring
 
 CHANNEL = "s.0123456789ab!a"
 
@@ -101,3 +104,139 @@ def test_a_failure_does_not_remember_who_saw_it(inbox: Inbox) -> None:
         with pytest.raises(ValueError, match="broken") as caught:
             inbox.check()
     assert len(caught.traceback) == 2
+
+
+# Readers that wait on the loop of the test ---------------------------------------------------------
+
+
+async def turns() -> None:
+    """Let whoever was woken have its turn."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_nobody_takes_a_message_after_a_failure(inbox: Inbox) -> None:
+    """What is here may be on its way back to others, who would get it as well."""
+    with inbox.decisions() as dispatcher:
+        dispatcher.put([CHANNEL], message())
+    inbox.fail(ValueError("broken"))
+    assert inbox.take(CHANNEL) is None
+    with pytest.raises(ValueError, match="broken"):
+        await inbox.receive(CHANNEL, shared=False)
+
+
+async def test_a_failure_wakes_all_who_wait(inbox: Inbox, dispatcher: Dispatcher) -> None:
+    """Each is told, and leaves; who has not come yet can be let go."""
+    reader = asyncio.create_task(inbox.receive(CHANNEL, shared=False))
+    await turns()
+    absent = asyncio.get_running_loop().create_future()
+    dispatcher.wait(CHANNEL, absent)
+    inbox.fail(ValueError("broken"))
+    with pytest.raises(ValueError, match="broken"):
+        await asyncio.wait_for(reader, 10)
+    assert dispatcher.every_reader() == [absent]
+    inbox.dismiss()
+    assert dispatcher.reader_count == 0
+
+
+async def test_who_was_served_waits_no_more(inbox: Inbox, dispatcher: Dispatcher) -> None:
+    """Otherwise it would be woken for the next message, in vain."""
+    reader = asyncio.create_task(inbox.receive(CHANNEL, shared=False))
+    await turns()
+    with inbox.decisions():
+        dispatcher.put([CHANNEL], message())
+    assert (await reader).payload == b"x"
+    assert (dispatcher.reader_count, dispatcher.woken) == (0, set())
+
+
+async def test_a_reader_that_comes_too_late_asks_anew(dispatcher: Dispatcher) -> None:
+    """Another has taken the row that was claimed for it."""
+    wanted: list[str] = []
+    inbox = Inbox(dispatcher, Clock(), work=lambda _: None, want=wanted.append)
+    reader = asyncio.create_task(inbox.receive("jobs", shared=True))
+    own = asyncio.create_task(inbox.receive(CHANNEL, shared=False))
+    await turns()
+    assert wanted == ["jobs"]
+    with inbox.decisions():
+        dispatcher.put(["jobs"], message())
+    assert inbox.take("jobs") is not None
+    await turns()
+    assert wanted == ["jobs", "jobs"]
+    for waiting in (reader, own):
+        waiting.cancel()
+    await asyncio.gather(reader, own, return_exceptions=True)
+
+
+async def test_who_was_woken_a_round_ago_and_has_not_come_is_passed_over(inbox: Inbox, dispatcher: Dispatcher) -> None:
+    """Not sooner: it may be about to come."""
+    first, second = (asyncio.get_running_loop().create_future() for _ in range(2))
+    with inbox.decisions():
+        dispatcher.wait(CHANNEL, first)
+        dispatcher.wait(CHANNEL, second)
+        dispatcher.put([CHANNEL], message())
+    inbox.keep_house(DropLog(), thoroughly=False)
+    assert dispatcher.woken == {first}
+    inbox.keep_house(DropLog(), thoroughly=False)
+    assert dispatcher.woken == {second}
+    await turns()
+    assert second.done()
+
+
+def test_readers_of_a_loop_that_was_closed_hold_nobody_up(inbox: Inbox, dispatcher: Dispatcher) -> None:
+    """The message waits for one who comes; without a message they are found when the house is kept thoroughly."""
+    loop = asyncio.new_event_loop()
+    with inbox.decisions():
+        dispatcher.wait(CHANNEL, loop.create_future())
+        dispatcher.wait("jobs", loop.create_future())
+    loop.close()
+    with inbox.decisions():
+        dispatcher.put([CHANNEL], message())
+    assert inbox.take(CHANNEL) is not None
+    assert dispatcher.reader_count == 1
+    inbox.keep_house(DropLog(), thoroughly=True)
+    assert dispatcher.reader_count == 0
+
+
+def test_what_is_not_read_and_not_used_is_freed(dispatcher: Dispatcher) -> None:
+    """Messages when they expire, mailboxes when the house is kept thoroughly."""
+    clock = Clock()
+    clock.observe(time.monotonic(), time.monotonic(), 1000.0)
+    inbox = Inbox(dispatcher, clock, work=lambda _: None, want=lambda _: None)
+    with inbox.decisions():
+        dispatcher.put([CHANNEL], Entry(None, 999.0, b"x"))
+    inbox.keep_house(DropLog(), thoroughly=False)
+    assert dispatcher.unread_count == 0
+    assert list(dispatcher._locals) == [CHANNEL]
+    inbox.keep_house(DropLog(), thoroughly=True)
+    assert dispatcher._locals == {}
+
+
+def test_what_had_no_room_is_told_once() -> None:
+    """By channel and group."""
+    dispatcher, drops = Dispatcher(lambda _: 1, bounded=True), DropLog()
+    inbox = Inbox(dispatcher, Clock(), work=lambda _: None, want=lambda _: None)
+    with inbox.decisions():
+        for _ in range(3):
+            dispatcher.put([CHANNEL], message(), "group")
+    for _ in range(2):
+        inbox.keep_house(drops, thoroughly=False)
+        assert drops.counters == {"over_capacity": 2}
+
+
+def test_each_decision_that_needs_the_database_is_passed_on(dispatcher: Dispatcher) -> None:
+    """Whatever else was decided with it, and nothing if nothing was."""
+    passed_on: list[Effects] = []
+    inbox = Inbox(dispatcher, Clock(), work=passed_on.append, want=lambda _: None)
+    decided = [
+        (Effects(rings=[Ring(1, "jobs")]), [Ring(1, "jobs")]),
+        (Effects(flushes=[Acknowledged("1", "n")]), [Acknowledged("1", "n")]),
+        (Effects(fetch=[2]), [Parcel(2, CHANNEL, False, float("inf"), None)]),
+        (Effects(delete=[3]), [Parcel(3, "group", True, float("inf"), b"eA==")]),
+    ]
+    for effects, frames in decided:
+        with inbox.decisions():
+            dispatcher.hear(frames, 0.0)
+        assert passed_on.pop() == effects
+    with inbox.decisions():
+        dispatcher.put(["another"], message())
+    assert passed_on == []

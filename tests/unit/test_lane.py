@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from channels_pg_sa import call as call_module
 from channels_pg_sa.call import Call
 from channels_pg_sa.callqueue import ENOUGH
 from channels_pg_sa.errors import SendError
@@ -95,6 +96,26 @@ async def test_a_batch_that_raises_fails_all_its_calls_and_no_other() -> None:
     assert [type(await outcome(call)) for call in calls] == [RuntimeError, RuntimeError, type(None)]
 
 
+async def test_a_batch_that_raises_leaves_the_errors_that_its_calls_have() -> None:
+    """They know better what became of each."""
+
+    async def run(calls: Calls) -> None:
+        calls[0].error = ValueError("its own")
+        raise RuntimeError("broken")
+
+    loop = asyncio.get_running_loop()
+    lane: Lane[int] = Lane("test", loop, run, late=lambda call: Late(call.started))
+    calls = [lane.submit(Call(number, 30, loop)) for number in range(2)]
+    assert [str(await outcome(call)) for call in calls] == ["its own", "broken"]
+
+
+def test_a_thread_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody settles its call, long after its deadline: the loop that should is dead."""
+    monkeypatch.setattr(call_module, "GRACE", 0.0)
+    with pytest.raises(RuntimeError, match="I/O thread gives no sign of life"):
+        Call(1, 0.0, None).wait()
+
+
 async def test_every_call_is_settled_by_its_deadline_while_a_batch_hangs() -> None:
     """Those in it, those behind it, and those that come when all before them have been given up."""
     bench = Bench()
@@ -111,6 +132,17 @@ async def test_every_call_is_settled_by_its_deadline_while_a_batch_hangs() -> No
     assert await outcome(bench.call(4)) == 40
     # None was started, and none may be done after its caller has been told so.
     assert [job for batch in bench.batches for job in batch] == [4]
+
+
+async def test_all_that_are_late_are_told_at_once_and_nothing_is_watched_any_more() -> None:
+    """However many wait behind the batch that hangs."""
+    bench = Bench()
+    calls = [bench.call(0, 0.05)]
+    await bench.entered.wait()
+    calls += [bench.call(number, 0.05) for number in range(1, 4)]
+    assert [type(await outcome(call)) for call in calls] == [Late] * 4
+    assert bench.lane._timer is None
+    await bench.lane.close(RuntimeError("closed"), 0)
 
 
 async def test_a_late_call_knows_whether_it_was_started() -> None:
@@ -154,6 +186,28 @@ async def test_closing_does_what_waits_and_fails_what_comes() -> None:
     assert await outcome(call) == 10
     with pytest.raises(RuntimeError, match="closed"):
         bench.call(2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_closing_lasts_no_longer_than_what_waits(count: int) -> None:
+    """It may take an hour, and does not where there is nothing left to do."""
+    bench = Bench(batch=1)
+    calls = [bench.call(number) for number in range(count)]
+    bench.gate.set()
+    await asyncio.wait_for(bench.lane.close(RuntimeError("closed"), 3600), 10)
+    assert [await outcome(call) for call in calls] == [10 * number for number in range(count)]
+
+
+async def test_what_closing_gave_up_is_not_done_any_more() -> None:
+    """Its caller was told so."""
+    bench = Bench()
+    call = bench.call(1)
+    await bench.entered.wait()
+    await bench.lane.close(RuntimeError("closed"), 0)
+    assert bench.lane._task is not None
+    assert bench.lane._task.done()
+    assert str(await outcome(call)) == "closed"
+    assert bench.batches == []
 
 
 async def test_closing_fails_what_takes_too_long() -> None:
@@ -312,6 +366,14 @@ async def test_what_the_fast_path_does_not_do_is_run_in_its_order(is_open: bool)
     assert [job for batch in bench.run for job in batch] == [1, 2, 3]
 
 
+async def test_what_the_fast_path_did_not_do_was_not_begun() -> None:
+    """A deadline that passes before it is run finds it certainly not done."""
+    bench = Bench(fast_path=lambda _calls, _over: False)
+    error = await outcome(bench.call(1, 0.05))
+    assert isinstance(error, Late)
+    assert error.args == (False,)
+
+
 async def test_the_fast_path_is_not_given_what_nobody_waits_for() -> None:
     """A cancelled call is left out."""
     bench = FastPath()
@@ -352,7 +414,8 @@ async def test_closing_waits_for_the_fast_path_and_not_for_ever() -> None:
     calls = [bench.call(number) for number in (1, 2)]
     await bench.lane.close(RuntimeError("closed"), 0.01)
     assert [str(await outcome(call)) for call in calls] == ["closed"] * 2
-    assert await bench.finish() == [1]
+    assert await bench.finish(done=False) == [1]
+    await asyncio.sleep(0)
     assert bench.run == []
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from channels_pg_sa.call import Call
-from channels_pg_sa.lane import Lane
+from channels_pg_sa.callqueue import CallQueue
+from channels_pg_sa.lane import Lane, Over
 from tests.support.lanes import Bench, Calls, FastPath, Late, finish_round, outcome
 from tests.support.waiting import eventually_async
 
@@ -44,6 +45,89 @@ async def test_a_deadline_holds_for_what_the_lane_s_loop_began(count: int) -> No
     await bench.entered.wait()
     await until_settled(*calls)
     assert [type(call.error) for call in calls] == [Late] * count
+
+
+@pytest.mark.parametrize("kind", [Bench, FastPath])
+async def test_a_deadline_holds_for_what_a_thread_calls(kind: type[Bench | FastPath]) -> None:
+    """Nobody gathers, and the lane's loop runs or begins its batch, which may never end."""
+    bench = kind()
+    call: Call[int] = Call(1, 0.05, None)
+    bench.lane.submit(call)
+    await until_settled(call)
+    assert isinstance(call.error, Late)
+
+
+async def test_the_late_end_of_a_batch_is_told_to_nobody() -> None:
+    """The thread has its outcome already, even if it has not looked yet; the lane goes on."""
+    bench = Bench()
+    late: Call[int] = Call(1, 0.05, None)
+    bench.lane.submit(late)
+    await until_settled(late)
+    bench.gate.set()
+    assert await outcome(bench.call(2)) == 20
+    with pytest.raises(Late):
+        late.wait()
+
+
+async def test_a_deadline_holds_for_what_a_caller_began_after_a_rest() -> None:
+    """When nothing was left to watch."""
+    bench = FastPath()
+    await bench.alone()
+
+    async def rests() -> bool:
+        return bench.lane._timer is None
+
+    await eventually_async(rests, within=5)
+    call = bench.call(1, 0.05)
+    assert bench.begun
+    await until_settled(call)
+    assert isinstance(call.error, Late)
+
+
+async def test_a_deadline_holds_for_an_interrupted_leader(
+    stopped: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While what it may have begun comes to no rest."""
+    bench = Bench(at_rest=lambda _: None)
+
+    def schedule(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped, "call_soon", schedule)
+    call: Call[int] = Call(1, 0.05, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        bench.lane.submit(call)
+    await until_settled(call)
+    assert isinstance(call.error, Late)
+
+
+async def test_an_interruption_after_the_fast_path_gave_back_what_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lane's loop runs it already: it is not taken over, and has its result."""
+    given: list[Over] = []
+
+    def begin(_: Calls, over: Over) -> bool:
+        given.append(over)
+        return len(given) == 1
+
+    bench = Bench(fast_path=begin)
+    bench.lane._calls.alone = True
+
+    def watch(_: Lane[int]) -> None:
+        monkeypatch.undo()
+        given[0](False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lane, "_watch_soon", watch)
+    call: Call[int] = Call(1, 30, None)
+    with pytest.raises(KeyboardInterrupt):
+        bench.lane.submit(call)
+    await bench.entered.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    bench.gate.set()
+    await until_settled(call)
+    assert (call.error, call.result) == (None, 10)
 
 
 async def test_a_round_that_lasts_is_not_waited_for(stopped: asyncio.AbstractEventLoop) -> None:
@@ -180,6 +264,42 @@ async def test_an_interrupted_leader_that_is_given_up_at_once(
     bench.lane.submit(behind)
     await until_settled(behind)
     assert behind.result == 20
+
+
+async def test_no_batch_begins_beside_one_that_was_taken_over(
+    stopped: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What gathered before the interruption does not gather any more."""
+    bench = Bench()
+
+    def schedule(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped, "call_soon", schedule)
+    with pytest.raises(KeyboardInterrupt):
+        bench.lane.submit(Call(1, 30, stopped))
+    await bench.entered.wait()
+    call = bench.call(2)
+    bench.lane._expire()
+    await asyncio.sleep(0)
+    assert len(bench.lane) == 1
+    bench.gate.set()
+    assert await outcome(call) == 20
+    assert bench.batches == [[1], [2]]
+
+
+def test_who_comes_while_a_lead_is_taken_over_does_not_lead() -> None:
+    """The leader found nothing to take, for its call was late; the lane's loop is about to look again."""
+    queue: CallQueue[int] = CallQueue(cost=lambda _: 0, budget=1, batch=9, limit=9)
+    first: Call[int] = Call(1, 0.0, None)
+    queue.enter(first)
+    assert queue.give_up(first.deadline, lambda call: Late(call.started)) == ([first], None)
+    assert queue.take() == []
+    assert queue.take_over(first) == (True, [])
+    second: Call[int] = Call(2, 30, None)
+    queue.enter(second)
+    assert (first.leads, second.leads) == (True, False)
 
 
 async def test_an_interruption_beside_a_batch_that_lets_a_cancellation_through(monkeypatch: pytest.MonkeyPatch) -> None:

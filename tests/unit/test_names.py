@@ -55,6 +55,20 @@ def test_a_new_channel_is_valid_and_names_its_node(prefix: str, node: str) -> No
     assert names.node_of(names.queue_of(channel)) == node, "so a reader of all channels of a node is known as its own"
 
 
+def test_a_prefix_may_end_with_a_period_as_well_as_without() -> None:
+    """Channels' own code asks for both."""
+    assert names.new_channel("http.response.", "0123456789ab").startswith("http.response.0123456789ab!")
+
+
+def test_only_so_many_names_are_remembered() -> None:
+    """Each browser that comes has a new one."""
+    for number in range(2 * names.KEPT):
+        channel = names.check_channel(f"specific.0123456789ab!{number}")
+        assert names.node_of(channel) == "0123456789ab"
+    for cached in (names._is_channel, names.node_of):
+        assert cached.cache_info().currsize == names.KEPT
+
+
 @pytest.mark.parametrize("prefix", ["", "x" * 54, "a!", "a b", None, b"a"])
 def test_a_wrong_prefix_is_a_type_error(prefix: object) -> None:
     """It must leave room for the node and the unique part."""
