@@ -246,7 +246,7 @@ class Layer(TransactionalSends, Directory):
                 if (node := self._node) is None:
                     node = self._node = Node(self._settings, self._node_id, announcements=self._announcements())
                     self._finalizer = weakref.finalize(self, Node.close, node)
-                    _close_in_child(self._finalizer)
+                    _close_in_child()
         return node
 
     def _open_to_wait(self) -> Node:
@@ -289,7 +289,9 @@ class Layer(TransactionalSends, Directory):
 
 
 _LAYERS: weakref.WeakSet[Layer] = weakref.WeakSet()
-_LAYERS_LOCK = threading.Lock()
+_LAYERS_LOCK = threading.RLock()  # a signal's handler may close the layers while its thread makes one
+_AT_EXIT: list[Any] = []
+"""What closes them in a child process of multiprocessing's: one thing at most."""
 _PARENTS: list[Any] = []
 """What a child must neither use nor free: it would close its parent's sockets, or complain of its loops."""
 
@@ -302,18 +304,19 @@ def close_layers() -> None:
         layer.close_sync()
 
 
-def _close_in_child(finalizer: weakref.finalize[Any, Any]) -> None:
-    """Close a layer when a child process of multiprocessing's ends, which calls nothing else at its exit."""
+def _close_in_child() -> None:
+    """Have the layers closed when a child process of multiprocessing's ends, which calls nothing else at its exit."""
     process = sys.modules.get("multiprocessing.process")  # which a child has loaded
-    if process is not None and process.parent_process() is not None:
+    if not _AT_EXIT and process is not None and process.parent_process() is not None:
         from multiprocessing.util import Finalize
 
-        Finalize(None, finalizer, exitpriority=CHILD_PRIORITY)
+        _AT_EXIT.append(Finalize(None, close_layers, exitpriority=CHILD_PRIORITY))
 
 
 def _after_fork() -> None:
     global _LAYERS_LOCK  # noqa: PLW0603 - a thread that is not in the child may have had it
-    _LAYERS_LOCK = threading.Lock()
+    _LAYERS_LOCK = threading.RLock()
+    _AT_EXIT.clear()
     for layer in list(_LAYERS):
         if layer._finalizer is not None:  # noqa: SLF001
             layer._finalizer.detach()  # noqa: SLF001

@@ -385,6 +385,15 @@ def worker_processes(layer: Layer) -> None:
             assert child.exitcode == 0
     use(layer)
     assert [node.id for node in layer.nodes_sync()] == [layer.node], "the children's are gone"
+    last = multiprocessing.get_context("spawn").Process(target=send_unconfirmed)
+    last.start()
+    assert asyncio.run(take(layer, "last", 1)) == [1]
+    last.join(3 * PATIENCE)
+
+
+def send_unconfirmed() -> None:
+    """Send, and end before anything can have been sent."""
+    Layer(url=sys.argv[2], confirm_sends=False).send_sync("last", text(1))
 
 
 def use_anew() -> None:
