@@ -58,6 +58,16 @@ async def test_an_encrypting_layer_refuses_plain_messages(make_layer: LayerFacto
     assert await TALK.next(reader, channel) == text(2)
 
 
+async def test_only_the_names_that_are_allowed_may_be_plain(make_layer: LayerFactory) -> None:
+    """The whole name counts, and not a part of it."""
+    reader = make_layer(symmetric_encryption_keys=["right"], allow_unencrypted=["jobs"])
+    plain = make_layer()
+    for channel, taken in (("jobs", True), ("my-jobs", False), ("jobs-2", False)):
+        await plain.send(channel, text(1))
+        await reader.send(channel, text(2))
+        assert await TALK.next(reader, channel) == text(1 if taken else 2)
+
+
 async def test_a_plain_layer_drops_what_is_encrypted(make_layer: LayerFactory) -> None:
     """Peer defect 16: bytes that are no message are dropped, and the next message arrives."""
     reader, secret = make_layer(), make_layer(symmetric_encryption_keys=["right"])

@@ -226,6 +226,18 @@ async def test_a_cancelled_reader_leaves_the_other_alone(layer: Layer, talk: Con
 
 
 @not_in_memory(ONE_PROCESS)
+async def test_the_channel_of_another_process_is_refused(make: Maker, talk: Conversation) -> None:
+    """Nothing would ever come; its prefix, which ends with the mark, is the other's as well."""
+    first, second = make(), make()
+    channel = await first.new_channel()
+    for name in (channel, channel[: channel.index("!") + 1]):
+        with pytest.raises(ValueError, match="belongs to another process or layer"):
+            await asyncio.wait_for(second.receive(name), talk.patience)
+        await second.send(channel, text(1))
+        assert await talk.next(first, name) == text(1)
+
+
+@not_in_memory(ONE_PROCESS)
 async def test_reading_a_channel_named_like_a_node_takes_nothing_of_the_node_s(make: Maker, talk: Conversation) -> None:
     """A node's id is no secret, and is a valid name of a normal channel."""
     first, second = make(capacity=10), make(capacity=10)

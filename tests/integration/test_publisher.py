@@ -261,6 +261,7 @@ async def test_a_publisher_with_a_url_has_connections_of_its_own(
     eventually(lambda: set(server.connections(layer_url)) <= before)
     await publisher.send(channel, words(103))
     await asyncio.to_thread(publisher.close_sync)
+    eventually(lambda: set(server.connections(layer_url)) <= before)
     assert await TALK.next(layer, channel) == words(103)
 
 

@@ -118,6 +118,8 @@ def test_the_environment_names_the_database(
     wrong = with_database(database_url, "nowhere")
     monkeypatch.setenv("DATABASE_URL", database_url)
     assert run("current")[0] == 0
+    monkeypatch.setenv("CHANNELS_PG_SA_URL", "")
+    assert run("current")[0] == 0
     monkeypatch.setenv("CHANNELS_PG_SA_URL", wrong)
     assert run("current")[0] == 1
     assert run("current", "--url", database_url)[0] == 0
@@ -146,6 +148,8 @@ def test_history_and_sql_need_no_database(run: Callable[..., tuple[int, str, str
         (["upgrade", "--url", "{url}", "--schema", "a-b"], 2, '"schema" must be the name of a PostgreSQL schema'),
         (["downgrade", "--url", "{url}"], 2, "`downgrade base` removes all tables"),
         (["current", "0001", "--url", "{url}"], 2, "current takes no revision"),
+        (["check", "0001", "--url", "{url}"], 2, "check takes no revision"),
+        (["history", "0001"], 2, "history takes no revision"),
         (["current", "--url", "{nowhere}"], 1, 'database "nowhere" does not exist'),
     ],
 )
@@ -159,6 +163,17 @@ def test_a_wrong_command_is_told_in_one_line(
     assert errors.startswith("channels-pg-sa: ")
     assert said in errors
     assert "tiger" not in errors
+
+
+def test_sql_leads_to_the_revision_that_is_asked_for(run: Callable[..., tuple[int, str, str]]) -> None:
+    """Or from one to another; to one that there is not it leads nowhere."""
+    code, output, _ = run("sql", f"base:{REVISION}")
+    assert (code, "CREATE UNLOGGED TABLE channels_pg_sa_message" in output) == (0, True)
+    code, output, _ = run("sql", f"{REVISION}:{REVISION}")
+    assert (code, "CREATE" in output) == (0, False)
+    code, _, errors = run("sql", "nowhere")
+    assert code == 2
+    assert "Can't locate revision identified by 'nowhere'" in errors
 
 
 def test_an_unknown_command_ends_with_2(run: Callable[..., tuple[int, str, str]]) -> None:
@@ -253,6 +268,17 @@ def test_the_django_command_takes_the_keys_of_a_databases_entry(database_url: st
     migrate.check(database_url)
 
 
+def test_the_django_command_takes_another_database_and_the_layer_s_schema(
+    database_url: str, layers: Callable[..., None], databases: Callable[..., None]
+) -> None:
+    """Where a test or a copy of the project's database is, its tables are in the same place."""
+    databases(default={}, copy=django_entry(database_url))
+    layers(default={"url": with_database(database_url, "nowhere"), "schema": "tenant"})
+    assert manage("upgrade", database="copy") == f"{REVISION}\n"
+    migrate.check(database_url, schema="tenant")
+    assert migrate.current(database_url) is None
+
+
 def test_the_django_command_fails_as_a_command_does(database_url: str, layers: Callable[..., None]) -> None:
     """With 1 for the database's state and 2 for a wrong argument or CONFIG."""
     layers(default={"url": database_url}, wrong={"url": database_url, "expirey": 5}, redis={"url": "host=h"})
@@ -267,6 +293,15 @@ def test_the_django_command_fails_as_a_command_does(database_url: str, layers: C
     assert caught.value.returncode == 2
     with pytest.raises(CommandError, match=r'CHANNEL_LAYERS\["nowhere"\] does not have the BACKEND'):
         manage("check", layer="nowhere")
+
+
+def test_the_django_command_says_what_the_database_says(database_url: str, layers: Callable[..., None]) -> None:
+    """And not what SQLAlchemy adds for programmers, nor with a traceback."""
+    layers(default={"url": with_database(database_url, "nowhere")})
+    with pytest.raises(CommandError, match='database "nowhere" does not exist') as caught:
+        manage("check")
+    assert caught.value.returncode == 1
+    assert "sqlalche.me" not in str(caught.value)
 
 
 def test_a_layer_of_another_kind_is_not_ours_to_migrate() -> None:
@@ -317,12 +352,14 @@ def test_a_config_that_is_no_mapping_is_an_error_too(config: object) -> None:
     assert check_tables(databases=["default"]) == []
 
 
-def test_a_reader_that_has_enough_is_no_error() -> None:
-    """`channels-pg-sa sql | head`, which closes its end of the pipe: no traceback."""
+@pytest.mark.parametrize("said", ["sql", "history"])
+def test_a_reader_that_has_enough_is_no_error(said: str) -> None:
+    """`channels-pg-sa sql | head`, which closes its end of the pipe: no traceback, however little there is to say."""
     theirs, ours = os.pipe()
     os.close(theirs)
-    command = [sys.executable, "-m", "channels_pg_sa", "sql"]
-    done = subprocess.run(command, cwd=ROOT, stdout=ours, stderr=subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, "-m", "channels_pg_sa", said]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=ours, stderr=subprocess.PIPE, text=True, check=False)
     os.close(ours)
     assert (done.returncode, done.stderr) == (1, "")
 
@@ -346,6 +383,39 @@ def test_missing_tables_are_a_warning_where_databases_are_checked(
     assert "manage.py channels_pg_sa upgrade" in message.msg
     migrate.upgrade(database_url)
     assert check_tables(databases=["default"]) == []
+
+
+def test_only_databases_that_are_asked_about_are_looked_into(
+    database_url: str, layers: Callable[..., None], databases: Callable[..., None]
+) -> None:
+    """`check --database default` opens no connection to another; an address of the layer's own is always looked at."""
+    databases(default={}, other=django_entry(database_url))
+    layers(default={"database": "other"}, own={"url": database_url})
+    for asked, found in ((["default"], ["own"]), (["default", "other"], ["default", "own"])):
+        places = [message.obj for message in check_tables(databases=asked)]
+        assert places == [f'CHANNEL_LAYERS["{name}"]' for name in found]
+
+
+def test_each_layer_s_tables_are_looked_for_where_they_are(database_url: str, layers: Callable[..., None]) -> None:
+    """In the schema of each, and each that has none is told."""
+    layers(**{name: {"url": database_url, "schema": name} for name in ("one", "two", "three")})
+    migrate.upgrade(database_url, schema="two")
+    messages = check_tables(databases=["default"])
+    assert [message.obj for message in messages] == ['CHANNEL_LAYERS["one"]', 'CHANNEL_LAYERS["three"]']
+
+
+def test_django_runs_the_checks_when_it_should(
+    database_url: str, layers: Callable[..., None], databases: Callable[..., None]
+) -> None:
+    """The CONFIG of each layer always, of which there may be none; tables only where databases are checked."""
+    databases(default=django_entry(database_url))
+    layers(one={"url": "host=h", "expirey": 5}, two={"url": "host=h", "prefx": "a"}, three={"url": database_url})
+    found = [message.id for message in checks.run_checks() if "channels_pg_sa" in (message.id or "")]
+    assert found == ["channels_pg_sa.E001"] * 2
+    asked = checks.run_checks(tags=[checks.Tags.database], databases=["default"])
+    assert "channels_pg_sa.W001" in {message.id for message in asked}
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": BACKEND}}):
+        assert check_config() == []
 
 
 def test_an_unreachable_database_is_a_warning_too(database_url: str, layers: Callable[..., None]) -> None:

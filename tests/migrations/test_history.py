@@ -10,6 +10,8 @@ import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -163,6 +165,50 @@ def test_tables_of_another_history_are_left_to_it(database_url: str) -> None:
         with pytest.raises(ConfigurationError, match="not from this history"):
             act(database_url)
     assert migrate.current(database_url) == REVISION
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(None, "tenant"), ("tenant", None)])
+def test_tables_of_another_history_elsewhere_hinder_nobody(
+    database_url: str, theirs: str | None, ours: str | None
+) -> None:
+    """What counts is the schema that is asked for."""
+    query(database_url, "CREATE SCHEMA tenant")
+    with migrate.engine_for(database_url).begin() as connection:
+        connection.execute(text(f"SET LOCAL search_path TO {theirs or 'public'}"))
+        metadata.create_all(connection, checkfirst=False)
+    migrate.upgrade(database_url, schema=ours)
+    migrate.check(database_url, schema=ours)
+    migrate.downgrade(database_url, schema=ours, revision="base")
+
+
+def test_threads_that_migrate_at_once(database_url: str) -> None:
+    """Alembic has one context for the whole process."""
+    schemas = ["one", "two", "three", "four"]
+    with ThreadPoolExecutor(2 * len(schemas)) as pool:
+        upgrades = [pool.submit(migrate.upgrade, database_url, schema=schema) for schema in schemas]
+        scripts = [pool.submit(migrate.write_sql, io.StringIO(), schema=schema) for schema in schemas]
+    assert [done.exception() for done in (*upgrades, *scripts)] == [None] * 8
+    for schema in schemas:
+        migrate.check(database_url, schema=schema)
+
+
+def test_an_engine_keeps_no_connection_and_prepares_nothing(database_url: str, server: TestServer) -> None:
+    """A pooler may stand between; the address says what the session is called, if it does."""
+    names = []
+    for url in (database_url, with_parameters(database_url, application_name="deployment")):
+        with migrate.engine_for(url).connect() as connection:
+            names.append(connection.scalar(text("SELECT current_setting('application_name')")))
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            assert driver.prepare_threshold is None
+        assert driver.closed
+    assert names == ["channels_pg_sa migrate", "deployment"]
+
+
+def test_the_history_may_stand_in_any_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A % in its path is no reference to an option."""
+    monkeypatch.setattr(migrate, "script_location", lambda: Path("/srv/100%/app%(here)s"))
+    assert migrate.alembic_config(None).get_main_option("script_location") == "/srv/100%/app%(here)s"
 
 
 def test_a_downgrade_leaves_the_tables_of_others(database_url: str) -> None:
