@@ -15,7 +15,7 @@ from .call import Call
 from .connection import Connection
 from .database import Database
 from .errors import ChannelLayerError, SchemaError, SendError, words_of
-from .fate import QUEUE_IS_FULL, Fate, fate, is_misled
+from .fate import Fate, fate, is_misled, is_queue_full
 from .queries import Queries
 
 J = TypeVar("J")
@@ -70,7 +70,7 @@ class Attempts:
         """Do what another attempt needs."""
         if is_misled(error):
             connection.pgconn.finish()
-        elif error.sqlstate == QUEUE_IS_FULL:
+        elif is_queue_full(error):
             with contextlib.suppress(psycopg.Error):  # this frees what all have read; a statement that fails does not
                 await connection.execute("SELECT pg_notification_queue_usage()")
 

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, database: migrate.Database | None, schema
 
     Raises:
         ConfigurationError: an argument is wrong.
-        SchemaError: `check` found the tables missing or of another revision.
+        SchemaError: `check` found the tables missing or of another revision, or there are tables without data.
         alembic.util.CommandError: there is no such revision.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """

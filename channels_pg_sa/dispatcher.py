@@ -176,7 +176,7 @@ class Dispatcher(LocalChannels):
         Lately, because its reader may be between two receive() calls. Channels that are read only through a prefix, as
         those of `specific!` are, get none: who reads them would get one for each.
         """
-        channels = {channel for _, channel, _ in self.members if channel}
+        channels = {channel for _, channel, _ in self.members}
         for name, local in self._locals.items():
             if name[-1] != "!" and (local.readers or queue_of(name) not in self._prefix_readers):
                 channels.add(name)

@@ -17,8 +17,6 @@ _AGAIN = frozenset({"25P03", "25P04", "40001", "40P01", "57P01", "57P02", "57P03
 # What another connection would not meet: a server that only reads, as a standby does which the address led to for a
 # moment, and a plan that was made before the tables were changed.
 _ELSEWHERE = frozenset({"25006", "0A000"})
-QUEUE_IS_FULL = "54000"
-"""Of the server's queue of notifications; ours meet no other limit."""
 _NO_SUCH_THING = frozenset({"42P01", "42703", "42883", "3F000"})
 # Connections, resources, the operator, locks and conflicts: they come and go.
 _PASSING = ("08", "25P", "40", "53", "54", "55", "57", "58")
@@ -49,9 +47,14 @@ def fate(error: Exception) -> Fate:
         return Fate.UNKNOWN if is_lost else Fate.REFUSED
     if state.startswith("08"):  # a pooler's, which has lost the server under the statement
         return Fate.UNKNOWN
-    if state in _AGAIN or state in _ELSEWHERE or state == QUEUE_IS_FULL:
+    if state in _AGAIN or state in _ELSEWHERE or is_queue_full(error):
         return Fate.NOT_DONE
     return Fate.NO_SCHEMA if state in _NO_SUCH_THING else Fate.REFUSED
+
+
+def is_queue_full(error: Exception) -> bool:
+    """Tell whether the server's queue of notifications is full; other limits have the same SQLSTATE."""
+    return isinstance(error, psycopg.errors.ProgramLimitExceeded) and "NOTIFY" in str(error)
 
 
 def is_misled(error: Exception) -> bool:
@@ -62,10 +65,12 @@ def is_misled(error: Exception) -> bool:
 def log_level(error: Exception) -> int:
     """Return how loud the log must be about an error of work that is tried again.
 
-    An outage ends by itself. What the server refuses for other reasons, as for want of a right or a table, somebody
-    must mend.
+    An outage ends by itself, that of a server which writes mostly too. What the server refuses for other reasons, as
+    for want of a right or a table, somebody must mend.
     """
     if not isinstance(error, OUTAGE):
         return logging.ERROR
+    if is_misled(error):
+        return logging.WARNING
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     return logging.INFO if state is None or state.startswith(_PASSING) else logging.ERROR

@@ -156,7 +156,7 @@ class Heartbeat:
 
     async def _sweep(self) -> None:
         deleted: int | None = SWEEP
-        while deleted == SWEEP:
+        while deleted is not None and deleted >= SWEEP:
             async with self._database.connection(self._interval) as connection:
                 deleted = await self._queries.sweep(connection, SWEEP)
             self._deleted(deleted or 0)

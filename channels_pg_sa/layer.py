@@ -24,7 +24,7 @@ from .node import Node
 from .transactional import TransactionalSends
 
 CHILD_PRIORITY = 10
-"""When a child process of multiprocessing's closes its layers: before its own pools and managers, which have less."""
+"""When a child process of multiprocessing's closes its layers: with its queues, and after its pools."""
 TAKES = 64
 """Messages that readers may take without giving other tasks a turn."""
 

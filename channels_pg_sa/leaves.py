@@ -25,6 +25,7 @@ class Leaves:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._calls: dict[tuple[str, str], Call[Any]] = {}
+        self._unsure: set[tuple[str, str]] = set()  # done, and to be done once more
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -38,6 +39,7 @@ class Leaves:
         """Take note that a channel is about to join: what it left before is not to be done any more."""
         with self._lock:
             self._calls.pop(_key(job), None)
+            self._unsure.discard(_key(job))
 
     def tried(self, calls: Iterable[Call[Any]]) -> None:
         """Forget the leaves that a batch has done."""
@@ -45,6 +47,11 @@ class Leaves:
             for call in calls:
                 if isinstance(call.job, Leave) and is_done(call) and self.is_wanted(call):
                     del self._calls[_key(call.job)]
+
+    def redo(self, calls: Iterable[Call[Any]]) -> None:
+        """Take note that leaves have to be done once more, although their callers have been told that they are done."""
+        with self._lock:
+            self._unsure.update(_key(call.job) for call in calls if isinstance(call.job, Leave) and is_done(call))
 
     def is_wanted(self, call: Call[Any]) -> bool:
         """Tell whether nobody has asked for anything else since."""
@@ -56,8 +63,10 @@ class Leaves:
             over = [call for call in self._calls.values() if call.settled]
             for call in over:  # also one that was done before note() saw it
                 del self._calls[_key(call.job)]
-            again: list[Call[Any]] = [_Again(call.job, self._timeout, self) for call in over if _is_open(call)]
+            open_ = [call.job for call in over if _is_open(call) or _key(call.job) in self._unsure]
+            again: list[Call[Any]] = [_Again(job, self._timeout, self) for job in open_]
             self._calls.update({_key(call.job): call for call in again})
+            self._unsure.clear()
         return again
 
 

@@ -164,7 +164,8 @@ class Listener:
         connecting = asyncio.create_task(CleanConnection.connect(**parameters))
         try:
             # Not wait_for(), which before Python 3.12 lets a cancellation get lost if it comes with the connection.
-            patience = PATIENCE * len(str(parameters.get("host") or "").split(","))
+            hosts = max(str(parameters.get(key) or "").count(",") + 1 for key in ("host", "hostaddr"))
+            patience = PATIENCE * hosts
             await asyncio.wait([connecting], timeout=patience)
             if not connecting.done():
                 raise ConnectionLost(f"no connection within {patience:g} s")  # noqa: TRY301 - it is cleaned up below

@@ -28,8 +28,10 @@ class MemberIndex:
         return sum(map(len, self._groups.values()))
 
     def join(self, group: str, channel: str, expires: float) -> None:
-        """Add the channel, or renew its membership."""
+        """Add the channel, or renew its membership; one that SQL may have written without a name has no reader."""
         self._absent.discard((group, channel))
+        if not channel:
+            return
         self._groups.setdefault(group, {})[channel] = expires
 
     def leave(self, group: str, channel: str) -> None:

@@ -37,7 +37,8 @@ class Memberships:
         queries: the statements of the slow path.
         prepared: those of the fast path.
         absent: takes note of groups and channels that were no members when they left.
-        is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
+        era: tells which time this is that the node hears of its own memberships, and has back those that it had lost;
+            None while it does not.
         ready: waits until that is so.
         late: makes the error of a call whose deadline has passed.
         timeout: seconds until a call gives up.
@@ -53,7 +54,7 @@ class Memberships:
         queries: Queries,
         prepared: Prepared,
         absent: Callable[[list[tuple[str, str]]], None],
-        is_ready: Callable[[], bool],
+        era: Callable[[], int | None],
         ready: Callable[[], Awaitable[None]],
         late: Callable[[Call[Any]], SendError],
         timeout: float,
@@ -63,7 +64,7 @@ class Memberships:
         self._express = express
         self._queries = queries
         self._prepared = prepared
-        self._is_ready = is_ready
+        self._era = era
         self._ready = ready
         self._timeout = timeout
         self._absent = absent
@@ -113,14 +114,15 @@ class Memberships:
     async def _run(self, calls: list[Call[Membership]]) -> None:
         if any(call.job.node for call in calls):
             await self._ready()
-        absent = False
+        absent, era = False, self._era()
 
         async def change(connection: Connection, jobs: list[Membership]) -> None:
-            nonlocal absent
+            nonlocal absent, era
+            era = self._era()
             absent = await self._change(connection, jobs)
 
         await self._attempts.make(calls, change, repeatable=True)
-        self._conclude_leaves(calls, absent=absent)
+        self._conclude_leaves(calls, era, absent=absent)
         self._express.note_calls(calls)
 
     async def _change(self, connection: Connection, jobs: list[Membership]) -> bool:
@@ -133,21 +135,24 @@ class Memberships:
 
     def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
         """Join or leave at once, in the calling thread, if there is a connection for it."""
-        if not self._express.is_open or (any(call.job.node for call in calls) and not self._is_ready()):
+        era = self._era()
+        if not self._express.is_open or (any(call.job.node for call in calls) and era is None):
             return False
         joins, leaves = _last_of([call.job for call in calls])
         if joins and leaves:  # they take two statements
             return False
         statement = self._prepared.join(joins) if joins else self._prepared.leave(leaves)
-        return self._express.run(statement, functools.partial(self._conclude, calls, bool(leaves), over))
+        return self._express.run(statement, functools.partial(self._conclude, calls, over, era=era, left=bool(leaves)))
 
     def _conclude(
         self,
         calls: list[Call[Membership]],
-        left: bool,
         over: Over,
         error: psycopg.Error | None,
         result: PGresult | None,
+        *,
+        era: int | None,
+        left: bool,
     ) -> None:
         """Tell the lane. What is not done for certain is done again by the slow path, which does no harm."""
         if error is not None and fate(error) is Fate.UNKNOWN:
@@ -155,14 +160,22 @@ class Memberships:
                 call.doubtful = True
         done = error is None and not (left and (result is None or result.get_value(0, 0) != b"0"))
         if done and left and result is not None:
-            self._conclude_leaves(calls, absent=result.get_value(0, 1) != b"0")
+            self._conclude_leaves(calls, era, absent=result.get_value(0, 1) != b"0")
         over(done)
 
-    def _conclude_leaves(self, calls: list[Call[Membership]], *, absent: bool) -> None:
-        """Forget leaves that are done; absent: whether some of them found no member.
+    def _conclude_leaves(self, calls: list[Call[Membership]], era: int | None, *, absent: bool) -> None:
+        """Forget leaves that are done.
 
-        If this node takes one for a member, it was swept, and does not know it yet: then it must not restore it.
+        Args:
+            calls: that have been tried.
+            era: when the statement began.
+            absent: whether some of them found no member. If this node takes one for a member all the same, it was
+                swept, and does not know it yet: then it must not restore it. If it restores memberships right now, or
+                has done so meanwhile, this may come too late, so the leave is done once more.
         """
+        if absent and (era is None or era != self._era()):
+            self._leaves.redo(calls)
+            return
         self._leaves.tried(calls)
         if absent:
             left = [call.job for call in calls if isinstance(call.job, Leave) and is_done(call)]

@@ -93,7 +93,7 @@ class Node:
             queries,
             drops=self.drops,
             absent=self._reception.doubt,
-            is_ready=lambda: not self._reception.is_away,
+            era=self._reception.era,
             ready=self._reception.ready,
             trouble=lambda: self._reception.trouble,
             flush=self._reception.flush,

@@ -44,7 +44,8 @@ class Outbox:
         queries: the layer's statements.
         drops: is told of messages to groups that members have no room for.
         absent: takes note of groups and channels that were no members when they left.
-        is_ready: whether this node hears of its own memberships, and has those back that it lost while it was away.
+        era: tells which time this is that the node hears of its own memberships, and has back those that it had lost;
+            None while it does not.
         ready: waits until that is so.
         trouble: tells why it is not.
         flush: deletes all messages and memberships, and sees to it that every node knows.
@@ -60,7 +61,7 @@ class Outbox:
         *,
         drops: DropLog,
         absent: Callable[[list[tuple[str, str]]], None],
-        is_ready: Callable[[], bool],
+        era: Callable[[], int | None],
         ready: Callable[[], Awaitable[None]],
         trouble: Callable[[], str | None],
         flush: Callable[[Connection], Awaitable[None]],
@@ -93,7 +94,7 @@ class Outbox:
             queries=queries,
             prepared=self._prepared,
             absent=absent,
-            is_ready=is_ready,
+            era=era,
             ready=ready,
             late=self._late,
             timeout=timeout,

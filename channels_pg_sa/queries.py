@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,10 @@ from .schema import REVISION
 
 BUDGET = 4 * 1024 * 1024
 """Bytes of payloads after which an answer ends: it must come within `send_timeout` over a slow line, too."""
+
+
+RESTORED = 5000
+"""Memberships that one statement restores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,15 +202,16 @@ class Queries:
         return bool(known)
 
     async def restore(self, connection: Connection, members: Iterable[Member]) -> None:
-        """Insert memberships from memory."""
-        rows = list(members)
-        await self._run(
-            connection,
-            "restore",
-            group_name=TextArray(group for group, _, _ in rows),
-            channel=TextArray(channel for _, channel, _ in rows),
-            expires=[expires for _, _, expires in rows],
-        )
+        """Insert memberships from memory, so many at a time that the server hears of us over a slow line too."""
+        rest = iter(members)
+        while rows := list(itertools.islice(rest, RESTORED)):
+            await self._run(
+                connection,
+                "restore",
+                group_name=TextArray(group for group, _, _ in rows),
+                channel=TextArray(channel for _, channel, _ in rows),
+                expires=[expires for _, _, expires in rows],
+            )
 
     async def members(self, connection: Connection) -> list[Member]:
         """Return the memberships of the node's channels."""
@@ -257,9 +263,9 @@ class Queries:
         return int(dead)
 
     async def sweep(self, connection: Connection, batch: int) -> int | None:
-        """Delete up to `batch` rows of each kind that nobody needs; return how many at most, None if another sweeps.
+        """Delete `batch` messages, and twice as many memberships, that nobody needs; return how many at most.
 
-        One transaction: the lock holds until its end.
+        None if another sweeps. One transaction: the lock holds until its end.
         """
         async with connection.transaction():
             ((mine, *_),) = await self._run(connection, "sweeping")

@@ -70,6 +70,7 @@ class Reception:
         self._queries = queries
         self._announcements = announcements
         self._started = False
+        self._ups = 0
         self.trouble: str | None = None
         """Why this node does not hear the server, as far as is known; None if it does."""
         self._tasks: list[asyncio.Task[Any]] = []
@@ -167,6 +168,10 @@ class Reception:
         while self._started and not self._listener.is_listening:
             self.check()
             await asyncio.wait([self._changed])
+
+    def era(self) -> int | None:
+        """Return which time this is that the node hears, None while it does not."""
+        return None if self.is_away else self._ups
 
     def doubt(self, memberships: Iterable[tuple[str, str]]) -> None:
         """Take note of groups and channels of this node's, of whose memberships the database knows nothing."""
@@ -281,6 +286,7 @@ class Reception:
     def _came_up(self, away: float | None) -> None:
         if not isinstance(self.inbox.failure, LayerClosed):
             self.inbox.failure = None
+        self._ups += 1
         self._queues.listen_to_late()
         if away is not None:
             logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, away)

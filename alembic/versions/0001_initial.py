@@ -385,18 +385,18 @@ $install$
 """
 
 DOWN = """
-DROP TABLE channels_pg_sa_message;
-DROP TABLE channels_pg_sa_membership;
-DROP TABLE channels_pg_sa_node;
-DROP TABLE channels_pg_sa_installation;
-DROP FUNCTION channels_pg_sa_send;
-DROP FUNCTION channels_pg_sa_group_send;
-DROP FUNCTION channels_pg_sa_payload;
-DROP FUNCTION channels_pg_sa_message_added;
-DROP FUNCTION channels_pg_sa_membership_changed;
-DROP FUNCTION channels_pg_sa_frame;
-DROP FUNCTION channels_pg_sa_queued;
-DROP FUNCTION channels_pg_sa_topic;
+DROP TABLE IF EXISTS channels_pg_sa_message;
+DROP TABLE IF EXISTS channels_pg_sa_membership;
+DROP TABLE IF EXISTS channels_pg_sa_node;
+DROP TABLE IF EXISTS channels_pg_sa_installation;
+DROP FUNCTION IF EXISTS channels_pg_sa_send;
+DROP FUNCTION IF EXISTS channels_pg_sa_group_send;
+DROP FUNCTION IF EXISTS channels_pg_sa_payload;
+DROP FUNCTION IF EXISTS channels_pg_sa_message_added;
+DROP FUNCTION IF EXISTS channels_pg_sa_membership_changed;
+DROP FUNCTION IF EXISTS channels_pg_sa_frame;
+DROP FUNCTION IF EXISTS channels_pg_sa_queued;
+DROP FUNCTION IF EXISTS channels_pg_sa_topic;
 """
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -103,6 +105,50 @@ async def test_a_leave_that_found_no_member_undoes_no_later_join(make_own_layer:
     await other.group_add("group", channel)
     await asyncio.sleep(2.5 * TICK)
     assert query(layer_url, MEMBERS) == [("group", channel)]
+
+
+async def test_who_leaves_while_its_node_restores_what_was_swept(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leave began before the outage, finds no member, and the membership is restored a moment later."""
+    layer = make_own_layer(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    await until_flowing(layer)
+    await layer.group_add("group", channel)
+    queries = inside(layer)._queries
+    leave, restore = queries.leave, queries.restore
+    begun, restoring, left = threading.Event(), threading.Event(), threading.Event()
+
+    async def late_leave(connection: Any, leaves: Any) -> bool:
+        begun.set()
+        await asyncio.to_thread(restoring.wait, 10)
+        absent: bool = await leave(connection, leaves)
+        left.set()
+        return absent
+
+    async def slow_restore(connection: Any, members: Any) -> None:
+        restoring.set()
+        await asyncio.to_thread(left.wait, 10)
+        await restore(connection, members)
+
+    monkeypatch.setattr(layer._node._outbox.memberships.lane, "_fast_path", None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(queries, "leave", late_leave)
+    monkeypatch.setattr(queries, "restore", slow_restore)
+    leaving = asyncio.create_task(layer.group_discard("group", channel))
+    await asyncio.to_thread(begun.wait, 10)
+    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as sweeper:
+        sweeper.execute("UPDATE channels_pg_sa_node SET pid = NULL")
+        sweeper.execute("DELETE FROM channels_pg_sa_membership")
+    inside(layer)._thread.loop.call_soon_threadsafe(inside(layer)._listener.restart, "as if it noticed")
+    await leaving
+
+    async def has_left() -> bool:
+        return query(layer_url, MEMBERS) == [] and (await layer.group_count("group")) == 0  # type: ignore[attr-defined]
+
+    await until_flowing(layer)
+    await eventually_async(has_left)
+    await asyncio.sleep(2 * TICK)
+    assert await has_left()
 
 
 async def test_who_left_before_its_node_knew_that_it_was_swept(make_own_layer: LayerFactory, layer_url: str) -> None:

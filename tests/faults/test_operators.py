@@ -57,7 +57,7 @@ async def test_connections_to_a_server_that_only_reads_are_not_kept(
 async def test_a_server_that_only_reads_is_named_as_the_reason(
     server: TestServer, layer_url: str, make_own_layer: LayerFactory
 ) -> None:
-    """And not that it did not answer; the held connection of the fast path is not kept either."""
+    """And not that it did not answer."""
     layer = make_own_layer(send_timeout=2)
     for number in range(3):
         await layer.send("jobs", text(number))
@@ -66,6 +66,59 @@ async def test_a_server_that_only_reads_is_named_as_the_reason(
     assert not caught.value.maybe_sent
     await layer.send("jobs", text(4))
     assert await take(layer, "jobs", 4) == [text(number) for number in (0, 1, 2, 4)]
+
+
+async def test_the_held_connection_of_the_fast_path_is_not_kept_either(
+    layer_url: str, make_own_layer: LayerFactory
+) -> None:
+    """Once it leads to a server that only reads."""
+    layer = make_own_layer()
+    await layer.send("jobs", text(0))
+    express = layer._node._outbox._express  # type: ignore[attr-defined]
+
+    async def is_open() -> bool:
+        await layer.send("jobs", text(1))
+        return bool(express.is_open)
+
+    await eventually_async(is_open)
+    with express._lock:
+        driver = express._held.driver
+        driver.pgconn.exec_(b"SET default_transaction_read_only = on")
+    await layer.send("jobs", text(2))
+    assert driver.closed
+    await eventually_async(is_open)
+    ((waiting,),) = query(layer_url, WAITING)
+    assert waiting >= 4, "none was lost"
+
+
+async def test_a_queue_of_notifications_that_was_full_is_freed_before_another_attempt(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NOTIFY that finds it full frees nothing of what all have read, this function does."""
+    layer = make_own_layer()
+    channel = await warm(layer)
+    queries = layer._node._outbox._queries  # type: ignore[attr-defined]
+    send, executed, tries = queries.send, [], []
+
+    async def full(connection: Any, sends: Any) -> Any:
+        tries.append(sends)
+        if len(tries) > 1:
+            return await send(connection, sends)
+        monkeypatch.setattr(connection, "execute", noted(connection.execute))
+        raise psycopg.errors.ProgramLimitExceeded("too many notifications in the NOTIFY queue")
+
+    def noted(execute: Any) -> Any:
+        async def execute_and_note(statement: Any, *arguments: Any, **options: Any) -> Any:
+            executed.append(statement)
+            return await execute(statement, *arguments, **options)
+
+        return execute_and_note
+
+    monkeypatch.setattr(queries, "send", full)
+    monkeypatch.setattr(layer._node._outbox.sends, "_fast_path", None)  # type: ignore[attr-defined]
+    await layer.send(channel, text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+    assert executed[0] == "SELECT pg_notification_queue_usage()"
 
 
 async def test_a_process_that_is_stopped_while_it_sweeps_keeps_nobody_from_starting(

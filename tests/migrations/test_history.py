@@ -299,3 +299,22 @@ def test_a_wrong_schema_is_refused(database_url: str, schema: str) -> None:
     """Before anything is sent."""
     with pytest.raises(ConfigurationError, match='"schema" must be the name of a PostgreSQL schema'):
         migrate.upgrade(database_url, schema=schema)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        *("TABLE channels_pg_sa_node", "TABLE channels_pg_sa_membership", "TABLE channels_pg_sa_message"),
+        *("FUNCTION channels_pg_sa_topic", "FUNCTION channels_pg_sa_message_added CASCADE"),
+    ],
+)
+def test_what_was_removed_by_hand_is_made_again(database_url: str, lost: str) -> None:
+    """By the commands that the error of a layer names: all is removed, and installed anew."""
+    migrate.upgrade(database_url)
+    whole = objects(database_url, None)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"DROP {lost}".encode())
+    migrate.downgrade(database_url, revision="base")
+    assert migrate.current(database_url) is None
+    migrate.upgrade(database_url)
+    assert objects(database_url, None) == whole

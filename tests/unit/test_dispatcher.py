@@ -586,7 +586,9 @@ def test_a_message_without_a_channel_is_refused() -> None:
     it.claimed([(2, "", b"2", LATER)])
     assert effects(it).delete == [1, 2]
     assert it.counters["malformed"] == 2
-    it.announce(b"3", LATER)
+    it.hear([parcel(3, "g", grouped=True)], NOW)
+    assert it.counters["no_member"] == 1
+    it.announce(b"4", LATER)
     assert it.unread_count == 0
 
 

@@ -7,7 +7,7 @@ import logging
 import psycopg
 import pytest
 
-from channels_pg_sa.fate import Fate, fate, is_misled, log_level
+from channels_pg_sa.fate import Fate, fate, is_misled, is_queue_full, log_level
 
 
 def error_of(state: str) -> psycopg.Error:
@@ -21,9 +21,9 @@ def error_of(state: str) -> psycopg.Error:
         ("57P01", Fate.NOT_DONE, False, logging.INFO),  # the server shuts down
         ("40001", Fate.NOT_DONE, False, logging.INFO),  # a conflict
         ("25P03", Fate.NOT_DONE, False, logging.INFO),  # the transaction was left alone for too long
-        ("25006", Fate.NOT_DONE, True, logging.ERROR),  # the server only reads
-        ("0A000", Fate.NOT_DONE, True, logging.ERROR),  # unlogged tables on a standby
-        ("54000", Fate.NOT_DONE, False, logging.INFO),  # the queue of notifications is full
+        ("25006", Fate.NOT_DONE, True, logging.WARNING),  # the server only reads
+        ("0A000", Fate.NOT_DONE, True, logging.WARNING),  # unlogged tables on a standby
+        ("54000", Fate.REFUSED, False, logging.INFO),  # some limit
         ("42501", Fate.REFUSED, False, logging.ERROR),  # a right is missing
         ("21000", Fate.REFUSED, False, logging.ERROR),  # the primary key is gone
         ("53300", Fate.REFUSED, False, logging.INFO),  # too many connections
@@ -36,6 +36,13 @@ def test_what_the_server_says(state: str, outcome: Fate, misled: bool, level: in
     """By its SQLSTATE, whatever its words."""
     error = error_of(state)
     assert (fate(error), is_misled(error), log_level(error)) == (outcome, misled, level)
+
+
+def test_a_full_queue_of_notifications_becomes_free() -> None:
+    """Which no other limit does that has the same SQLSTATE."""
+    full = psycopg.errors.ProgramLimitExceeded("too many notifications in the NOTIFY queue")
+    assert (fate(full), is_queue_full(full)) == (Fate.NOT_DONE, True)
+    assert not is_queue_full(psycopg.errors.ProgramLimitExceeded("index row size 4032 exceeds btree maximum"))
 
 
 def test_what_is_said_without_an_sqlstate() -> None:

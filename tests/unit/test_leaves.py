@@ -72,6 +72,21 @@ def test_another_attempt_ends_it() -> None:
     assert len(leaves) == 0
 
 
+def test_what_was_done_in_vain_perhaps_is_done_once_more() -> None:
+    """Although its caller has been told that it is done; but not if the channel joins again."""
+    leaves = Leaves(5.0)
+    stays, again = over(call("a")), over(call("b"))
+    for left in (stays, again):
+        leaves.note(left)
+    leaves.redo([stays, again])
+    leaves.forget(Join("group", NODE, "a"))
+    (attempt,) = leaves.again()
+    assert attempt.job == again.job
+    leaves.tried([over(attempt)])
+    assert leaves.again() == []
+    assert len(leaves) == 0
+
+
 def test_who_joins_meanwhile_does_not_leave() -> None:
     """An attempt that waits is not begun any more; one of another channel is."""
     leaves = Leaves(5.0)
