@@ -18,8 +18,8 @@ _AGAIN = frozenset({"25P03", "25P04", "40001", "40P01", "57P01", "57P02", "57P03
 # moment, and a plan that was made before the tables were changed.
 _ELSEWHERE = frozenset({"25006", "0A000"})
 _NO_SUCH_THING = frozenset({"42P01", "42703", "42883", "3F000"})
-# Connections, resources, the operator, locks and conflicts: they come and go.
-_PASSING = ("08", "25P", "40", "53", "54", "55", "57", "58")
+# Connections, sessions that were reset, resources, the operator, locks and conflicts: they come and go.
+_PASSING = ("08", "25P", "26", "40", "53", "54", "55", "57", "58")
 
 OUTAGE = (psycopg.Error, DBAPIError, OSError, asyncio.TimeoutError, LayerClosed)
 """What work that meets an outage raises; anything else is a mistake of ours."""

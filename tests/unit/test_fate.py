@@ -24,6 +24,7 @@ def error_of(state: str) -> psycopg.Error:
         ("25006", Fate.NOT_DONE, True, logging.WARNING),  # the server only reads
         ("0A000", Fate.NOT_DONE, True, logging.WARNING),  # unlogged tables on a standby
         ("54000", Fate.REFUSED, False, logging.INFO),  # some limit
+        ("26000", Fate.REFUSED, False, logging.INFO),  # the session was reset, and its prepared statements with it
         ("42501", Fate.REFUSED, False, logging.ERROR),  # a right is missing
         ("21000", Fate.REFUSED, False, logging.ERROR),  # the primary key is gone
         ("53300", Fate.REFUSED, False, logging.INFO),  # too many connections
