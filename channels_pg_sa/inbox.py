@@ -91,12 +91,13 @@ class Inbox:
 
     @contextlib.contextmanager
     def decisions(self) -> Iterator[Dispatcher]:
-        """Open the dispatcher for a block, from any thread, and afterwards do what it has decided."""
+        """Open the dispatcher for a block, from any thread, and afterwards do what it has decided.
+
+        What it had decided when the block raised is done by the next.
+        """
         with self._lock:
-            try:
-                yield self._dispatcher
-            finally:
-                effects = self._dispatcher.collect()
+            yield self._dispatcher
+            effects = self._dispatcher.collect()
         self._act(effects)
 
     def fail(self, error: Exception) -> None:

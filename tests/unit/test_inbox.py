@@ -125,6 +125,23 @@ async def test_nobody_takes_a_message_after_a_failure(inbox: Inbox) -> None:
         await inbox.receive(CHANNEL, shared=False)
 
 
+async def test_what_was_decided_before_an_error_is_done_by_the_next(inbox: Inbox, dispatcher: Dispatcher) -> None:
+    """A thread may be interrupted anywhere, and another's reader has been promised a message."""
+    reader = asyncio.create_task(inbox.receive(CHANNEL, shared=False))
+    await turns()
+
+    def interrupted() -> None:
+        with inbox.decisions():
+            dispatcher.put([CHANNEL], message())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    with inbox.decisions():
+        pass
+    assert isinstance(await asyncio.wait_for(reader, 5), Entry)
+
+
 async def test_a_failure_wakes_all_who_wait(inbox: Inbox, dispatcher: Dispatcher) -> None:
     """Each is told, and leaves; who has not come yet can be let go."""
     reader = asyncio.create_task(inbox.receive(CHANNEL, shared=False))
