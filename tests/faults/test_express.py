@@ -77,6 +77,19 @@ async def test_order_is_kept_between_both_ways(make_own_layer: LayerFactory) -> 
     assert [message["number"] for message in await take(layer, "jobs", count)] == list(range(count))
 
 
+async def test_how_long_a_message_may_wait(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """As long as the layer's expiry: alone, to a group, with others of its kind, and with others of both."""
+    layer = await hold(make_own_layer(expiry=86_400))
+    await layer.group_add("group", "jobs")
+    kinds = [[layer.send], [layer.group_send], [layer.send] * 5, [layer.send, layer.group_send] * 3]
+    for verbs in kinds:
+        await hold(layer)
+        where = {layer.send: "jobs", layer.group_send: "group"}
+        await asyncio.gather(*(verb(where[verb], text(1)) for verb in verbs))
+    left = query(layer_url, "SELECT date_part('epoch', expires_at - clock_timestamp()) FROM channels_pg_sa_message")
+    assert [seconds for (seconds,) in left] == [pytest.approx(86_400, abs=30)] * sum(map(len, kinds))
+
+
 async def test_a_prefix_that_is_not_ascii(make_own_layer: LayerFactory, layer_url: str) -> None:
     """It is the same prefix whatever the encoding of the connection."""
     url = with_parameters(layer_url, client_encoding="latin1")

@@ -228,6 +228,13 @@ def test_channel_capacities_are_globs_or_patterns_in_their_order() -> None:
     assert compiled is pattern
 
 
+def test_any_capacity_bounds_a_layer() -> None:
+    """Then its senders count rows."""
+    assert not settings().bounded
+    assert settings(capacity=1).bounded
+    assert settings(channel_capacity={"jobs": 1}).bounded
+
+
 @pytest.mark.parametrize("key", ["channel_capacity", "symmetric_encryption_keys", "PSYCOPG_OPTIONS"])
 def test_none_stands_for_an_empty_collection(key: str) -> None:
     """channels_redis has None as a default of these, so people write it."""

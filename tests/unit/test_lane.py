@@ -109,6 +109,15 @@ async def test_a_batch_that_raises_leaves_the_errors_that_its_calls_have() -> No
     assert [str(await outcome(call)) for call in calls] == ["its own", "broken"]
 
 
+async def test_who_has_the_outcome_reported_is_not_told() -> None:
+    """Whether it is there already or not, and whatever it is."""
+    for loop in (None, asyncio.get_running_loop()):
+        call = Call(1, 30, loop, report=lambda _: None)
+        call.error = ValueError("what is reported")
+        assert call.wait() is None
+        assert await outcome(call) is None
+
+
 def test_a_thread_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody settles its call, long after its deadline: the loop that should is dead."""
     monkeypatch.setattr(call_module, "GRACE", 0.0)

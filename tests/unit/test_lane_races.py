@@ -289,6 +289,16 @@ async def test_no_batch_begins_beside_one_that_was_taken_over(
     assert bench.batches == [[1], [2]]
 
 
+def test_what_is_given_up_is_not_begun() -> None:
+    """Nor in the moment before its caller is told."""
+    queue: CallQueue[int] = CallQueue(cost=lambda _: 0, budget=1, batch=9, limit=9)
+    call: Call[int] = Call(1, 0.0, None)
+    queue.enter(call)
+    calls = queue.take()
+    assert queue.give_up(call.deadline, lambda call: Late(call.started)) == ([call], None)
+    assert queue.start(calls) == []
+
+
 def test_who_comes_while_a_lead_is_taken_over_does_not_lead() -> None:
     """The leader found nothing to take, for its call was late; the lane's loop is about to look again."""
     queue: CallQueue[int] = CallQueue(cost=lambda _: 0, budget=1, batch=9, limit=9)
