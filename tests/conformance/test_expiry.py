@@ -46,13 +46,13 @@ async def test_a_large_message_expires(make: Maker, talk: Conversation) -> None:
 
 
 async def test_only_old_messages_expire(make: Maker, talk: Conversation) -> None:
-    """A newer message behind an expired one arrives."""
-    layer = make(expiry=1)
+    """A newer message behind an expired one arrives; there is time for the layer to begin to listen."""
+    layer = make(expiry=3)
     channel = await layer.new_channel()
     await layer.send(channel, text(1))
-    await let_pass(0.6)
+    await let_pass(1.6)
     await layer.send(channel, text(2))
-    await let_pass(0.6)
+    await let_pass(1.6)
     assert await talk.next(layer, channel) == text(2)
 
 

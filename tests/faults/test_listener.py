@@ -21,7 +21,7 @@ from channels_pg_sa.queries import Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LISTENER, LayerFactory, Message, PostgresLayer
 from tests.support.urls import with_parameters
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually, eventually_async
 
 from .breaking import (
     WAITING,
@@ -60,6 +60,12 @@ async def up_to(layer: PostgresLayer, channel: str, number: int) -> AsyncIterato
         yield message
         if message["number"] == number:
             return
+
+
+async def outage_told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings of an outage, of which the last comes a moment after the layer listens again."""
+    await asyncio.to_thread(eventually, lambda: len(warnings_of(caplog)) > 1)
+    return warnings_of(caplog)
 
 
 async def until_listening(layer: PostgresLayer) -> None:
@@ -134,7 +140,7 @@ async def test_one_line_when_it_goes_and_one_when_it_is_back(
         await sender.send(channel, text(number))
         assert await reader == [text(number)]
         await until_listening(layer)
-        gone, back = warnings_of(caplog)
+        gone, back = await outage_told(caplog)
         assert layer.node in gone
         assert "terminating connection" in gone or "closed the connection" in gone
         assert layer.node in back
@@ -172,7 +178,7 @@ async def test_an_outage_of_many_attempts_is_two_lines(
         proxy.heal()
         away = attempts[enough - 1] - attempts[0]
         await eventually_async(back_again)
-        gone, back = warnings_of(caplog)
+        gone, back = await outage_told(caplog)
         assert "reconnects" in gone
         told = float(back.rsplit("after ", 1)[1].split()[0])
         assert round(away, 1) - 0.1 <= told <= time.monotonic() - started + 0.1
@@ -322,7 +328,7 @@ async def test_a_session_that_was_reset_is_replaced(
         await sender.group_send("group", text(number))
     assert [message["number"] for message in await take(layer, channel, 10)] == sorted([*range(5)] * 2)
     await until_listening(layer)
-    gone, back = warnings_of(caplog)
+    gone, back = await outage_told(caplog)
     assert "session was reset" in gone
     assert layer.node in back
 
