@@ -19,7 +19,7 @@ class DropLog:
     """Count what is dropped, from any thread, and log it at most once in PAUSE seconds."""
 
     def __init__(self) -> None:
-        self.counters: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._reported = -PAUSE
@@ -27,7 +27,7 @@ class DropLog:
     def add(self, reason: str, what: str, count: int = 1) -> None:
         """Count messages that were dropped: by reason for good, and by `what` they were for the next report."""
         with self._lock:
-            self.counters[reason] += count
+            self._totals[reason] += count
             self._counts[what] += count
         self.report()
 
@@ -37,10 +37,10 @@ class DropLog:
         self.add("over_capacity", f"{what}, for {channel}, which is over its capacity", count)
 
     @property
-    def totals(self) -> Counter[str]:
+    def counters(self) -> Counter[str]:
         """How many have been dropped so far, by reason."""
         with self._lock:
-            return Counter(self.counters)
+            return Counter(self._totals)
 
     def report(self, *, at_once: bool = False) -> None:
         """Log what has been counted since the last report, if that is long enough ago."""

@@ -114,7 +114,7 @@ class Memberships:
     async def _run(self, calls: list[Call[Membership]]) -> None:
         if any(call.job.node for call in calls):
             await self._ready()
-        absent, era = False, self._era()
+        absent, era = False, None
 
         async def change(connection: Connection, jobs: list[Membership]) -> None:
             nonlocal absent, era

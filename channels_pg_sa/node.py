@@ -172,7 +172,7 @@ class Node:
     @property
     def counters(self) -> Counter[str]:
         """What has been received and dropped so far, and why."""
-        return Counter(self._reception.counters) + self.drops.totals
+        return Counter(self._reception.counters) + self.drops.counters
 
     @property
     def state(self) -> str:

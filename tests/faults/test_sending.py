@@ -20,7 +20,6 @@ from psycopg_pool import AsyncConnectionPool
 
 from channels_pg_sa import LayerClosed, PrivilegeError, SendError, node
 from channels_pg_sa.database import KEPT
-from channels_pg_sa.fate import Fate, fate
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.proxy import Proxy
@@ -239,32 +238,6 @@ async def test_a_deadlock_is_not_the_callers_business(make_own_layer: LayerFacto
     await layer.send("jobs", text(1))
     assert query(layer_url, "SELECT last_value FROM attempts") == [(3,)]
     assert query(layer_url, WAITING) == [(1,)]
-
-
-@pytest.mark.parametrize(
-    ("error", "meaning"),
-    [
-        (psycopg.OperationalError("connection lost"), Fate.UNKNOWN),
-        (psycopg.errors.ProtocolViolation("server conn crashed?"), Fate.UNKNOWN),  # as PgBouncer says it
-        (psycopg.errors.ConnectionFailure(), Fate.UNKNOWN),
-        (psycopg.DatabaseError("lost synchronization with server"), Fate.UNKNOWN),  # libpq's, of what it cannot read
-        (psycopg.errors.AdminShutdown(), Fate.NOT_DONE),
-        (psycopg.errors.CrashShutdown(), Fate.NOT_DONE),
-        (psycopg.errors.CannotConnectNow(), Fate.NOT_DONE),
-        (psycopg.errors.IdleSessionTimeout(), Fate.NOT_DONE),
-        (psycopg.errors.SerializationFailure(), Fate.NOT_DONE),
-        (psycopg.errors.DeadlockDetected(), Fate.NOT_DONE),
-        (psycopg.errors.ReadOnlySqlTransaction(), Fate.NOT_DONE),
-        (psycopg.errors.UndefinedTable(), Fate.NO_SCHEMA),
-        (psycopg.errors.UndefinedColumn(), Fate.NO_SCHEMA),
-        (psycopg.errors.UndefinedFunction(), Fate.NO_SCHEMA),
-        (psycopg.errors.InvalidSchemaName(), Fate.NO_SCHEMA),
-        (psycopg.DataError("what the driver cannot send"), Fate.REFUSED),
-    ],
-)
-def test_what_an_error_says_about_the_statement(error: psycopg.Error, meaning: Fate) -> None:
-    """Only the server's own word that it did not do the statement allows to do it again."""
-    assert fate(error) is meaning
 
 
 async def test_what_a_server_says_that_only_reads(make_own_layer: LayerFactory, layer_url: str) -> None:

@@ -53,3 +53,29 @@ def test_what_is_said_without_an_sqlstate() -> None:
     assert fate(psycopg.ProgrammingError("wrong")) is Fate.REFUSED
     assert log_level(psycopg.OperationalError("lost")) == log_level(TimeoutError()) == logging.INFO
     assert log_level(KeyError("ours")) == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (psycopg.OperationalError("connection lost"), Fate.UNKNOWN),
+        (psycopg.errors.ProtocolViolation("server conn crashed?"), Fate.UNKNOWN),  # as PgBouncer says it
+        (psycopg.errors.ConnectionFailure(), Fate.UNKNOWN),
+        (psycopg.DatabaseError("lost synchronization with server"), Fate.UNKNOWN),  # libpq's, of what it cannot read
+        (psycopg.errors.AdminShutdown(), Fate.NOT_DONE),
+        (psycopg.errors.CrashShutdown(), Fate.NOT_DONE),
+        (psycopg.errors.CannotConnectNow(), Fate.NOT_DONE),
+        (psycopg.errors.IdleSessionTimeout(), Fate.NOT_DONE),
+        (psycopg.errors.SerializationFailure(), Fate.NOT_DONE),
+        (psycopg.errors.DeadlockDetected(), Fate.NOT_DONE),
+        (psycopg.errors.ReadOnlySqlTransaction(), Fate.NOT_DONE),
+        (psycopg.errors.UndefinedTable(), Fate.NO_SCHEMA),
+        (psycopg.errors.UndefinedColumn(), Fate.NO_SCHEMA),
+        (psycopg.errors.UndefinedFunction(), Fate.NO_SCHEMA),
+        (psycopg.errors.InvalidSchemaName(), Fate.NO_SCHEMA),
+        (psycopg.DataError("what the driver cannot send"), Fate.REFUSED),
+    ],
+)
+def test_what_an_error_says_about_the_statement(error: psycopg.Error, meaning: Fate) -> None:
+    """Only the server's own word that it did not do the statement allows to do it again."""
+    assert fate(error) is meaning

@@ -245,20 +245,25 @@ async def test_an_interruption_while_a_batch_is_taken() -> None:
     assert await outcome(later) is None
 
 
+def interrupt_a_leader(bench: Bench, call: Call[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt a call that leads as it is about to have the end of its loop's round waited for."""
+
+    def schedule(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(call.loop, "call_soon", schedule)
+    with pytest.raises(KeyboardInterrupt):
+        bench.lane.submit(call)
+
+
 async def test_an_interrupted_leader_that_is_given_up_at_once(
     stopped: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its deadline passes before the lane's loop hears of the interruption."""
     bench = Bench()
     bench.gate.set()
-
-    def schedule(*_: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(stopped, "call_soon", schedule)
-    with pytest.raises(KeyboardInterrupt):
-        bench.lane.submit(Call(1, 0.0, stopped))
+    interrupt_a_leader(bench, Call(1, 0.0, stopped), monkeypatch)
     bench.lane._expire()
     behind: Call[int] = Call(2, 30, stopped)
     bench.lane.submit(behind)
@@ -271,14 +276,7 @@ async def test_no_batch_begins_beside_one_that_was_taken_over(
 ) -> None:
     """What gathered before the interruption does not gather any more."""
     bench = Bench()
-
-    def schedule(*_: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(stopped, "call_soon", schedule)
-    with pytest.raises(KeyboardInterrupt):
-        bench.lane.submit(Call(1, 30, stopped))
+    interrupt_a_leader(bench, Call(1, 30, stopped), monkeypatch)
     await bench.entered.wait()
     call = bench.call(2)
     bench.lane._expire()
