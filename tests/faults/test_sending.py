@@ -610,8 +610,9 @@ async def test_an_unconfirmed_send_that_fails_is_counted_and_logged(
     layer = make_own_layer(confirm_sends=False, send_timeout=0.3)
     with locked_messages(layer_url):
         await verb(layer)
-        await asyncio.to_thread(eventually, lambda: layer.counters["unsent"] == 1)
-    assert re.search(r"Messages dropped: 1 to (jobs|group 'group'), which could not be sent: ", caplog.text)
+        told = r"Messages dropped: 1 to (jobs|group 'group'), which could not be sent: "
+        await asyncio.to_thread(eventually, lambda: re.search(told, caplog.text))  # counted first, told then
+    assert layer.counters["unsent"] == 1
 
 
 async def test_an_unconfirmed_send_to_a_full_channel_is_counted(make_own_layer: LayerFactory) -> None:
