@@ -34,7 +34,7 @@ _FOR_DJANGO_ONLY = frozenset(
 
 def _is_port(value: object) -> bool:
     """A port, or one for each of several hosts; libpq reads "" as the usual port."""
-    return not isinstance(value, bool) and re.fullmatch(r"(\d*)(,\d*)*", str(value)) is not None
+    return re.fullmatch(r"(\d*)(,\d*)*", str(value)) is not None
 
 
 _TEXT_OR_NONE = Rule("a text", lambda value: isinstance(value, str), if_none="")

@@ -131,7 +131,7 @@ class LocalChannels:
             return 0
         promised = len(local.entries)
         if channel[-1] == "!":
-            others = (self.unread[name] for name in self._under(channel) if name != channel)
+            others = (self.unread[name] for name in self._under(channel))
             promised += sum(max(0, len(other.entries) - len(other.readers)) for other in others)
         return max(0, len(local.readers) - promised)
 

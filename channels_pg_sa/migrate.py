@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from collections.abc import Mapping
@@ -81,8 +82,10 @@ def write_sql(output: TextIO | None = None, *, schema: str | None = None, revisi
         ConfigurationError: the schema's name is wrong.
         alembic.util.CommandError: there is no such revision.
     """
+    whole = io.StringIO()  # what fails has written nothing
     with _ONE_AT_A_TIME:
-        command.upgrade(alembic_config(None, schema=schema, output=output), revision, sql=True)
+        command.upgrade(alembic_config(None, schema=schema, output=whole), revision, sql=True)
+    (output or sys.stdout).write(whole.getvalue())
 
 
 def current(database: Database, *, schema: str | None = None) -> str | None:

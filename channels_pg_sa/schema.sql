@@ -189,6 +189,10 @@ BEGIN
     ELSIF prefix = '' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'prefix is empty',
             HINT = 'Give the prefix that the layer is configured with, or leave it out.';
+    ELSIF length(prefix) > 100 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'prefix has ' || length(prefix) || ' characters, and 100 are the limit',
+            HINT = 'Give the prefix that the layer is configured with, or leave it out.';
     ELSIF expiry <= interval '0' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'expiry is not positive: ' || expiry,
             HINT = 'It is how long the message may wait to be read.';

@@ -245,6 +245,7 @@ async def test_the_documented_statements_send(make_own_layer: LayerFactory, laye
         ("'a', '\"{}\"'", psycopg.errors.InvalidParameterValue, "not a JSON object but: string"),
         ("'a', 'null'", psycopg.errors.InvalidParameterValue, "not a JSON object but: null"),
         ("'a', '{}', ''", psycopg.errors.InvalidParameterValue, "prefix is empty"),
+        ("'a', '{}', repeat('x', 101)", psycopg.errors.InvalidParameterValue, "prefix has 101 characters"),
         ("'a', '{}', expiry => '0'", psycopg.errors.InvalidParameterValue, "expiry is not positive: 00:00:00"),
         ("'a', '{}', expiry => '-1 s'", psycopg.errors.InvalidParameterValue, "expiry is not positive: -00:00:01"),
     ],

@@ -306,6 +306,17 @@ async def dropped(layer: Any) -> bool:
     return bool(layer.counters["malformed"])
 
 
+async def test_the_longest_names_fit(make_layer: LayerFactory) -> None:
+    """Together they are the key of an index, of which PostgreSQL takes 2,704 bytes."""
+    layer = make_layer(prefix="\N{GRINNING FACE}" * 100)
+    channel = (await layer.new_channel("x" * 40)).ljust(99, "x")
+    for group, member in (("g" * 99, channel), ("h" * 99, "j" * 99)):
+        await layer.group_add(group, member)
+        await layer.group_send(group, text(1))
+        await layer.send(member, text(2))
+        assert await take(layer, member, 2) == [1, 2]
+
+
 async def test_what_is_given_back_keeps_its_place(make_layer: LayerFactory) -> None:
     """A message that was claimed for a reader who went away is put back, and comes before those that followed it."""
     layer, sender = make_layer(), make_layer()

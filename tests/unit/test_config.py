@@ -292,10 +292,11 @@ def test_right_options_of_the_pool_pass(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "right"),
     [
-        ("prefix", "", "a text of at least one character"),
-        ("prefix", 5, "a text of at least one character"),
-        ("prefix", None, "a text of at least one character"),
-        ("prefix", "a\0b", "a text of at least one character"),
+        ("prefix", "", "a text of 1 to 100 characters"),
+        ("prefix", 5, "a text of 1 to 100 characters"),
+        ("prefix", None, "a text of 1 to 100 characters"),
+        ("prefix", "x" * 101, "a text of 1 to 100 characters"),
+        ("prefix", "a\0b", "a text of 1 to 100 characters"),
         ("expiry", 0, "a number of seconds above 0"),
         ("expiry", -1, "a number of seconds above 0"),
         ("expiry", True, "a number of seconds above 0"),
