@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import Executable
 
 from .codec import Message, MessageCodec
-from .config import check_keys, settings_from_mapping
+from .config import Settings, check_keys, settings_from_mapping
 from .directory import Directory, Rows
 from .errors import ConfigurationError
 from .layer import Layer
@@ -37,15 +37,13 @@ class Publisher(TransactionalSends, Directory):
     """
 
     def __init__(self, *, engine: Engine | AsyncEngine | None = None, **config: Any) -> None:
-        self._engine = engine
         if engine is None:
             self._settings = settings_from_mapping(config)
-            self._layer: Layer | None = Layer(**config)
         else:
             _check_engine(engine, config)
             self._settings = settings_from_mapping(config, connect=dict)
-            self._layer = None
         self._codec = MessageCodec(self._settings.serializer, self._settings.symmetric_encryption_keys)
+        self._sender = Layer(**config) if engine is None else _EngineSender(engine, self._settings, self._codec)
 
     async def send(self, channel: str, message: Message) -> None:
         """Send a message to a channel; when this returns it is committed.
@@ -58,17 +56,11 @@ class Publisher(TransactionalSends, Directory):
             TypeError, ChannelFull, MessageTooLarge, SendError, SchemaError: as `Layer.send`.
             sqlalchemy.exc.SQLAlchemyError: what the engine raises, in place of the last two.
         """
-        if self._layer is not None:
-            await self._layer.send(channel, message)
-        else:
-            await self._execute(self.send_statement(channel, message))
+        await self._sender.send(channel, message)
 
     async def group_send(self, group: str, message: Message) -> None:
         """Send a message to every member of a group; otherwise as `send`."""
-        if self._layer is not None:
-            await self._layer.group_send(group, message)
-        else:
-            await self._execute(self.group_send_statement(group, message))
+        await self._sender.group_send(group, message)
 
     def send_sync(self, channel: str, message: Message) -> None:
         """Send a message from code without an event loop; otherwise as `send`.
@@ -76,50 +68,67 @@ class Publisher(TransactionalSends, Directory):
         Raises:
             ConfigurationError: the engine is an AsyncEngine, whose connections belong to an event loop.
         """
-        if self._layer is not None:
-            self._layer.send_sync(channel, message)
-        else:
-            self._execute_sync(self.send_statement(channel, message))
+        self._sender.send_sync(channel, message)
 
     def group_send_sync(self, group: str, message: Message) -> None:
         """Send to a group from code without an event loop; otherwise as `send_sync`."""
-        if self._layer is not None:
-            self._layer.group_send_sync(group, message)
-        else:
-            self._execute_sync(self.group_send_statement(group, message))
+        self._sender.group_send_sync(group, message)
 
     async def close(self) -> None:
         """Finish what was begun and close every connection of its own; the engine, if it was given one, stays open."""
-        if self._layer is not None:
-            await self._layer.close()
+        await self._sender.close()
 
     def close_sync(self) -> None:
         """Close from code without an event loop; otherwise as `close`."""
-        if self._layer is not None:
-            self._layer.close_sync()
+        self._sender.close_sync()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} through {self._engine or self._layer!r}>"
+        return f"<{type(self).__name__} through {self._sender!r}>"
 
     async def _rows(self, statement: Executable) -> Rows:
-        if self._layer is not None:
-            return await self._layer._rows(statement)  # noqa: SLF001 - another Directory
-        return await self._execute(statement)
+        return await self._sender._rows(statement)  # noqa: SLF001 - another Directory
 
     def _rows_sync(self, statement: Executable) -> Rows:
-        if self._layer is not None:
-            return self._layer._rows_sync(statement)  # noqa: SLF001 - another Directory
-        return self._execute_sync(statement)
+        return self._sender._rows_sync(statement)  # noqa: SLF001 - another Directory
 
-    async def _execute(self, statement: Executable) -> Rows:
-        """Run a statement in a transaction of its own."""
+
+class _EngineSender(TransactionalSends):
+    """What a Publisher asks of a Layer, done through an engine: each send is a transaction of its own."""
+
+    def __init__(self, engine: Engine | AsyncEngine, settings: Settings, codec: MessageCodec) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._codec = codec
+
+    async def send(self, channel: str, message: Message) -> None:
+        await self._rows(self.send_statement(channel, message))
+
+    async def group_send(self, group: str, message: Message) -> None:
+        await self._rows(self.group_send_statement(group, message))
+
+    def send_sync(self, channel: str, message: Message) -> None:
+        self._rows_sync(self.send_statement(channel, message))
+
+    def group_send_sync(self, group: str, message: Message) -> None:
+        self._rows_sync(self.group_send_statement(group, message))
+
+    async def close(self) -> None:
+        """Leave the engine to its owner."""
+
+    def close_sync(self) -> None:
+        """Leave the engine to its owner."""
+
+    def __repr__(self) -> str:
+        return repr(self._engine)
+
+    async def _rows(self, statement: Executable) -> Rows:
         if not isinstance(self._engine, AsyncEngine):
-            return await asyncio.to_thread(self._execute_sync, statement)
+            return await asyncio.to_thread(self._rows_sync, statement)
         async with self._engine.begin() as connection:
             result = await connection.execute(statement)
             return result.all() if result.returns_rows else ()
 
-    def _execute_sync(self, statement: Executable) -> Rows:
+    def _rows_sync(self, statement: Executable) -> Rows:
         if not isinstance(self._engine, Engine):
             raise ConfigurationError(
                 "This Publisher has an AsyncEngine, which works in coroutines only. Await the method without _sync, "
