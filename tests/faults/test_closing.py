@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from channels_pg_sa import LayerClosed
+from channels_pg_sa import LayerClosed, node
 from channels_pg_sa.database import Database
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -154,6 +154,44 @@ async def test_a_node_that_cannot_be_made_leaves_no_thread(
             await layer.send("jobs", text(1))
     assert not [thread.name for thread in threading.enumerate() if layer.node in thread.name]
     await layer.send("jobs", text(1))
+
+
+async def test_a_join_that_waits_for_the_listener_is_not_waited_for(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows when that is back, though statements get through."""
+    monkeypatch.setattr(node, "CLOSING", 3600)
+    layer = make_own_layer(listen_url=proxy.url)
+    await warm(layer)
+    proxy.cut()
+    await asyncio.to_thread(eventually, lambda: not inside(layer)._listener.is_listening)
+    joining = asyncio.create_task(layer.group_add("group", await layer.new_channel()))
+    await asyncio.sleep(0)
+    await layer.close()
+    with pytest.raises(LayerClosed):
+        await joining
+
+
+async def test_who_closes_waits_for_who_opens(make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so closes what another thread was about to open."""
+    layer: Any = make_own_layer()
+    opening, go_on, open_database = threading.Event(), threading.Event(), Database.open
+
+    async def slow(database: Database) -> None:
+        opening.set()
+        await asyncio.to_thread(go_on.wait, 10)
+        await open_database(database)
+
+    monkeypatch.setattr(Database, "open", slow)
+    sending = asyncio.create_task(asyncio.to_thread(layer.send_sync, "jobs", text(1)))
+    assert await asyncio.to_thread(opening.wait, 10)
+    closing = asyncio.create_task(layer.close())
+    await asyncio.sleep(0.2)
+    assert not closing.done()
+    go_on.set()
+    await closing
+    await asyncio.gather(sending, return_exceptions=True)  # it may have been in time, or not
+    assert "closed" in repr(layer)
 
 
 async def test_what_was_dropped_last_is_told(make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture) -> None:
