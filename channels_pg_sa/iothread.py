@@ -50,7 +50,7 @@ class IOThread:
     """
 
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = asyncio.SelectorEventLoop()  # whatever the policy makes, which may want the main thread, say
         self.loop.set_default_executor(_Resolvers(thread_name_prefix=name))
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._tasks: set[asyncio.Task[Any]] = set()

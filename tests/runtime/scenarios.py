@@ -208,7 +208,7 @@ def loop_that_goes_on(layer: Layer) -> None:
 
 
 def uvloop(layer: Layer) -> None:
-    """The loops are uvloop's, that of the I/O thread included."""
+    """The callers' loops are uvloop's; that of the I/O thread is asyncio's own under every policy."""
     import uvloop
 
     with warnings.catch_warnings():
@@ -218,7 +218,7 @@ def uvloop(layer: Layer) -> None:
     stopped_loop(layer)
     calls_from_sync_code(layer)
     assert layer._node
-    assert isinstance(layer._node._thread.loop, uvloop.Loop)
+    assert type(layer._node._thread.loop) is asyncio.SelectorEventLoop
 
 
 # Forks -------------------------------------------------------------------------------------------
