@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
 
 import psycopg
 
@@ -30,47 +30,28 @@ class Flushes:
         database: lends connections.
         queries: the layer's statements.
         topics: where this node hears the answers.
-        ready: waits until it does.
         timeout: seconds that a flush may take in all.
     """
 
-    def __init__(
-        self,
-        node_id: str,
-        database: Database,
-        queries: Queries,
-        topics: Topics,
-        *,
-        ready: Callable[[], Awaitable[None]],
-        timeout: float,
-    ) -> None:
+    def __init__(self, node_id: str, database: Database, queries: Queries, topics: Topics, *, timeout: float) -> None:
         self._node_id = node_id
         self._database = database
         self._queries = queries
         self._topics = topics
-        self._ready = ready
         self._patience = min(PATIENCE, timeout / 2)
-        self._underway: dict[str, _Answers] = {}
+        self._underway: WeakValueDictionary[str, Answers] = WeakValueDictionary()  # by number
 
-    async def flush(self, connection: Connection) -> None:
-        """Delete all messages and memberships, and wait until every living node has forgotten its own."""
-        await self._ready()
+    async def flush(self, connection: Connection) -> Answers:
+        """Delete all messages and memberships; return what tells when every living node has forgotten its own."""
         number = secrets.token_hex(8)
-        answers = self._underway[number] = _Answers()
-        nodes: set[str] = set()
-        try:
-            nodes.update(await self._queries.flush(connection, f"F{number} {self._topics.own}"))
-            await asyncio.wait_for(answers.until_of(nodes), self._patience)
-        except asyncio.TimeoutError:
-            missing = ", ".join(sorted(nodes - answers.nodes))
-            logger.warning("Flushed, but without an answer of the nodes %s", missing)
-        finally:
-            del self._underway[number]
+        answers = self._underway[number] = Answers(self._patience)
+        answers.expected.update(await self._queries.flush(connection, f"F{number} {self._topics.own}"))
+        return answers
 
     def hear_answer(self, answer: Acknowledged) -> None:
         """Take note of a node that has forgotten."""
-        if answer.number in self._underway:
-            self._underway[answer.number].add(answer.node)
+        if (answers := self._underway.get(answer.number)) is not None:
+            answers.add(answer.node)
 
     async def answer(self, flushed: Flushed) -> None:
         """Tell the one who flushed that this node has forgotten."""
@@ -82,18 +63,33 @@ class Flushes:
                 await self._queries.tell(connection, flushed.reply, f"A{flushed.number} {self._node_id}")
 
 
-class _Answers:
-    """The nodes that have answered to one flush."""
+class Answers:
+    """The nodes that have answered to one flush, of those expected to.
 
-    def __init__(self) -> None:
-        self.nodes: set[str] = set()
+    Args:
+        patience: seconds to wait for them.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.expected: set[str] = set()
+        self._patience = patience
+        self._nodes: set[str] = set()
         self._news = asyncio.Event()
 
     def add(self, node: str) -> None:
-        self.nodes.add(node)
+        """Take note of an answer."""
+        self._nodes.add(node)
         self._news.set()
 
-    async def until_of(self, nodes: set[str]) -> None:
-        while not nodes <= self.nodes:
+    async def wait(self) -> None:
+        """Wait until all have answered; not for ever, and not on a connection, which an answer to others may need."""
+        try:
+            await asyncio.wait_for(self._until_complete(), self._patience)
+        except asyncio.TimeoutError:
+            missing = ", ".join(sorted(self.expected - self._nodes))
+            logger.warning("Flushed, but without an answer of the nodes %s", missing)
+
+    async def _until_complete(self) -> None:
+        while not self.expected <= self._nodes:
             self._news.clear()
             await self._news.wait()

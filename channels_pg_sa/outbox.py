@@ -22,6 +22,7 @@ from .drops import DropLog
 from .errors import SendError
 from .express import Express
 from .fate import Fate, fate
+from .flushing import Answers
 from .lane import Lane, Over
 from .memberships import Memberships
 from .names import recipient_of
@@ -48,7 +49,7 @@ class Outbox:
             None while it does not.
         ready: waits until that is so.
         trouble: tells why it is not.
-        flush: deletes all messages and memberships, and sees to it that every node knows.
+        flush: deletes all messages and memberships; what it returns is answered by every node that knows.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Outbox:
         era: Callable[[], int | None],
         ready: Callable[[], Awaitable[None]],
         trouble: Callable[[], str | None],
-        flush: Callable[[Connection], Awaitable[None]],
+        flush: Callable[[Connection], Awaitable[Answers]],
     ) -> None:
         timeout = settings.send_timeout
         self._settings = settings
@@ -203,8 +204,13 @@ class Outbox:
         call.result = await cursor.fetchall()
 
     async def _run_flushes(self, calls: list[Call[None]]) -> None:
+        answers: list[Answers] = []
+
         async def flush(connection: Connection, _jobs: list[None]) -> None:
-            await self._flush(connection)
+            await self._ready()  # or the answers are not heard
+            answers.append(await self._flush(connection))
 
         await self._ready()
         await self._attempts.make(calls, flush, repeatable=True)
+        for answer in answers:
+            await answer.wait()

@@ -20,7 +20,7 @@ from .drops import DropLog
 from .entry import Entry
 from .errors import ChannelLayerError, LayerClosed, words_of
 from .fate import OUTAGE
-from .flushing import Flushes
+from .flushing import Answers, Flushes
 from .heartbeat import Heartbeat
 from .inbox import Inbox
 from .iothread import IOThread
@@ -133,9 +133,7 @@ class Reception:
             deleted=vacuum.note,
             spawn=spawn,
         )
-        self._flushes = Flushes(
-            node_id, database, queries, self._topics, ready=self.ready, timeout=settings.send_timeout
-        )
+        self._flushes = Flushes(node_id, database, queries, self._topics, timeout=settings.send_timeout)
 
     # For the node --------------------------------------------------------------------------------
 
@@ -179,9 +177,9 @@ class Reception:
             for group, channel in memberships:
                 dispatcher.members.doubt(group, channel)
 
-    async def flush(self, connection: Connection) -> None:
-        """Delete all messages and memberships of the prefix, and wait until every node has forgotten them."""
-        await self._flushes.flush(connection)
+    async def flush(self, connection: Connection) -> Answers:
+        """Delete all messages and memberships of the prefix; every living node answers when it has forgotten them."""
+        return await self._flushes.flush(connection)
 
     async def keep_house(self, drops: DropLog, *, thoroughly: bool) -> None:
         """Free what nobody reads; thoroughly: stop listening for queues that nobody reads, too."""

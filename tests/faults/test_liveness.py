@@ -243,6 +243,17 @@ async def test_a_flush_does_not_fail_for_the_dead(
     assert query(layer_url, WAITING) == [(0,)]
 
 
+async def test_two_flushes_at_once_over_one_connection_each(
+    make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each waits for the other's answer, and has its connection free for its own."""
+    layers = [make_own_layer(PSYCOPG_OPTIONS={"min_size": 1, "max_size": 1}) for _ in range(2)]
+    for layer in layers:
+        await warm(layer)
+    await asyncio.gather(*(layer.flush() for layer in layers))
+    assert "Flushed, but without an answer" not in caplog.text
+
+
 @pytest.mark.processes
 async def test_jobs_that_a_killed_process_had_claimed_are_not_done_twice(
     processes: AsyncExitStack, make_own_layer: LayerFactory, layer_url: str
