@@ -1,0 +1,60 @@
+"""All pages: their links lead somewhere, and what they name is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT
+
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "examples/*/*.md", "tests/*.md")
+    for page in ROOT.glob(pattern)
+)
+LINK = re.compile(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
+PATH = re.compile(r"`((?:alembic|benchmarks|channels_pg_sa|docs|examples|tests)/[\w./]*)`")
+SESSION = re.compile(r"""nox -s "?(\w+)""")
+
+
+def read(page: str) -> str:
+    """Return the text of a page."""
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what a page's headings are called in links, as GitHub does it."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    """To a file of this repository, and to a heading in it if they name one."""
+    for path, heading in LINK.findall(read(page)):
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), path
+        assert not heading or heading in anchors(target), f"{path}#{heading}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_are_there(page: str) -> None:
+    """What a page says is in a file or directory of the repository."""
+    assert [path for path in PATH.findall(read(page)) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_sessions_are_there(page: str) -> None:
+    """What is to be run by nox is a session of the noxfile."""
+    sessions = set(re.findall(r"^@nox\.session\n(?:@.*\n)*def (\w+)", read("noxfile.py"), re.MULTILINE))
+    assert set(SESSION.findall(read(page))) <= sessions
+
+
+def test_the_table_of_modules_is_complete() -> None:
+    """Each module of the package has its place in docs/architecture.md, and nothing that is gone has one."""
+    table = read("docs/architecture.md").partition("| Module |")[2].partition("\n\n")[0]
+    package = ROOT / "channels_pg_sa"
+    there = {path.stem for path in package.glob("*.py")} | {"schema.sql", "statements/", "management"}
+    assert {*re.findall(r"`([\w./]+)`", table), "__init__", "__main__", "version"} == there
