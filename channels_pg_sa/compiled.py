@@ -50,6 +50,7 @@ def _build(schema: str | None) -> dict[str, Executable]:
         "put_back": messages.put_back(topic),
         "message_table": messages.message_table(schema),
         "dead_messages": messages.dead_messages(schema),
+        "listen": nodes.listen(routines.channels_pg_sa_listen),
         "tell_all": nodes.tell_all(topic),
         "sweeping": nodes.sweep_lock(exclusive=True),
         "registering": nodes.sweep_lock(exclusive=False),

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import psycopg
-from psycopg import sql
 from psycopg.pq import PGnotify
 
 from .address import Connector
@@ -35,7 +34,7 @@ class Listener:
     Args:
         connect: gives the libpq parameters of a new connection.
         patience: seconds that a statement may take while the connection listens, if that is less than it has anyway.
-        recover: called with each new connection before anything that it hears is passed on; it must `listen` first,
+        recover: called with each new connection before anything that it hears is passed on; it must LISTEN first,
             and then read from the tables what has happened meanwhile.
         hear: takes the payloads of notifications, in their order.
         up: called when notifications flow, with the seconds since they last did; None the first time.
@@ -77,13 +76,6 @@ class Listener:
                 self._report(error)
             await asyncio.sleep(backoff.next())
 
-    async def listen(self, connection: Connection, topics: list[str], *, stop: bool = False) -> None:
-        """LISTEN to topics on a connection that `recover` was given, or UNLISTEN."""
-        verb = sql.SQL("UNLISTEN" if stop else "LISTEN")
-        statement = sql.SQL("; ").join(sql.SQL("{} {}").format(verb, sql.Identifier(topic)) for topic in topics)
-        async with time_limit(connection, PATIENCE):
-            await connection.execute(statement)
-
     async def hears(self, connection: Connection, sign: bytes, patience: float) -> bool:
         """Tell whether a notification arrives on a connection that `recover` was given, within so many seconds."""
         end = time.monotonic() + patience
@@ -94,10 +86,10 @@ class Listener:
             await asyncio.sleep(0.02)
         return True
 
-    async def add(self, topics: list[str], *, stop: bool = False) -> bool:
-        """LISTEN to more topics, or UNLISTEN; return False if there is no connection to do it on."""
+    async def change(self, listen: Callable[[Connection], Awaitable[None]]) -> bool:
+        """Have the connection LISTEN to more, or less; return False if there is none, or a new one is needed."""
         try:
-            await self.lend(lambda connection: self.listen(connection, topics, stop=stop))
+            await self.lend(listen)
         except ConnectionLost:
             return False
         except psycopg.Error as error:

@@ -7,7 +7,6 @@ import hashlib
 import re
 import secrets
 import uuid
-from collections.abc import Iterable
 
 MAX_LENGTH = 100  # exclusive, as in channels.layers.BaseChannelLayer
 KEPT = 1_000  # channels whose names need not be looked at again with each message
@@ -90,7 +89,7 @@ def topic(secret: str, kind: str, prefix: str, name: str) -> str:
 
 
 class Topics:
-    """The NOTIFY channels that a node listens on, as soon as the installation's secret is known.
+    """Where a node is notified, as soon as the installation's secret is known.
 
     Args:
         prefix: of the layer.
@@ -100,13 +99,9 @@ class Topics:
     def __init__(self, prefix: str, node_id: str) -> None:
         self.secret = ""
         self._prefix = prefix
-        self._node_id = node_id
+        self.node_id = node_id
 
     @property
     def own(self) -> str:
-        """Where the node hears."""
-        return topic(self.secret, "node", self._prefix, self._node_id)
-
-    def of_queues(self, queues: Iterable[str]) -> list[str]:
-        """Return where the doorbells of queues are heard."""
-        return [topic(self.secret, "queue", self._prefix, queue) for queue in queues]
+        """The NOTIFY channel of the node's own."""
+        return topic(self.secret, "node", self._prefix, self.node_id)

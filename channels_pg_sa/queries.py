@@ -220,7 +220,10 @@ class Queries:
     async def waiting(self, connection: Connection) -> list[Parcel]:
         """Return what waits in the mailbox, as doorbells."""
         rows = await self._run(connection, "waiting")
-        return [Parcel(row, channel or group, group is not None, end, None) for row, channel, group, end in rows]
+        return [
+            Parcel(row, group if channel is None else channel, group is not None, end, None)
+            for row, channel, group, end in rows
+        ]
 
     async def beat(self, connection: Connection, *, topic: str, queues: Sequence[str]) -> Pulse:
         """Renew the lease and look around; queues: whose rows may have been overlooked."""
@@ -245,6 +248,10 @@ class Queries:
         async with connection.transaction():
             await self._run(connection, "flush")
             return [node for node, _ in await self._run(connection, "tell_all", sign=sign)]
+
+    async def listen(self, connection: Connection, kind: str, names: Sequence[str], *, stop: bool = False) -> None:
+        """LISTEN to nodes (kind "node") or queues (kind "queue"), or stop."""
+        await self._run(connection, "listen", kind=kind, names=TextArray(names), stop=stop)
 
     async def tell(self, connection: Connection, topic: str, sign: str) -> None:
         """Notify one topic."""

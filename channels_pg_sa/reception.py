@@ -256,7 +256,9 @@ class Reception:
             await self._queries.unregister(connection)
 
     async def _listen_to_queues(self, queues: list[str], stop: bool) -> bool:
-        return await self._listener.add(self._topics.of_queues(queues), stop=stop)
+        return await self._listener.change(
+            lambda connection: self._queries.listen(connection, "queue", queues, stop=stop)
+        )
 
     # What is heard -------------------------------------------------------------------------------
 

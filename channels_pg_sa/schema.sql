@@ -1,8 +1,20 @@
 -- The functions and triggers of channels_pg_sa, for the first schema of the search path. Run again, it replaces them.
 DO $install$
 DECLARE
+    ours constant text[] := ARRAY['topic', 'queued', 'frame', 'message_added', 'membership_changed', 'listen', 'payload',
+        'send', 'group_send'];
+    stranger text;
     routine text;
 BEGIN
+    -- Replaced, a function stays its owner's, who may change what others then run.
+    SELECT p.oid::regprocedure INTO stranger
+    FROM pg_proc p JOIN unnest(ours) o (name) ON p.proname = 'channels_pg_sa_' || o.name
+    WHERE p.pronamespace = quote_ident(current_schema())::regnamespace AND p.proowner <> quote_ident(current_user)::regrole;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+            MESSAGE = 'the function ' || stranger || ' is there already, and belongs to somebody else',
+            HINT = 'Drop it, if it is a stranger''s; or install as the role that owns it.';
+    END IF;
     FOREACH routine IN ARRAY ARRAY[
 
 -- The NOTIFY channel of a node or queue; channels_pg_sa.names.topic is its twin. STABLE, as convert_to() is: a function
@@ -25,18 +37,19 @@ $routine$,
 
 -- What a notification says of a message. Who reads a queue has to claim its rows, and hears that there are some (Q). A
 -- node's message travels in it (a parcel: P, of a group G) if it fits, and else only the id (a doorbell: p, g). 5,850
--- bytes of name and payload, as base64, fit into 7,999 with all that stands before them.
+-- bytes of name and payload, as base64, fit into 7,999 with all that stands before them. What separates frames and their
+-- parts is taken out of names, which have none: who may insert a row must not be able to write frames in its name.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_frame(
     id bigint, expires_at timestamptz, recipient text, channel text, group_name text, payload bytea) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE AS $body$
     SELECT CASE WHEN @.channels_pg_sa_queued(channel, recipient)
-        THEN 'Q' || id || ' ' || recipient
+        THEN 'Q' || id || ' ' || translate(recipient, ' ,', '')
         WHEN octet_length(payload) + octet_length(coalesce(channel, group_name)) < 5850
         THEN CASE WHEN group_name IS NULL THEN 'P' ELSE 'G' END || id || ' ' || date_part('epoch', expires_at) || ' '
-            || coalesce(channel, group_name) || ' ' || encode(payload, 'base64')
+            || translate(coalesce(channel, group_name), ' ,', '') || ' ' || encode(payload, 'base64')
         ELSE CASE WHEN group_name IS NULL THEN 'p' ELSE 'g' END || id || ' ' || date_part('epoch', expires_at) || ' '
-            || coalesce(channel, group_name)
+            || translate(coalesce(channel, group_name), ' ,', '')
         END
 $body$
 $routine$,
@@ -123,14 +136,16 @@ DECLARE
 BEGIN
     IF TG_OP = 'DELETE' THEN
         OPEN frames FOR
-            SELECT g.prefix, g.node, 'L' || stamp || ' ' || g.group_name || ' ' || g.channel,
+            SELECT g.prefix, g.node,
+                'L' || stamp || ' ' || translate(g.group_name, ' ,', '') || ' ' || translate(g.channel, ' ,', ''),
                 (SELECT i.secret FROM @.channels_pg_sa_installation i)
             FROM gone g
             WHERE EXISTS (SELECT FROM @.channels_pg_sa_node n WHERE n.id = g.node AND n.pid IS NOT NULL)
             ORDER BY g.prefix, g.node;
     ELSE
         OPEN frames FOR
-            SELECT f.prefix, f.node, 'J' || stamp || ' ' || f.group_name || ' ' || f.channel || ' '
+            SELECT f.prefix, f.node,
+                'J' || stamp || ' ' || translate(f.group_name, ' ,', '') || ' ' || translate(f.channel, ' ,', '') || ' '
                 || date_part('epoch', f.expires_at),
                 (SELECT i.secret FROM @.channels_pg_sa_installation i)
             FROM fresh f
@@ -158,6 +173,24 @@ BEGIN
         notified := pg_notify(topic, packed) IS NOT NULL;
     END IF;
     RETURN NULL;
+END
+$body$
+$routine$,
+
+-- LISTENs, or stops, to nodes or queues. Here, because a topic is a secret, and others may read the text of a LISTEN:
+-- pg_stat_statements keeps it as it is.
+$routine$
+CREATE OR REPLACE FUNCTION @.channels_pg_sa_listen(kind text, prefix text, names text[], stop boolean) RETURNS void
+LANGUAGE plpgsql AS $body$
+DECLARE
+    topic text;
+BEGIN
+    FOR topic IN
+        SELECT @.channels_pg_sa_topic(i.secret, kind, prefix, n.name)
+        FROM @.channels_pg_sa_installation i, unnest(names) n (name)
+    LOOP
+        EXECUTE CASE WHEN stop THEN 'UNLISTEN ' ELSE 'LISTEN ' END || quote_ident(topic);
+    END LOOP;
 END
 $body$
 $routine$,
@@ -286,8 +319,11 @@ END
 $body$
 $routine$,
 
--- They write with the rights of the tables' owner, so that a role may send and do nothing else; to whom they are
--- granted is for the owner to say.
+-- What runs with the rights of the tables' owner nobody else may call. Not the triggers' functions either: who put one
+-- on a table of their own would choose what it reads. A trigger fires without this right. To whom sending is granted,
+-- who need no other right for it, is for the owner to say.
+'REVOKE EXECUTE ON FUNCTION @.channels_pg_sa_message_added() FROM PUBLIC',
+'REVOKE EXECUTE ON FUNCTION @.channels_pg_sa_membership_changed() FROM PUBLIC',
 'REVOKE EXECUTE ON FUNCTION @.channels_pg_sa_send(text, jsonb, text, interval) FROM PUBLIC',
 'REVOKE EXECUTE ON FUNCTION @.channels_pg_sa_group_send(text, jsonb, text, interval) FROM PUBLIC',
 

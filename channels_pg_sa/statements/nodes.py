@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BindParameter,
+    Boolean,
     Interval,
     Text,
     bindparam,
@@ -108,6 +109,12 @@ def flush() -> Executable:
     """Delete all messages and memberships of the prefix; of each membership its node is told."""
     emptied = delete(message).where(message.c.prefix == PREFIX, select(ASYNCHRONOUS).exists()).cte("emptied")
     return delete(membership).where(membership.c.prefix == PREFIX).add_cte(emptied)
+
+
+def listen(listening: Any) -> Executable:
+    """LISTEN to nodes or queues, or stop."""
+    names = bindparam("names", type_=ARRAY(Text))
+    return select(listening(bindparam("kind", type_=Text), PREFIX, names, bindparam("stop", type_=Boolean)))
 
 
 def tell_all(topic: Any) -> Executable:

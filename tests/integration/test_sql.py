@@ -1,4 +1,4 @@
-"""Messages that SQL sends: from psql, from a trigger, from a role that may do nothing else."""
+"""Messages that SQL sends: from psql, from a trigger, by a plain INSERT."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from channels_pg_sa.codec import MAX_BYTES, MessageCodec
 from channels_pg_sa.config import Settings
 from channels_pg_sa.names import check_channel, check_group, recipient_of
 from tests.conformance.backends import Conversation, text
-from tests.support import roles
-from tests.support.databases import TestServer, database_name, query
+from tests.support.databases import query
 from tests.support.layers import LayerFactory, Message, PostgresLayer
 from tests.support.markdown import blocks
 from tests.support.schema import SCHEMA
-from tests.support.urls import with_parameters
 from tests.support.waiting import let_pass
 
 TALK = Conversation(patience=10)
@@ -30,7 +28,6 @@ DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 SEND = "SELECT channels_pg_sa_send(%s, %s)"
 GROUP_SEND = "SELECT channels_pg_sa_group_send(%s, %s)"
-DEFINERS = "SELECT proname, proconfig FROM pg_proc WHERE proname LIKE 'channels_pg_sa_%' AND prosecdef"
 SENT = "SELECT recipient, channel, group_name FROM channels_pg_sa_message ORDER BY id"
 
 
@@ -40,13 +37,6 @@ def connection(layer_url: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(layer_url, application_name="tests") as connected:
         yield connected
         connected.rollback()
-
-
-@pytest.fixture
-def role(server: TestServer, layer_url: str) -> Iterator[str]:
-    """A role without any right of its own."""
-    with roles.role(server, layer_url, f"sender_of_{database_name(layer_url)}") as name:
-        yield name
 
 
 def examples(heading: str) -> str:
@@ -385,59 +375,6 @@ async def test_an_encrypting_layer_takes_what_it_allows_by_name(make_own_layer: 
     assert await TALK.next(layer, "jobs") == text(5)
     assert await TALK.is_empty(layer, "jobs.other")
     assert layer.counters["undecodable"] == 4
-
-
-async def test_a_role_may_send_and_do_nothing_else(make_own_layer: LayerFactory, layer_url: str, role: str) -> None:
-    """With the documented grants it reaches everybody; the tables and their secret stay shut."""
-    layer = make_own_layer()
-    ((_, channel),) = await members(layer)
-    as_role = with_parameters(layer_url, options=f"-c role={role}")
-    for statement in (SEND, GROUP_SEND):
-        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for function"):
-            query(as_role, statement, (channel, Jsonb(text(0))))
-    run(layer_url, examples("Who may send").replace("reporter", role))
-    query(as_role, SEND, (channel, Jsonb(text(1))))
-    query(as_role, GROUP_SEND, ("group", Jsonb(text(2))))
-    assert await TALK.take(layer, channel, 2) == [text(1), text(2)]
-    for table in ("message", "membership", "node", "installation"):
-        for action in ("SELECT FROM", "DELETE FROM", "INSERT INTO"):
-            statement = f"{action} channels_pg_sa_{table}" + " DEFAULT VALUES" * (action == "INSERT INTO")
-            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for table"):
-                run(as_role, statement)
-
-
-async def test_a_role_s_own_objects_are_not_taken_for_ours(layer_url: str, role: str) -> None:
-    """What a sender puts into its search path never runs with the owner's rights."""
-    run(layer_url, examples("Who may send").replace("reporter", role))
-    query(layer_url, f"CREATE SCHEMA trap AUTHORIZATION {role}")
-    as_role = with_parameters(layer_url, options=f"-c role={role}")
-    run(
-        as_role,
-        """
-        SET search_path = trap, public, pg_catalog;
-        CREATE TABLE trap.channels_pg_sa_message (LIKE pg_class);
-        CREATE FUNCTION trap.strpos(text, text) RETURNS int LANGUAGE plpgsql AS 'BEGIN RAISE ''caught''; END';
-        CREATE FUNCTION trap.jsonb_typeof(jsonb) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE ''caught''; END';
-        CREATE TEMP TABLE channels_pg_sa_membership (node text);
-        SELECT channels_pg_sa_send('jobs', '{}'), channels_pg_sa_group_send('group', '{}');
-        """,
-    )
-    assert query(layer_url, SENT) == [("jobs", "jobs", None)]
-
-
-def test_what_runs_with_the_owner_s_rights_has_a_search_path_of_its_own(layer_url: str) -> None:
-    """Whatever it calls: one with a caller's temporary objects in front would run those.
-
-    https://www.postgresql.org/docs/current/sql-createfunction.html#SQL-CREATEFUNCTION-SECURITY
-    """
-    found = query(layer_url, DEFINERS)
-    assert {name for name, _ in found} >= {
-        "channels_pg_sa_group_send",
-        "channels_pg_sa_membership_changed",
-        "channels_pg_sa_message_added",
-        "channels_pg_sa_send",
-    }
-    assert [name for name, path in found if path != ["search_path=pg_catalog, pg_temp"]] == []
 
 
 async def test_prefixes_stay_apart(make_own_layer: LayerFactory, layer_url: str) -> None:

@@ -285,6 +285,24 @@ async def test_a_name_of_2_mb_harms_nobody(
     assert await asyncio.gather(*readers) == [[0, 1, 2]] * 3
 
 
+@pytest.mark.parametrize("columns", [("", None), (None, "")], ids=["channel", "group"])
+async def test_rows_without_a_name_harm_nobody(
+    make_own_layer: LayerFactory, server: TestServer, layer_url: str, columns: tuple[str | None, str | None]
+) -> None:
+    """A recovery that finds some in the mailbox drops them, all at once."""
+    layer = make_own_layer(**BRISK)
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    with psycopg.connect(layer_url, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        for _ in range(3):
+            connection.execute(INSERT, [layer.node, *columns, b"x"])
+    server.terminate(make_own_layer.listeners(layer))
+    await layer.send(channel, text(1))
+    assert await take(layer, channel, 1) == [1]
+    assert layer.counters["malformed"] == 3
+
+
 async def test_a_row_that_no_queue_could_take_back_holds_nobody_up(
     make_own_layer: LayerFactory, layer_url: str
 ) -> None:

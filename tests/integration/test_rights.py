@@ -1,0 +1,174 @@
+"""What a role with few rights, or none, can do in a database that has the tables, and what it cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+from sqlalchemy.exc import DBAPIError
+
+from channels_pg_sa import migrate
+from channels_pg_sa.connection import CleanConnection
+from tests.conformance.backends import Conversation, text
+from tests.support import roles
+from tests.support.databases import TestServer, database_name, query
+from tests.support.layers import LayerFactory
+from tests.support.markdown import blocks
+from tests.support.urls import with_parameters
+
+TALK = Conversation(patience=10)
+SEND = "SELECT channels_pg_sa_send(%s, %s)"
+GROUP_SEND = "SELECT channels_pg_sa_group_send(%s, %s)"
+DEFINERS = "SELECT proname, proconfig FROM pg_proc WHERE proname LIKE 'channels_pg_sa_%' AND prosecdef"
+INSERT = "INSERT INTO channels_pg_sa_message (recipient, channel, group_name, payload) VALUES (%s, %s, %s, 'x')"
+JOIN = "INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel) VALUES ('asgi', %s, %s, %s)"
+TOPIC = re.compile("channels_pg_sa_[0-9a-f]{32}")
+
+
+@pytest.fixture
+def role(server: TestServer, layer_url: str) -> Iterator[str]:
+    """A role without any right of its own."""
+    with roles.role(server, layer_url, f"sender_of_{database_name(layer_url)}") as name:
+        yield name
+
+
+def run(url: str, script: str) -> None:
+    """Run several statements."""
+    with psycopg.connect(url, autocommit=True, application_name="tests") as connected:
+        connected.execute(script.encode())
+
+
+def grants() -> str:
+    """The SQL that the documentation has for a role that only sends, named reporter."""
+    return "\n".join(blocks("sql.md", "Who may send", "sql"))
+
+
+async def test_a_role_may_send_and_do_nothing_else(make_own_layer: LayerFactory, layer_url: str, role: str) -> None:
+    """With the documented grants it reaches everybody; the tables and their secret stay shut."""
+    layer = make_own_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    as_role = with_parameters(layer_url, options=f"-c role={role}")
+    for statement in (SEND, GROUP_SEND):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for function"):
+            query(as_role, statement, (channel, Jsonb(text(0))))
+    run(layer_url, grants().replace("reporter", role))
+    query(as_role, SEND, (channel, Jsonb(text(1))))
+    query(as_role, GROUP_SEND, ("group", Jsonb(text(2))))
+    assert await TALK.take(layer, channel, 2) == [text(1), text(2)]
+    for table in ("message", "membership", "node", "installation"):
+        for action in ("SELECT FROM", "DELETE FROM", "INSERT INTO"):
+            statement = f"{action} channels_pg_sa_{table}" + " DEFAULT VALUES" * (action == "INSERT INTO")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for table"):
+                run(as_role, statement)
+
+
+async def test_a_role_s_own_objects_are_not_taken_for_ours(layer_url: str, role: str) -> None:
+    """What a sender puts into its search path never runs with the owner's rights."""
+    run(layer_url, grants().replace("reporter", role))
+    query(layer_url, f"CREATE SCHEMA trap AUTHORIZATION {role}")
+    as_role = with_parameters(layer_url, options=f"-c role={role}")
+    run(
+        as_role,
+        """
+        SET search_path = trap, public, pg_catalog;
+        CREATE TABLE trap.channels_pg_sa_message (LIKE pg_class);
+        CREATE FUNCTION trap.strpos(text, text) RETURNS int LANGUAGE plpgsql AS 'BEGIN RAISE ''caught''; END';
+        CREATE FUNCTION trap.jsonb_typeof(jsonb) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE ''caught''; END';
+        CREATE TEMP TABLE channels_pg_sa_membership (node text);
+        SELECT channels_pg_sa_send('jobs', '{}'), channels_pg_sa_group_send('group', '{}');
+        """,
+    )
+    assert query(layer_url, "SELECT recipient, channel FROM channels_pg_sa_message") == [("jobs", "jobs")]
+
+
+def test_what_runs_with_the_owner_s_rights_has_a_search_path_of_its_own(layer_url: str) -> None:
+    """Whatever it calls: one with a caller's temporary objects in front would run those.
+
+    https://www.postgresql.org/docs/current/sql-createfunction.html#SQL-CREATEFUNCTION-SECURITY
+    """
+    found = query(layer_url, DEFINERS)
+    assert {name for name, _ in found} >= {
+        "channels_pg_sa_group_send",
+        "channels_pg_sa_membership_changed",
+        "channels_pg_sa_message_added",
+        "channels_pg_sa_send",
+    }
+    assert [name for name, path in found if path != ["search_path=pg_catalog, pg_temp"]] == []
+
+
+def test_what_runs_with_the_owner_s_rights_is_not_for_others(layer_url: str, role: str) -> None:
+    """Not before the owner grants it, and a trigger's function never: on a table of one's own it would read that."""
+    allowed = f"{DEFINERS} AND has_function_privilege('{role}', oid, 'EXECUTE')"
+    assert query(layer_url, allowed) == []
+    run(layer_url, grants().replace("reporter", role))
+    assert {name for name, _ in query(layer_url, allowed)} == {"channels_pg_sa_send", "channels_pg_sa_group_send"}
+    as_role = with_parameters(layer_url, options=f"-c role={role}")
+    for function, event in (("message_added", "NEW TABLE AS fresh"), ("membership_changed", "NEW TABLE AS fresh")):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for function"):
+            run(
+                as_role,
+                f"""CREATE TEMP TABLE trap (LIKE pg_class);
+                    CREATE TRIGGER trap AFTER INSERT ON trap REFERENCING {event}
+                    FOR EACH STATEMENT EXECUTE FUNCTION channels_pg_sa_{function}()""",
+            )
+
+
+def test_a_stranger_s_function_is_not_taken_over(database_url: str, server: TestServer) -> None:
+    """It would stay theirs, to be changed later: nothing is installed, and the error tells whose to look at."""
+    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
+        run(
+            database_url,
+            f"""GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger};
+                CREATE FUNCTION channels_pg_sa_queued(channel text, recipient text) RETURNS boolean
+                LANGUAGE sql AS 'SELECT true'""",
+        )
+        with pytest.raises(DBAPIError, match=r"channels_pg_sa_queued.* belongs to somebody else"):
+            migrate.upgrade(database_url)
+        assert migrate.current(database_url) is None
+
+
+async def test_a_name_cannot_bring_frames(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Who may insert a row cannot make a node believe that a channel joined or left, or that all was flushed."""
+    layer: Any = make_own_layer()
+    member, guest = await layer.new_channel(), await layer.new_channel()
+    await layer.group_add("admins", member)
+    await layer.send(guest, text(1))
+    now = "1790000000000000"
+    for frames in (f"J{now} admins {guest} infinity", f"L{now} admins {member}", "F1 channels_pg_sa_other"):
+        evil = f"x ,{frames},P1 0 x"
+        for channel, group in ((evil, None), (None, evil), (evil + "x" * 6000, None)):
+            query(layer_url, INSERT, (layer.node, channel, group))
+        query(layer_url, INSERT, (evil, evil, None))
+        query(layer_url, JOIN, (evil, layer.node, evil))
+        query(layer_url, "DELETE FROM channels_pg_sa_membership WHERE group_name LIKE 'x %%'")
+    await layer.group_send("admins", text(2))
+    assert await TALK.next(layer, member) == text(2)
+    assert await TALK.take(layer, guest, 1) == [text(1)]
+    assert await TALK.is_empty(layer, guest)
+    assert {name[:2] for name in layer._node._reception.inbox._dispatcher.members} == {("admins", member)}
+
+
+async def test_no_statement_s_text_has_a_topic(make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who knows one hears what is sent to a node, and can forge it; pg_stat_statements keeps a LISTEN as it is."""
+    execute, texts = CleanConnection.execute, list[str]()
+
+    async def spy(connection: Any, statement: Any, *arguments: Any, **options: Any) -> Any:
+        texts.append(statement if isinstance(statement, str) else statement.as_string(connection))
+        return await execute(connection, statement, *arguments, **options)
+
+    monkeypatch.setattr(CleanConnection, "execute", spy)
+    layer, sender = make_own_layer(), make_own_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    for number in range(3):
+        await sender.send("jobs", text(number))
+        await sender.group_send("group", text(number))
+    assert await TALK.take(layer, "jobs", 3) == await TALK.take(layer, channel, 3) == [text(0), text(1), text(2)]
+    await layer.flush()
+    assert any("channels_pg_sa_listen" in statement for statement in texts)
+    assert [statement for statement in texts if TOPIC.search(statement)] == []
