@@ -134,7 +134,10 @@ def _from_sqlalchemy(url: URL, key: str) -> dict[str, Any]:
     url = url.set(
         drivername="postgresql+psycopg", query={_OTHER_DRIVERS.get(name, name): v for name, v in url.query.items()}
     )
-    _, parameters = url.get_dialect()().create_connect_args(url)
+    try:
+        _, parameters = url.get_dialect()().create_connect_args(url)
+    except (ArgumentError, ValueError):  # of several hosts' ports, which it quotes
+        raise _unreadable(key) from None
     check_keywords(parameters, key)
     return dict(parameters)
 

@@ -90,7 +90,7 @@ class MessageCodec:
 
         Args:
             payload: what `encode` or a function of the database has made.
-            may_be_plain: whether it may be unencrypted although there are keys.
+            may_be_plain: whether JSON may be unencrypted although there are keys.
         """
         return self._load(self._decrypt(payload, may_be_plain))
 
@@ -130,7 +130,7 @@ class MessageCodec:
         try:
             return self._fernet.decrypt(base64.urlsafe_b64encode(payload))
         except InvalidToken as error:
-            if may_be_plain:
+            if may_be_plain and payload[:1] == _JSON_MARK:  # as SQL sends; a serializer trusts whoever has the key
                 return payload
             raise DecodeError("The payload was not encrypted with any of this layer's keys.") from error
 
@@ -275,7 +275,10 @@ def load_serializer(path: str) -> Serializer:
     except (ImportError, AttributeError) as error:
         message = f'serializer: {path!r} is neither "msgpack", "json" nor importable: {error}'
         raise ConfigurationError(message) from error
-    serializer: Serializer = found() if isinstance(found, type) else found
+    try:
+        serializer: Serializer = found() if isinstance(found, type) else found
+    except Exception as error:
+        raise ConfigurationError(f"serializer: {path!r} cannot be called without arguments: {error}") from error
     if not callable(getattr(serializer, "dumps", None)) or not callable(getattr(serializer, "loads", None)):
         raise ConfigurationError(f"serializer: {path!r} has no functions dumps(message) and loads(data).")
     return serializer

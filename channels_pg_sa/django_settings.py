@@ -15,7 +15,7 @@ from django.db.utils import ConnectionHandler, load_backend
 from .address import Connector, check_keywords
 from .config import DATABASE_KEYS, Settings, check_keys, nearest_key, settings_from_mapping
 from .errors import ConfigurationError
-from .rules import Rule
+from .rules import Rule, shown
 
 BACKEND = "channels_pg_sa.core.PostgresChannelLayer"
 OWN_ALIAS = "channels_pg_sa"
@@ -32,6 +32,10 @@ _FOR_DJANGO_ONLY = frozenset(
 )
 
 
+def _is_dotted_path(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.]+", value) is not None
+
+
 def _is_port(value: object) -> bool:
     """A port, or one for each of several hosts; libpq reads "" as the usual port."""
     return re.fullmatch(r"(\d*)(,\d*)*", str(value)) is not None
@@ -39,7 +43,7 @@ def _is_port(value: object) -> bool:
 
 _TEXT_OR_NONE = Rule("a text", lambda value: isinstance(value, str), if_none="")
 _ENTRY_RULES: dict[str, Rule] = {
-    "ENGINE": Rule(f'the dotted path of a database backend, such as "{_POSTGRESQL}"', lambda v: isinstance(v, str)),
+    "ENGINE": Rule(f'the dotted path of a database backend, such as "{_POSTGRESQL}"', _is_dotted_path),
     "NAME": Rule("the name of a database", lambda value: isinstance(value, str)),
     "USER": _TEXT_OR_NONE,
     "HOST": _TEXT_OR_NONE,
@@ -47,7 +51,9 @@ _ENTRY_RULES: dict[str, Rule] = {
     "PASSWORD": Rule(
         "a text, or a function that returns one", lambda v: isinstance(v, str) or callable(v), if_none="", secret=True
     ),
-    "OPTIONS": Rule("a mapping of connection parameters", lambda value: isinstance(value, Mapping), dict, if_none={}),
+    "OPTIONS": Rule(
+        "a mapping of connection parameters", lambda value: isinstance(value, Mapping), dict, if_none={}, secret=True
+    ),
 }
 
 
@@ -155,7 +161,7 @@ def _check_one_way(config: Mapping[str, Any], database: Mapping[str, Any]) -> No
 def _connector_of_alias(alias: object) -> Connector:
     if not isinstance(alias, str) or alias not in connections.settings:
         known = ", ".join(sorted(connections.settings))
-        raise ConfigurationError(f'"database" must be an alias of DATABASES ({known}), not {alias!r}.')
+        raise ConfigurationError(f'"database" must be an alias of DATABASES ({known}), not {shown(alias)}.')
     wrapper_class = _wrapper_class(connections.settings[alias]["ENGINE"], f'DATABASES["{alias}"]')
     # The entry is looked at anew for each connection: Django renames the database while tests run.
     return _connector(lambda: wrapper_class(connections.settings[alias], alias))

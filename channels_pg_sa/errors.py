@@ -1,12 +1,16 @@
-"""The exceptions of this package, each carrying its facts."""
+"""The exceptions of this package, and what errors show."""
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
 
 
 class ChannelLayerError(Exception):
-    """Base of every error this package raises on its own account."""
+    """Base of this package's exceptions; a wrong name or message is a TypeError, a stranger's channel a ValueError."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let task queues and process pools pickle it, whatever its constructor takes."""
@@ -22,6 +26,11 @@ def _remake(kind: type[ChannelLayerError], texts: tuple[Any, ...], facts: dict[s
 def words_of(error: BaseException) -> str:
     """Return what an error says, or its name if it says nothing."""
     return str(error).strip() or type(error).__name__
+
+
+def short(value: object) -> str:
+    """Return a value as an error shows it: not at full length, whoever it came from."""
+    return _SHORT.repr(value)
 
 
 class ConfigurationError(ChannelLayerError, ValueError):

@@ -271,7 +271,7 @@ class Layer(TransactionalSends, Directory):
         return rows
 
     def _decode(self, entry: Entry) -> Message:
-        plain = any(pattern.match(entry.name) for pattern in self._settings.allow_unencrypted)
+        plain = any(pattern.fullmatch(entry.name) for pattern in self._settings.allow_unencrypted)
         if not entry.is_shared:
             return self._codec.decode(entry.payload, may_be_plain=plain)
         entry.copy = self._codec.copier(entry.payload, may_be_plain=plain)

@@ -8,6 +8,8 @@ import re
 import secrets
 import uuid
 
+from .errors import short
+
 MAX_LENGTH = 100  # exclusive, as in channels.layers.BaseChannelLayer
 KEPT = 1_000  # channels whose names need not be looked at again with each message
 MAX_PREFIX = 53  # what is left beside the node and the 32 digits that make a name unique
@@ -17,7 +19,7 @@ _GROUP = re.compile(r"[a-zA-Z0-9\-_.]+")
 _NODE = re.compile(r"\.([0-9a-f]{12})!")
 _RULE = (
     "{} name must be a string of fewer than 100 characters, made of ASCII letters, digits, hyphens, underscores "
-    "and periods{}, not {!r}."
+    "and periods{}, not {}."
 )
 
 
@@ -29,14 +31,14 @@ def _is_channel(name: str) -> bool:
 def check_channel(name: object) -> str:
     """Return the channel's name, or raise TypeError that tells the rule it breaks."""
     if not isinstance(name, str) or len(name) >= MAX_LENGTH or not _is_channel(name):
-        raise TypeError(_RULE.format("Channel", " with at most one '!'", name))
+        raise TypeError(_RULE.format("Channel", " with at most one '!'", short(name)))
     return name
 
 
 def check_group(name: object) -> str:
     """Return the group's name, or raise TypeError that tells the rule it breaks."""
     if not isinstance(name, str) or len(name) >= MAX_LENGTH or not _GROUP.fullmatch(name):
-        raise TypeError(_RULE.format("Group", "", name))
+        raise TypeError(_RULE.format("Group", "", short(name)))
     return name
 
 
@@ -45,7 +47,7 @@ def check_prefix(prefix: object) -> str:
     if not isinstance(prefix, str) or len(prefix) > MAX_PREFIX or not _GROUP.fullmatch(prefix):
         raise TypeError(
             f"The prefix of a new channel must be a string of at most {MAX_PREFIX} ASCII letters, digits, hyphens, "
-            f"underscores and periods, not {prefix!r}."
+            f"underscores and periods, not {short(prefix)}."
         )
     return prefix
 

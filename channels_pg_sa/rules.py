@@ -14,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from .address import connector
 from .codec import SERIALIZERS, load_serializer
-from .errors import ConfigurationError
+from .errors import ConfigurationError, short
 
 MAX_SECONDS = 10**9  # more than 30 years; sums of times must not overflow
 MAX_PREFIX = 100  # characters; it stands in keys of indexes, which are limited
@@ -22,6 +22,7 @@ MAX_IDENTIFIER = 63  # bytes; https://www.postgresql.org/docs/current/sql-syntax
 
 _REFUSED = object()
 _IDENTIFIER = re.compile(r"(?!pg_)[^\W\d][\w$]*")
+_MAY_BE_SECRET = re.compile("://|@|password", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 # The layer decides these itself: they are how the pool and SQLAlchemy's engine fit together.
@@ -56,11 +57,15 @@ class Rule:
         if value is None and self.if_none is not _REFUSED:
             return self.if_none
         if not self.accepts(value):
-            wrong = repr(value)
-            if self.secret:
-                wrong = "this list" if isinstance(value, (list, tuple)) else f"of type {type(value).__name__}"
-            raise ConfigurationError(f"{name} must be {self.right}, not {wrong}.")
+            raise ConfigurationError(f"{name} must be {self.right}, not {shown(value, secret=self.secret)}.")
         return self.kept(value)
+
+
+def shown(value: object, *, secret: bool = False) -> str:
+    """Return a wrong value as an error may show it: not if it is secret, or looks as if it held a password."""
+    if not secret and not _MAY_BE_SECRET.search(repr(value)):
+        return short(value)
+    return "this list" if isinstance(value, (list, tuple)) else f"of type {type(value).__name__}"
 
 
 def _is_number(value: object) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from typing import Any
 
 import pytest
 
@@ -58,10 +60,11 @@ async def test_an_encrypting_layer_refuses_plain_messages(make_layer: LayerFacto
     assert await TALK.next(reader, channel) == text(2)
 
 
-async def test_only_the_names_that_are_allowed_may_be_plain(make_layer: LayerFactory) -> None:
+@pytest.mark.parametrize("allowed", ["jobs", re.compile("jobs")], ids=["glob", "compiled"])
+async def test_only_the_names_that_are_allowed_may_be_plain(make_layer: LayerFactory, allowed: Any) -> None:
     """The whole name counts, and not a part of it."""
-    reader = make_layer(symmetric_encryption_keys=["right"], allow_unencrypted=["jobs"])
-    plain = make_layer()
+    reader = make_layer(symmetric_encryption_keys=["right"], allow_unencrypted=[allowed])
+    plain = make_layer(serializer="json")  # as SQL sends
     for channel, taken in (("jobs", True), ("my-jobs", False), ("jobs-2", False)):
         await plain.send(channel, text(1))
         await reader.send(channel, text(2))

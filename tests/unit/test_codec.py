@@ -96,7 +96,7 @@ def test_an_encrypting_layer_refuses_plain_frames_and_the_reverse(plain: str) ->
 def test_who_has_keys_is_not_told_to_give_some() -> None:
     """What may come unencrypted and is no message is not taken for an encrypted one."""
     with pytest.raises(DecodeError, match="is no message") as caught:
-        MessageCodec("msgpack", ["key"]).decode(b"\xc1", may_be_plain=True)
+        MessageCodec("msgpack", ["key"]).decode(b"{", may_be_plain=True)
     assert "symmetric_encryption_keys" not in str(caught.value)
 
 
@@ -486,11 +486,21 @@ def test_a_copier_does_not_rely_on_the_copies_of_an_own_serializer_s_dicts(own: 
 
 
 def test_a_copier_takes_what_may_be_plain() -> None:
-    """As `decode` does."""
-    codec, plain = MessageCodec("msgpack", ["key"]), MessageCodec().encode({"a": 1})
+    """As `decode` does: JSON, which is what SQL sends."""
+    codec, plain = MessageCodec("msgpack", ["key"]), MessageCodec("json").encode({"a": 1})
     assert codec.copier(plain, may_be_plain=True)() == {"a": 1}
     with pytest.raises(DecodeError, match="not encrypted"):
         codec.copier(plain)
+
+
+def test_no_serializer_of_one_s_own_reads_what_may_be_plain(own: Callable[..., str]) -> None:
+    """It may be one that trusts whoever has the key, as pickle has to."""
+    path = own(dumps=lambda message: b"x", loads=lambda data: {"type": "loaded"})
+    codec, plain = MessageCodec(path, ["key"]), MessageCodec(path).encode({})
+    assert codec.decode(codec.encode({}), may_be_plain=True) == {"type": "loaded"}
+    for payload in (plain, MessageCodec().encode({"a": 1})):
+        with pytest.raises(DecodeError, match="not encrypted"):
+            codec.decode(payload, may_be_plain=True)
 
 
 def test_a_copier_refuses_what_decode_refuses() -> None:

@@ -237,6 +237,7 @@ def test_a_backend_s_key_error_is_not_a_key_error(backend: Callable[[type], str]
         ({"ENGINE": "django.db.backends.mysql", "NAME": "d"}, 'CONFIG has the ENGINE "django.db.backends.mysql"'),
         ({"ENGINE": "django.db.backends.postgres", "NAME": "d"}, 'Use "django.db.backends.postgresql"'),
         ({"ENGINE": "no.such.backend", "NAME": "d"}, "no.such.backend"),
+        ({"ENGINE": "post-gres", "NAME": "d"}, '"ENGINE" must be the dotted path of a database backend'),
         ({"ENGINE": 5, "NAME": "d"}, '"ENGINE" must be the dotted path of a database backend'),
         ({"url": "host=h", "database": "default"}, '"url" and "database" both say where the database is.'),
         ({"url": "host=h", "NAME": "d"}, '"url" and "NAME" both say where the database is.'),
@@ -260,6 +261,7 @@ def test_a_backend_s_key_error_is_not_a_key_error(backend: Callable[[type], str]
         ({"NAME": "d", "expirey": 5}, 'Unknown key "expirey". Did you mean "expiry"?'),
         ({"NAME": "d", "expiry": 0}, '"expiry" must be a number of seconds above 0, at most 1,000,000,000, not 0.'),
         ({"NAME": "d", "serializer": "no.such"}, "serializer: 'no.such' is neither"),
+        ({"NAME": "d", "serializer": "datetime.timezone"}, "serializer: 'datetime.timezone' cannot be called without"),
         ({"url": "tiger"}, '"url" is not an address that libpq can read.'),
         ({"hosts": [("localhost", 6379)]}, 'Unknown key "hosts". There is no Redis here'),
     ],
@@ -270,6 +272,29 @@ def test_whatever_is_wrong_raises_improperly_configured(
     """When the layer is built, and naming the key; never a KeyError, which Channels swallows."""
     databases()
     assert said in complaint(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"database": "postgresql://u:tiger@h/db"},
+        {"ENGINE": "postgresql://u:tiger@h/db", "NAME": "d"},
+        {"NAME": ["postgresql://u:tiger@h/db"]},
+        {"NAME": "d", "USER": ["u:tiger@h"]},
+        {"NAME": "d", "PORT": "5432/db?password=tiger"},
+        {"NAME": "d", "PASSWORD": ["tiger"]},
+        {"NAME": "d", "OPTIONS": "tiger"},
+        {"NAME": "d", "PSYCOPG_OPTIONS": "host=h password=tiger"},
+        {"NAME": "d", "prefix": ["postgresql://u:tiger@h/db"]},
+        {"url": "postgresql+psycopg://u:p@/db?host=a:tiger&host=b:1"},
+    ],
+)
+def test_no_error_shows_a_password(config: dict[str, Any], databases: Callable[..., None]) -> None:
+    """Wherever an address was written that belonged elsewhere; the error names that place."""
+    databases()
+    told = complaint(config)
+    assert "tiger" not in told
+    assert " must be " in told or "is not an address" in told
 
 
 def test_another_database_s_alias_is_refused(databases: Callable[..., None]) -> None:

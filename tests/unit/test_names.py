@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -123,3 +124,12 @@ def test_a_topic_is_what_the_database_makes_of_it() -> None:
     """The separator and the cut are those of its twin in SQL."""
     digest = hashlib.sha256(b"s\x1fnode\x1fasgi\x1f0123456789ab").hexdigest()
     assert names.topic("s", "node", "asgi", "0123456789ab") == f"channels_pg_sa_{digest[:32]}"
+
+
+@pytest.mark.parametrize("check", [names.check_channel, names.check_group, names.check_prefix])
+def test_a_name_from_anybody_is_not_shown_at_full_length(check: Callable[[object], str]) -> None:
+    """It may be a browser's, of megabytes, and the error goes into a log."""
+    for name in ("x" * 1_000_000, b"x" * 1_000_000, "\x00" * 1_000_000):
+        with pytest.raises(TypeError) as caught:
+            check(name)
+        assert len(str(caught.value)) < 400
