@@ -56,7 +56,8 @@ def group_send(group: str, message: Message, *, using: str | None = None, layer:
 async def lifespan(_scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
     """Close the layers when the server stops; an ASGI application for the type "lifespan" of a ProtocolTypeRouter.
 
-    Uvicorn, and so Gunicorn, ends itself by a signal that leaves no time for it. Daphne needs none of this.
+    Uvicorn that gets SIGTERM, and so Gunicorn, ends itself by a signal that leaves no time for it. Daphne needs none of
+    this.
 
     https://asgi.readthedocs.io/en/latest/specs/lifespan.html
     """

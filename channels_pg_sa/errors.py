@@ -61,6 +61,7 @@ class SchemaError(ChannelLayerError):
         self.needed = needed
         self.database = database
         self.schema = schema
+        self.reason = reason
         name = "The database" if not database else f'The database "{database}"'
         where = "" if schema is None else f' in the schema "{schema}"'
         super().__init__(f"{name} {_state(found, needed, where, reason)}")
@@ -123,14 +124,14 @@ class MessageTooLarge(ChannelLayerError, ValueError):
     """The encoded message is over the limit.
 
     Args:
-        size: of the encoded message, in bytes.
+        size: of the encoded message, in bytes, at least: what is too large for sure is not encoded.
         limit: the largest size accepted, in bytes.
     """
 
     def __init__(self, size: int, limit: int) -> None:
         self.size = size
         self.limit = limit
-        super().__init__(f"The encoded message has {size:,} bytes; the limit is {limit:,}. Send it in parts.")
+        super().__init__(f"The encoded message has at least {size:,} bytes; the limit is {limit:,}. Send it in parts.")
 
 
 class ChannelFull(ChannelLayerError):
@@ -138,11 +139,11 @@ class ChannelFull(ChannelLayerError):
 
 
 class SendError(ChannelLayerError):
-    """The database could not be reached within `send_timeout`, or was lost under a send or another statement.
+    """A send, or another call, was not done within `send_timeout`, was refused, or lost its connection.
 
     Args:
-        maybe_sent: False if certainly nothing was sent; True if the connection died while the statement ran,
-            so that nobody can tell whether it was committed.
+        maybe_sent: False if certainly nothing was done; True if the time was over, or the connection died, while the
+            statement ran, so that nobody can tell whether it was committed.
         waited: seconds since the call.
         reason: what the driver or the server says, None if they say nothing.
     """
@@ -160,4 +161,4 @@ class LayerClosed(ChannelLayerError):
 
 
 class DecodeError(ChannelLayerError, ValueError):
-    """A payload is no message that this layer can read."""
+    """A payload is no message that this layer can read; receive() counts and drops it, and goes on."""

@@ -74,9 +74,10 @@ class Layer(TransactionalSends, Directory):
 
         Raises:
             TypeError: the name or the message is not allowed; the text tells the place.
-            ChannelFull: the channel has a capacity, and so many messages wait.
+            ChannelFull: the channel has a capacity, and so many messages wait in its mailbox.
             MessageTooLarge: its encoding is over 16 MiB.
-            SendError: the database did not take it within `send_timeout` seconds; tells whether it may have been sent.
+            SendError: it was not done within `send_timeout` seconds, or refused, or the connection was lost; tells
+                whether it may have been sent.
             SchemaError: the tables are missing or too old.
             LayerClosed: the layer was closed meanwhile.
 
@@ -193,6 +194,8 @@ class Layer(TransactionalSends, Directory):
 
     async def flush(self) -> None:
         """Forget all messages and memberships of this layer's prefix, in the database and in every living process.
+
+        A process that does not answer is not waited for longer than two seconds; the log tells which.
 
         Raises:
             SendError, SchemaError, LayerClosed: as `send`.

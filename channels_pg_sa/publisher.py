@@ -46,15 +46,16 @@ class Publisher(TransactionalSends, Directory):
         self._sender = Layer(**config) if engine is None else _EngineSender(engine, self._settings, self._codec)
 
     async def send(self, channel: str, message: Message) -> None:
-        """Send a message to a channel; when this returns it is committed.
+        """Send a message to a channel; when this returns it is committed, unless `confirm_sends` is off.
 
         Args:
             channel: its name.
             message: a dict of str keys, with str, bytes, int, float, bool, None, lists and dicts as values.
 
         Raises:
-            TypeError, ChannelFull, MessageTooLarge, SendError, SchemaError: as `Layer.send`.
-            sqlalchemy.exc.SQLAlchemyError: what the engine raises, in place of the last two.
+            TypeError, MessageTooLarge: as `Layer.send`.
+            ChannelFull, SendError, SchemaError, LayerClosed: likewise, with connections of its own.
+            sqlalchemy.exc.SQLAlchemyError: what the engine raises, in their place.
         """
         await self._sender.send(channel, message)
 

@@ -21,8 +21,8 @@ class TransactionalSends:
     Whoever executes such a statement sends the message if and when their transaction commits: not after a rollback,
     be it to a savepoint, and never before others can see what else the transaction has written.
 
-    A channel's `capacity` is not looked at. `expiry` counts from the execution, so the message of a transaction that
-    takes longer than that is not read any more.
+    The sender does not look at a channel's `capacity`; members of a group that are full are left out all the same.
+    `expiry` counts from the execution: a message whose transaction goes on for longer than that is not read any more.
 
     https://www.postgresql.org/docs/current/sql-notify.html
     """
