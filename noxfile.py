@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nox
@@ -30,8 +31,9 @@ def install(session: nox.Session, *groups: str, package: bool = True) -> None:
 
 
 def pytest(session: nox.Session) -> None:
-    """Run the tests, or those that the arguments name, against a server of their own or CHANNELS_PG_SA_TEST_URL."""
-    session.run("python", "-m", "pytest", *session.posargs)
+    """Run all tests, or as the arguments say, against servers of their own or that of CHANNELS_PG_SA_TEST_URL."""
+    workers = min(4, (os.cpu_count() or 1) + 1)  # one more than can work: tests wait a lot
+    session.run("python", "-m", "pytest", *(session.posargs or ["-n", str(workers), "--dist", "worksteal"]))
 
 
 @nox.session
