@@ -78,7 +78,7 @@ class Attempts:
         self, call: Call[Any], error: psycopg.Error, outcome: Fate, connection: Connection
     ) -> ChannelLayerError:
         if outcome is Fate.NO_SCHEMA:
-            return self._queries.schema_error(connection, await self._revision(connection), words_of(error))
+            return self._queries.schema_error(connection, await self._revision(connection), error)
         return send_error(call, error, outcome)
 
     async def _revision(self, connection: Connection) -> str | None:

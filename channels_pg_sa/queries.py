@@ -15,7 +15,7 @@ from .claims import Claim
 from .compiled import compiled
 from .config import Settings
 from .connection import Connection
-from .errors import SchemaError
+from .errors import SchemaError, words_of
 from .members import Member
 from .parcels import Parcel
 from .schema import REVISION
@@ -178,8 +178,9 @@ class Queries:
         """Return claimed rows, of which the ends are given by id, to their queues."""
         await self._run(connection, "put_back", id=IntArray(rows), expires=list(rows.values()))
 
-    def schema_error(self, connection: Connection, found: str | None, reason: str | None = None) -> SchemaError:
-        """Return the error of tables that are not there, not at the right revision, or not whole for that reason."""
+    def schema_error(self, connection: Connection, found: str | None, error: Exception | None = None) -> SchemaError:
+        """Return the error of tables that are missing, at another revision, or not whole, as the server says."""
+        reason = None if error is None else words_of(error).partition("\n")[0]  # behind it our statement is quoted
         return SchemaError(found, REVISION, database=connection.info.dbname, schema=self._schema, reason=reason)
 
     async def enter(self, connection: Connection) -> tuple[str, str, float]:

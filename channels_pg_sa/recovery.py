@@ -80,6 +80,10 @@ class Recovery:
             await self._begin(connection)
         except psycopg.errors.InsufficientPrivilege as error:
             raise PrivilegeError(words_of(error)) from error
+        except psycopg.Error as error:
+            if fate(error) is Fate.NO_SCHEMA:
+                raise self._queries.schema_error(connection, REVISION, error) from error
+            raise
 
     async def _begin(self, connection: Connection) -> None:
         pooled = await is_pooled(connection)

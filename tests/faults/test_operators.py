@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from channels_pg_sa import SendError, listener
+from channels_pg_sa import SchemaError, SendError, listener, migrate
 from channels_pg_sa.compiled import compiled
 from tests.support.databases import TestServer, database_name, query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -131,6 +131,26 @@ async def test_a_process_that_is_stopped_while_it_sweeps_keeps_nobody_from_start
         await warm(make_own_layer())
         with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
             stopped.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("lost", ["FUNCTION channels_pg_sa_listen", "TABLE channels_pg_sa_node"])
+async def test_who_waits_hears_what_is_missing(make_own_layer: LayerFactory, layer_url: str, lost: str) -> None:
+    """And is served as before when it has been made again."""
+    layer = make_own_layer()
+    query(layer_url, f"DROP {lost}")
+    channel = await layer.new_channel()
+    for call in (lambda: layer.receive("jobs"), lambda: layer.group_add("group", channel)):
+        with pytest.raises(SchemaError, match=f"not all of it is there: .*{lost.split()[1]}.*downgrade base"):
+            await asyncio.wait_for(call(), 10)
+    migrate.downgrade(layer_url, revision="base")
+    migrate.upgrade(layer_url)
+
+    async def arrives() -> Any:
+        with contextlib.suppress(SchemaError):
+            return await layer.receive("jobs")
+
+    await layer.send("jobs", text(1))
+    assert await eventually_async(arrives) == text(1)
 
 
 async def test_registering_and_sweeping_wait_for_no_disk(layer_url: str) -> None:
