@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--schema", help="the PostgreSQL schema of the tables; default: the connection's search_path")
     arguments = parser.parse_args(argv)
     try:
+        check_arguments(arguments)
         database = migrate.find_url(arguments.url, os.environ) if needs_database(arguments) else None
         run(arguments, database, arguments.schema, sys.stdout)
         sys.stdout.flush()
@@ -67,6 +68,20 @@ def needs_database(arguments: argparse.Namespace) -> bool:
     return arguments.command not in {"history", "sql"}
 
 
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Make sure that the revision goes with the command.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    if arguments.command == "downgrade" and not arguments.revision:
+        raise ConfigurationError("downgrade needs a revision; `downgrade base` removes all tables.")
+    if arguments.command in {"current", "check", "history"} and arguments.revision:
+        raise ConfigurationError(f"{arguments.command} takes no revision.")
+    if "://" in (arguments.revision or ""):
+        raise ConfigurationError("An address stands where a revision is expected: write --url before it.")
+
+
 def run(arguments: argparse.Namespace, database: migrate.Database | None, schema: str | None, output: TextIO) -> None:
     """Do what `add_commands` put into the arguments.
 
@@ -77,12 +92,11 @@ def run(arguments: argparse.Namespace, database: migrate.Database | None, schema
         output: where results are written.
 
     Raises:
-        ConfigurationError: an argument is wrong.
+        ConfigurationError: the schema's name is wrong, or another history has made the tables.
         SchemaError: `check` found the tables missing or of another revision, or there are tables without data.
         alembic.util.CommandError: there is no such revision.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
-    _check_revision(arguments)
     revision = arguments.revision or "head"
     if arguments.command == "history":
         output.writelines(f"{name}  {text}\n" for name, text in migrate.history())
@@ -100,13 +114,6 @@ def _in_database(command: str, revision: str, database: migrate.Database, schema
     elif command == "downgrade":
         migrate.downgrade(database, schema=schema, revision=revision)
     output.write(f"{migrate.current(database, schema=schema) or 'no tables of channels_pg_sa'}\n")
-
-
-def _check_revision(arguments: argparse.Namespace) -> None:
-    if arguments.command == "downgrade" and not arguments.revision:
-        raise ConfigurationError("downgrade needs a revision; `downgrade base` removes all tables.")
-    if arguments.command in {"current", "check", "history"} and arguments.revision:
-        raise ConfigurationError(f"{arguments.command} takes no revision.")
 
 
 def _complain(error: Exception, code: int) -> int:

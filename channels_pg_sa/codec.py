@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgpack
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from .errors import ConfigurationError, DecodeError, MessageTooLarge
+from .errors import ConfigurationError, DecodeError, MessageTooLarge, short
 
 Message = dict[str, Any]
 
@@ -191,11 +191,11 @@ def _weigh_dict(value: dict[object, object], depth: int, limit: float, weighed: 
     total = 1
     for key, item in value.items():
         if not isinstance(key, str):
-            raise _Refusal("", f" has the key {key!r}, which is a {type(key).__name__}, not a str.")
+            raise _Refusal("", f" has the key {short(key)}, which is a {type(key).__name__}, not a str.")
         try:
             total += 1 + _weigh(item, depth + 1, limit, weighed)
         except _Refusal as refusal:
-            refusal.place.append(f"[{key!r}]")
+            refusal.place.append(f"[{short(key)}]")
             raise
         if total > limit:
             raise MessageTooLarge(total, MAX_BYTES)

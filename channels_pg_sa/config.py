@@ -12,7 +12,7 @@ from typing import Any
 
 from .address import Connector, overlaid
 from .errors import ConfigurationError
-from .rules import RULES, Rule
+from .rules import RULES, Rule, named
 
 # What an entry of Django's DATABASES can carry.
 DATABASE_KEYS = frozenset(
@@ -156,7 +156,7 @@ def nearest_key(name: str) -> str | None:
 def _rule(key: str) -> Rule:
     if key in RULES:
         return RULES[key]
-    raise ConfigurationError(f'Unknown key "{key}". {_advice(key)}')
+    raise ConfigurationError(f"Unknown key {named(key)}. {_advice(key)}")
 
 
 def _advice(key: str) -> str:

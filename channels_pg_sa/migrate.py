@@ -13,7 +13,7 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import NullPool, create_engine, inspect, select
+from sqlalchemy import Connection, NullPool, create_engine, inspect, select, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -208,6 +208,7 @@ def opening_statements(schema: str | None) -> list[str]:
 
 def _check_history(database: Database, schema: str | None) -> None:
     with engine_for(database).connect() as connection:
+        _check_owners(connection, schema)
         there = set(inspect(connection).get_table_names(schema))
     if installation.name in there and VERSION_TABLE not in there:
         raise ConfigurationError(
@@ -215,6 +216,21 @@ def _check_history(database: Database, schema: str | None) -> None:
             "made them. That has to change them too."
         )
     current(database, schema=schema)
+
+
+def _check_owners(connection: Connection, schema: str | None) -> None:
+    """Refuse what somebody else has put where our tables are, before it is read: a view runs what its owner likes."""
+    strangers = text("""
+        SELECT c.relname FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN pg_catalog.pg_roles r ON r.oid = c.relowner
+        WHERE c.relname = ANY (:names) AND r.rolname <> current_user AND NOT r.rolsuper
+            AND n.nspname = coalesce(:schema, pg_catalog.current_schema()::text)""")
+    found = connection.scalar(strangers, {"names": sorted(_OUR_TABLES), "schema": schema})
+    if found is not None:
+        raise ConfigurationError(
+            f"{found} is there already, and belongs to somebody else. Drop it, if it is a stranger's, or do this as "
+            "the role that owns it."
+        )
 
 
 def reason_of(error: Exception) -> str:

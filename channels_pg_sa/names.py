@@ -7,6 +7,7 @@ import hashlib
 import re
 import secrets
 import uuid
+from collections.abc import Iterable
 
 from .errors import short
 
@@ -91,7 +92,7 @@ def topic(secret: str, kind: str, prefix: str, name: str) -> str:
 
 
 class Topics:
-    """Where a node is notified, as soon as the installation's secret is known.
+    """The NOTIFY channels that a node listens on, as soon as the installation's secret is known.
 
     Args:
         prefix: of the layer.
@@ -101,9 +102,13 @@ class Topics:
     def __init__(self, prefix: str, node_id: str) -> None:
         self.secret = ""
         self._prefix = prefix
-        self.node_id = node_id
+        self._node_id = node_id
 
     @property
     def own(self) -> str:
-        """The NOTIFY channel of the node's own."""
-        return topic(self.secret, "node", self._prefix, self.node_id)
+        """Where the node hears."""
+        return topic(self.secret, "node", self._prefix, self._node_id)
+
+    def of_queues(self, queues: Iterable[str]) -> list[str]:
+        """Return where the doorbells of queues are heard."""
+        return [topic(self.secret, "queue", self._prefix, queue) for queue in queues]

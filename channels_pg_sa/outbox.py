@@ -204,13 +204,13 @@ class Outbox:
         call.result = await cursor.fetchall()
 
     async def _run_flushes(self, calls: list[Call[None]]) -> None:
-        answers: list[Answers] = []
+        answers: Answers | None = None
 
         async def flush(connection: Connection, _jobs: list[None]) -> None:
-            await self._ready()  # or the answers are not heard
-            answers.append(await self._flush(connection))
+            nonlocal answers
+            answers = await self._flush(connection)
 
-        await self._ready()
+        await self._ready()  # not with a connection, which the listener may need on its way back
         await self._attempts.make(calls, flush, repeatable=True)
-        for answer in answers:
-            await answer.wait()
+        if answers is not None:
+            await answers.wait()

@@ -250,9 +250,9 @@ class Queries:
             await self._run(connection, "flush")
             return [node for node, _ in await self._run(connection, "tell_all", sign=sign)]
 
-    async def listen(self, connection: Connection, kind: str, names: Sequence[str], *, stop: bool = False) -> None:
-        """LISTEN to nodes (kind "node") or queues (kind "queue"), or stop."""
-        await self._run(connection, "listen", kind=kind, names=TextArray(names), stop=stop)
+    async def listen(self, connection: Connection, topics: Sequence[str], *, stop: bool = False) -> None:
+        """LISTEN to topics, or stop."""
+        await self._run(connection, "listen", topics=TextArray(topics), stop=stop)
 
     async def tell(self, connection: Connection, topic: str, sign: str) -> None:
         """Notify one topic."""

@@ -256,9 +256,8 @@ class Reception:
             await self._queries.unregister(connection)
 
     async def _listen_to_queues(self, queues: list[str], stop: bool) -> bool:
-        return await self._listener.change(
-            lambda connection: self._queries.listen(connection, "queue", queues, stop=stop)
-        )
+        topics = self._topics.of_queues(queues)
+        return await self._listener.change(lambda connection: self._queries.listen(connection, topics, stop=stop))
 
     # What is heard -------------------------------------------------------------------------------
 

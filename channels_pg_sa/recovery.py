@@ -93,8 +93,7 @@ class Recovery:
         with self._inbox.decisions() as dispatcher:
             known = dispatcher.known
         queues = sorted(self._queues.book.queues)
-        await self._queries.listen(connection, "node", [self._topics.node_id])
-        await self._queries.listen(connection, "queue", queues)
+        await self._queries.listen(connection, [self._topics.own, *self._topics.of_queues(queues)])
         if pooled:
             await self._check_pooler(connection)
         await self._register(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import inspect
@@ -21,7 +22,7 @@ MAX_PREFIX = 100  # characters; it stands in keys of indexes, which are limited
 MAX_IDENTIFIER = 63  # bytes; https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 
 _REFUSED = object()
-_IDENTIFIER = re.compile(r"(?!pg_)[^\W\d][\w$]*")
+_IDENTIFIER = re.compile(r"(?!pg_)[^\W\d]\w*")
 _MAY_BE_SECRET = re.compile("://|@|password", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -63,9 +64,15 @@ class Rule:
 
 def shown(value: object, *, secret: bool = False) -> str:
     """Return a wrong value as an error may show it: not if it is secret, or looks as if it held a password."""
-    if not secret and not _MAY_BE_SECRET.search(repr(value)):
-        return short(value)
+    with contextlib.suppress(ValueError):  # of a number with more digits than Python writes
+        if not secret and not _MAY_BE_SECRET.search(repr(value)):
+            return short(value)
     return "this list" if isinstance(value, (list, tuple)) else f"of type {type(value).__name__}"
+
+
+def named(key: str) -> str:
+    """Return a wrong key as an error may show it: an address may stand where a key should."""
+    return f'"{key}"' if shown(key) == repr(key) else shown(key)
 
 
 def _is_number(value: object) -> bool:
@@ -133,7 +140,7 @@ def _checked_pool(options: Mapping[str, Any]) -> dict[str, Any]:
         if name not in _POOL_OPTIONS:
             near = difflib.get_close_matches(name, sorted(_POOL_OPTIONS), n=1)
             right = f'Did you mean "{near[0]}"?' if near else f"The options are {', '.join(sorted(_POOL_OPTIONS))}."
-            raise ConfigurationError(f'"PSYCOPG_OPTIONS" has no option "{name}". {right}')
+            raise ConfigurationError(f'"PSYCOPG_OPTIONS" has no option {named(name)}. {right}')
     kept = {
         name: _POOL_RULES[name].applied(f'"{name}" in "PSYCOPG_OPTIONS"', value) if name in _POOL_RULES else value
         for name, value in options.items()

@@ -56,6 +56,7 @@ message = Table(
     Column("expires_at", Timestamp, nullable=False, server_default=text("clock_timestamp() + '60 s'::interval")),
     PrimaryKeyConstraint("prefix", "recipient", "id"),
     CheckConstraint("(channel IS NULL) <> (group_name IS NULL)", name="channel_or_group"),
+    CheckConstraint("octet_length(payload) <= 16777216", name="payload_size"),  # codec.MAX_BYTES
     Index(None, "expires_at"),
     prefixes=["UNLOGGED"],
 )

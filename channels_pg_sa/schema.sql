@@ -1,20 +1,13 @@
 -- The functions and triggers of channels_pg_sa, for the first schema of the search path. Run again, it replaces them.
 DO $install$
 DECLARE
-    ours constant text[] := ARRAY['topic', 'queued', 'frame', 'message_added', 'membership_changed', 'listen', 'payload',
-        'send', 'group_send'];
-    stranger text;
+    target constant text := pg_catalog.quote_ident(pg_catalog.current_schema()::text);
+    search_path constant text := pg_catalog.current_setting('search_path'::text);
     routine text;
+    stranger text;
 BEGIN
-    -- Replaced, a function stays its owner's, who may change what others then run.
-    SELECT p.oid::regprocedure INTO stranger
-    FROM pg_proc p JOIN unnest(ours) o (name) ON p.proname = 'channels_pg_sa_' || o.name
-    WHERE p.pronamespace = quote_ident(current_schema())::regnamespace AND p.proowner <> quote_ident(current_user)::regrole;
-    IF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
-            MESSAGE = 'the function ' || stranger || ' is there already, and belongs to somebody else',
-            HINT = 'Drop it, if it is a stranger''s; or install as the role that owns it.';
-    END IF;
+    -- Who may create functions in the search path must not be able to slip one of theirs in, by a better fitting type.
+    PERFORM pg_catalog.set_config('search_path'::text, 'pg_catalog, pg_temp'::text, true);
     FOREACH routine IN ARRAY ARRAY[
 
 -- The NOTIFY channel of a node or queue; channels_pg_sa.names.topic is its twin. STABLE, as convert_to() is: a function
@@ -57,7 +50,8 @@ $routine$,
 -- Each node hears of the messages in its mailbox, and each queue of its new rows (Q), of a batch of the first. Of a
 -- batch as many frames as fit share a notification; a few rows are notified one by one, because a single statement that
 -- need not sort takes less time. In the loop an assignment of a plain expression takes a fraction of what a statement
--- does, of which PERFORM is one; so there pg_notify() is called for the value that it does not have.
+-- does, of which PERFORM is one; so there pg_notify() is called for the value that it does not have. On another's table
+-- it would run, with our owner's rights, what the casts of that table's types do.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_message_added() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
@@ -73,6 +67,9 @@ DECLARE
     packed text;
     notified boolean;
 BEGIN
+    IF TG_RELID <> '@.channels_pg_sa_message'::regclass THEN
+        RAISE insufficient_privilege USING MESSAGE = 'not a trigger for ' || TG_RELID::regclass;
+    END IF;
     PERFORM pg_notify(
         @.channels_pg_sa_topic(
             (SELECT i.secret FROM @.channels_pg_sa_installation i),
@@ -134,6 +131,9 @@ DECLARE
     packed text;
     notified boolean;
 BEGIN
+    IF TG_RELID <> '@.channels_pg_sa_membership'::regclass THEN
+        RAISE insufficient_privilege USING MESSAGE = 'not a trigger for ' || TG_RELID::regclass;
+    END IF;
     IF TG_OP = 'DELETE' THEN
         OPEN frames FOR
             SELECT g.prefix, g.node,
@@ -177,18 +177,15 @@ END
 $body$
 $routine$,
 
--- LISTENs, or stops, to nodes or queues. Here, because a topic is a secret, and others may read the text of a LISTEN:
--- pg_stat_statements keeps it as it is.
+-- LISTENs to topics, or stops. Here, because a topic is a secret, and others may read the text of a LISTEN:
+-- pg_stat_statements keeps it as it is, of what a function does only if it is told to track all.
 $routine$
-CREATE OR REPLACE FUNCTION @.channels_pg_sa_listen(kind text, prefix text, names text[], stop boolean) RETURNS void
+CREATE OR REPLACE FUNCTION @.channels_pg_sa_listen(topics text[], stop boolean) RETURNS void
 LANGUAGE plpgsql AS $body$
 DECLARE
     topic text;
 BEGIN
-    FOR topic IN
-        SELECT @.channels_pg_sa_topic(i.secret, kind, prefix, n.name)
-        FROM @.channels_pg_sa_installation i, unnest(names) n (name)
-    LOOP
+    FOREACH topic IN ARRAY topics LOOP
         EXECUTE CASE WHEN stop THEN 'UNLISTEN ' ELSE 'LISTEN ' END || quote_ident(topic);
     END LOOP;
 END
@@ -281,6 +278,7 @@ DECLARE
         substring(channel COLLATE "C" FROM '[.]([0-9a-f]{12})!'),
         CASE strpos(channel, '!') WHEN 0 THEN channel ELSE split_part(channel, '!', 1) || '!' END);
 BEGIN
+    PERFORM set_config('channels_pg_sa.notified', 'off', true);  -- whoever calls may have said that it need not
     INSERT INTO @.channels_pg_sa_message (prefix, recipient, channel, payload, expires_at)
     VALUES (prefix, recipient, channel, content, clock_timestamp() + expiry);
 END
@@ -299,6 +297,7 @@ DECLARE
     content constant bytea := @.channels_pg_sa_payload('group_name', group_name, message, prefix, expiry);
     until constant timestamptz := clock_timestamp() + expiry;
 BEGIN
+    PERFORM set_config('channels_pg_sa.notified', 'off', true);
     INSERT INTO @.channels_pg_sa_message (prefix, recipient, channel, group_name, payload, expires_at)
     WITH RECURSIVE nodes (node) AS (
         SELECT '' COLLATE "C"
@@ -354,7 +353,25 @@ $routine$,
 'ALTER TABLE @.channels_pg_sa_message ALTER COLUMN payload SET STORAGE EXTERNAL'
 
     ] LOOP
-        EXECUTE replace(routine, '@.channels', quote_ident(current_schema()) || '.channels');
+        EXECUTE replace(routine, '@.channels', target || '.channels');
     END LOOP;
+    -- What was there before stays its owner's, who may see what others write into it, or change what they run.
+    SELECT found.name INTO stranger
+    FROM (
+        SELECT c.oid::regclass::text, c.relnamespace, c.relowner FROM pg_class c
+        WHERE c.relname IN ('channels_pg_sa_message', 'channels_pg_sa_membership', 'channels_pg_sa_node',
+            'channels_pg_sa_installation', 'channels_pg_sa_version')
+        UNION ALL
+        SELECT p.oid::regprocedure::text, p.pronamespace, p.proowner FROM pg_proc p
+        WHERE p.proname IN ('channels_pg_sa_topic', 'channels_pg_sa_queued', 'channels_pg_sa_frame',
+            'channels_pg_sa_listen', 'channels_pg_sa_message_added', 'channels_pg_sa_membership_changed',
+            'channels_pg_sa_payload', 'channels_pg_sa_send', 'channels_pg_sa_group_send')
+    ) found (name, namespace, owner) JOIN pg_roles r ON r.oid = found.owner
+    WHERE found.namespace = target::regnamespace AND r.rolname <> current_user AND NOT r.rolsuper;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = stranger || ' belongs to somebody else',
+            HINT = 'Drop it, if it is a stranger''s; or do this as the role that owns it.';
+    END IF;
+    PERFORM set_config('search_path', search_path, true);
 END
 $install$;

@@ -112,9 +112,8 @@ def flush() -> Executable:
 
 
 def listen(listening: Any) -> Executable:
-    """LISTEN to nodes or queues, or stop."""
-    names = bindparam("names", type_=ARRAY(Text))
-    return select(listening(bindparam("kind", type_=Text), PREFIX, names, bindparam("stop", type_=Boolean)))
+    """LISTEN to topics, or stop."""
+    return select(listening(bindparam("topics", type_=ARRAY(Text)), bindparam("stop", type_=Boolean)))
 
 
 def tell_all(topic: Any) -> Executable:

@@ -179,4 +179,5 @@ async def test_commits_that_notify_wait_for_one_another() -> None:
 
 def waits(url: str, event: str) -> bool:
     """Tell whether a connection waits for this."""
-    return bool(query(url, "SELECT pid FROM pg_stat_activity WHERE wait_event = %s", (event,)))
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = %s AND datname = current_database()"
+    return bool(query(url, waiting, (event,)))

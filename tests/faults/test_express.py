@@ -444,7 +444,9 @@ async def test_closing_while_statements_are_prepared(
     await layer.send("jobs", text(1))
     express(layer)._prepared = SlowlyPrepared()
     await layer.send("jobs", text(2))
-    preparing = f"SELECT pid FROM pg_stat_activity WHERE query = '{SlowlyPrepared.prepare}'"
+    preparing = (
+        f"SELECT pid FROM pg_stat_activity WHERE query = '{SlowlyPrepared.prepare}' AND datname = current_database()"
+    )
     await eventually_async(lambda: asyncio.to_thread(query, layer_url, preparing))
     await layer.close()
     assert caplog.messages == []

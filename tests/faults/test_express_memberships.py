@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from channels_pg_sa import SchemaError, SendError
-from tests.support.databases import TestServer, query
+from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
@@ -23,8 +23,7 @@ from .test_express import express, hold, interrupted
 Change = Callable[[PostgresLayer, str], Awaitable[None]]
 
 MEMBERS = "SELECT group_name, channel FROM channels_pg_sa_membership ORDER BY 1, 2"
-BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_membership'::regclass"
-WAITS = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+BLOCKED = f"{AWAITED} AND relation = 'channels_pg_sa_membership'::regclass"
 
 CHANGES: dict[str, Change] = {
     "join": lambda layer, group: layer.group_add(group, "jobs"),
@@ -178,7 +177,7 @@ async def test_a_caller_that_is_interrupted_cleans_up(
         await asyncio.wait([undoing], timeout=0.5)
         other.rollback()
         await undoing
-        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITS) == [(0,)]))
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, AWAITED) == [(0,)]))
     assert query(layer_url, MEMBERS) == ([] if change == "join_sync" else [("group", "jobs")])
 
 
@@ -232,7 +231,7 @@ async def test_a_statement_that_takes_too_long(make_own_layer: LayerFactory, lay
         with pytest.raises(SendError):
             await changing
         assert 1 <= time.monotonic() - started < 3
-        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITS) == [(0,)]))
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, AWAITED) == [(0,)]))
     await layer.group_add("group", "others")
     assert query(layer_url, MEMBERS) == [("group", "jobs")] * change.startswith("leave") + [("group", "others")]
 
@@ -247,7 +246,7 @@ async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(
     with psycopg.connect(layer_url, application_name="tests") as other:
         other.execute("UPDATE channels_pg_sa_membership SET expires_at = expires_at + interval '0'")
         leaving = asyncio.create_task(layer.group_discard("group", "jobs"))
-        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITS) == [(1,)]))
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, AWAITED) == [(1,)]))
         assert express(layer)._done is not None
         other.commit()
     await leaving

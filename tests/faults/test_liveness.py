@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -18,11 +19,11 @@ import pytest
 import pytest_asyncio
 from psycopg import sql
 
-from channels_pg_sa import __version__, database, drops, heartbeat, node
+from channels_pg_sa import SendError, __version__, database, drops, flushing, heartbeat, node, recovery
 from channels_pg_sa.config import Settings
 from channels_pg_sa.listener import ConnectionLost
 from channels_pg_sa.queries import Queries
-from tests.support.databases import query
+from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.processes import LayerProcess
 from tests.support.urls import with_parameters
@@ -244,14 +245,42 @@ async def test_a_flush_does_not_fail_for_the_dead(
 
 
 async def test_two_flushes_at_once_over_one_connection_each(
-    make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each waits for the other's answer, and has its connection free for its own."""
-    layers = [make_own_layer(PSYCOPG_OPTIONS={"min_size": 1, "max_size": 1}) for _ in range(2)]
+    monkeypatch.setattr(flushing, "PATIENCE", 3600)
+    layers = [make_own_layer(PSYCOPG_OPTIONS={"max_size": 1}, send_timeout=40) for _ in range(2)]
     for layer in layers:
         await warm(layer)
     await asyncio.gather(*(layer.flush() for layer in layers))
     assert "Flushed, but without an answer" not in caplog.text
+
+
+async def test_a_flush_that_lost_all_connections_keeps_none_from_the_listener(
+    make_own_layer: LayerFactory, server: TestServer, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a pooler the listener needs another to come back, and there may be one only."""
+
+    async def is_pooled(_: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(recovery, "is_pooled", is_pooled)
+    layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1}, send_timeout=3)
+    await warm(layer)
+    with psycopg.connect(layer_url, application_name="tests") as locker:
+        locker.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
+        flush = asyncio.create_task(layer.flush())
+        await asyncio.to_thread(eventually, lambda: query(layer_url, AWAITED) == [(1,)])
+        server.terminate(server.connections(layer_url))
+    await asyncio.gather(flush, return_exceptions=True)  # in time, or not
+
+    async def arrives() -> bool:
+        with contextlib.suppress(SendError):
+            await layer.send("jobs", text(1))
+            return await take(layer, "jobs", 1) == [text(1)]
+        return False
+
+    await eventually_async(arrives)
 
 
 @pytest.mark.processes
@@ -466,7 +495,7 @@ async def test_one_sweeper_at_a_time(make_own_layer: LayerFactory, layer_url: st
         for layer in layers:
             await until_beats(layer, layer_url, 3)
         assert query(layer_url, "SELECT count(*) FROM channels_pg_sa_message WHERE recipient LIKE 'old-%'") == [(10,)]
-        assert query(layer_url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == [(0,)]
+        assert query(layer_url, f"{AWAITED} AND locktype = 'advisory'") == [(0,)]
         await layers[0].send("jobs", text(1))
         assert await take(layers[1], "jobs", 1) == [text(1)]
     eventually(lambda: query(layer_url, WAITING) == [(0,)])

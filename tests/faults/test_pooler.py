@@ -16,14 +16,14 @@ import pytest
 import pytest_asyncio
 
 from channels_pg_sa import PoolerError, SendError
-from tests.support.databases import query
+from tests.support.databases import AWAITED, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.urls import with_address, with_database
 from tests.support.waiting import eventually, eventually_async
 
 from .breaking import WAITING, FragileServer, Tally, end, inside, take, text, until_beats
 
-BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_message'::regclass"
+BLOCKED = f"{AWAITED} AND relation = 'channels_pg_sa_message'::regclass"
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")

@@ -20,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from channels_pg_sa import LayerClosed, PrivilegeError, SendError, node
 from channels_pg_sa.database import KEPT
-from tests.support.databases import TestServer, query
+from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.proxy import Proxy
 from tests.support.urls import with_parameters
@@ -28,11 +28,11 @@ from tests.support.waiting import eventually, eventually_async
 
 from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text, url_as, warm
 
-BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'channels_pg_sa_message'::regclass"
+BLOCKED = f"{AWAITED} AND relation = 'channels_pg_sa_message'::regclass"
 OWN = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'channels_pg_sa' AND datname = current_database()"
 INSERTING = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event_type = 'Lock' AND query ILIKE '%insert%'"""
-HANGING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+HANGING = f"{AWAITED} AND locktype = 'advisory'"
 
 Verb = Callable[[PostgresLayer], Any]
 

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from channels_pg_sa import Layer, LayerClosed, LiveNode, Publisher, SendError, __version__
-from tests.support.databases import TestServer, query
+from tests.support.databases import AWAITED, TestServer, query
 from tests.support.engines import async_engine_on, engine_on
 from tests.support.layers import LayerFactory
 from tests.support.proxy import Proxy
@@ -227,5 +227,4 @@ async def test_a_reader_may_be_cancelled(server: TestServer, make_own_layer: Lay
 
 def waits_for_lock(url: str) -> bool:
     """Tell whether a connection of ours waits for a lock."""
-    waiting = "SELECT pid FROM pg_stat_activity WHERE application_name = 'channels_pg_sa' AND wait_event_type = 'Lock'"
-    return bool(query(url, waiting))
+    return query(url, f"{AWAITED} AND application_name = 'channels_pg_sa'") != [(0,)]

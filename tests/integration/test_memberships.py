@@ -11,7 +11,7 @@ import pytest_asyncio
 from channels_pg_sa.compiled import compiled
 from channels_pg_sa.config import Settings
 from channels_pg_sa.queries import Join, Leave, Queries
-from tests.support.databases import query
+from tests.support.databases import AWAITED, query
 from tests.support.layers import LayerFactory
 from tests.support.urls import with_parameters
 from tests.support.waiting import eventually_async
@@ -24,7 +24,6 @@ NOTE = """CREATE TABLE noted (number serial, what text, setting text);
         RETURN NULL;
     END $body$;
     CREATE TRIGGER note AFTER INSERT OR DELETE ON channels_pg_sa_membership FOR EACH ROW EXECUTE FUNCTION note()"""
-BLOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 Connection = psycopg.AsyncConnection[tuple[object, ...]]
 
@@ -49,7 +48,7 @@ async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(
     await queries.join(one, [join])
 
     async def is_blocked() -> bool:
-        return query(layer_url, BLOCKED) == [(1,)]
+        return query(layer_url, AWAITED) == [(1,)]
 
     async with one.transaction():
         await queries.join(one, [join])
@@ -83,7 +82,7 @@ async def test_a_membership_that_is_renewed_while_it_is_swept_stays(
     query(layer_url, "UPDATE channels_pg_sa_membership SET expires_at = clock_timestamp() - interval '1 s'")
 
     async def is_blocked() -> bool:
-        return query(layer_url, BLOCKED) == [(1,)]
+        return query(layer_url, AWAITED) == [(1,)]
 
     async with one.transaction():
         await queries.join(one, [join])

@@ -11,8 +11,9 @@ import pytest
 from psycopg.types.json import Jsonb
 from sqlalchemy.exc import DBAPIError
 
-from channels_pg_sa import migrate
+from channels_pg_sa import ConfigurationError, migrate
 from channels_pg_sa.connection import CleanConnection
+from channels_pg_sa.schema import metadata
 from tests.conformance.backends import Conversation, text
 from tests.support import roles
 from tests.support.databases import TestServer, database_name, query
@@ -101,6 +102,44 @@ def test_what_runs_with_the_owner_s_rights_has_a_search_path_of_its_own(layer_ur
     assert [name for name, path in found if path != ["search_path=pg_catalog, pg_temp"]] == []
 
 
+CAST = """
+    CREATE TYPE pg_temp.evil AS (number int);
+    CREATE FUNCTION pg_temp.run(pg_temp.evil) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE ''caught''; END';
+    CREATE CAST (pg_temp.evil AS text) WITH FUNCTION pg_temp.run(pg_temp.evil) AS IMPLICIT;
+    CREATE TEMP TABLE trap (id bigint, prefix pg_temp.evil, recipient text, node text, channel text, group_name text,
+        payload bytea, expires_at timestamptz);
+"""
+
+
+@pytest.mark.parametrize("function", ["message_added", "membership_changed"])
+def test_a_trigger_s_function_works_on_no_other_table(layer_url: str, role: str, function: str) -> None:
+    """Though a role may execute it, by a grant of all functions of the schema."""
+    run(layer_url, f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
+    as_role = with_parameters(layer_url, options=f"-c role={role}")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="not a trigger for trap"):
+        run(
+            as_role,
+            f"""{CAST} CREATE TRIGGER trap AFTER INSERT ON trap REFERENCING NEW TABLE AS fresh
+                FOR EACH STATEMENT EXECUTE FUNCTION channels_pg_sa_{function}();
+                INSERT INTO trap VALUES (1, row(1), 'r', 'n', 'c', NULL, 'x', now())""",
+        )
+
+
+async def test_a_caller_cannot_silence_a_function_that_sends(
+    make_own_layer: LayerFactory, layer_url: str, role: str
+) -> None:
+    """The setting by which the layer's own statements say that they have notified is for them."""
+    layer = make_own_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    run(layer_url, grants().replace("reporter", role))
+    for statement, number in ((SEND, 1), (GROUP_SEND, 2)):
+        with psycopg.connect(with_parameters(layer_url, options=f"-c role={role}")) as connection:
+            connection.execute("SET channels_pg_sa.notified = 'on'")
+            connection.execute(statement, (channel if statement == SEND else "group", Jsonb(text(number))))
+        assert await TALK.next(layer, channel) == text(number)
+
+
 def test_what_runs_with_the_owner_s_rights_is_not_for_others(layer_url: str, role: str) -> None:
     """Not before the owner grants it, and a trigger's function never: on a table of one's own it would read that."""
     allowed = f"{DEFINERS} AND has_function_privilege('{role}', oid, 'EXECUTE')"
@@ -118,17 +157,60 @@ def test_what_runs_with_the_owner_s_rights_is_not_for_others(layer_url: str, rol
             )
 
 
-def test_a_stranger_s_function_is_not_taken_over(database_url: str, server: TestServer) -> None:
+EVIL = "LANGUAGE plpgsql AS 'BEGIN RAISE ''caught''; END'"
+STRANGE = {
+    "channels_pg_sa_queued": """CREATE FUNCTION channels_pg_sa_queued(channel text, recipient text) RETURNS boolean
+        LANGUAGE sql AS 'SELECT true'""",
+    "channels_pg_sa_version": "CREATE TABLE channels_pg_sa_version (version_num varchar(32) PRIMARY KEY)",
+    "channels_pg_sa_installation": f"""CREATE FUNCTION trap() RETURNS text {EVIL};
+        CREATE VIEW channels_pg_sa_installation AS SELECT trap() AS revision, '' AS secret, true AS single""",
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_what_a_stranger_made_is_not_taken_over(database_url: str, server: TestServer, name: str) -> None:
     """It would stay theirs, to be changed later: nothing is installed, and the error tells whose to look at."""
+    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
+        run(database_url, f"GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger}; {STRANGE[name]}")
+        with pytest.raises((DBAPIError, ConfigurationError), match=f"{name}.* belongs to somebody else"):
+            migrate.upgrade(database_url)
+        assert query(database_url, "SELECT to_regclass('channels_pg_sa_message')") == [(None,)]
+
+
+@pytest.mark.parametrize("function", ["quote_ident(name)", "unnest(text[])", "set_config(text, text, bool)"])
+@pytest.mark.parametrize("way", ["upgrade", "create_all"])
+def test_a_stranger_s_function_does_not_run_at_the_installation(
+    database_url: str, server: TestServer, function: str, way: str
+) -> None:
+    """However well it fits the types of a call: it would run with the rights of who installs."""
     with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
         run(
             database_url,
             f"""GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger};
-                CREATE FUNCTION channels_pg_sa_queued(channel text, recipient text) RETURNS boolean
-                LANGUAGE sql AS 'SELECT true'""",
+                CREATE FUNCTION public.{function} RETURNS text {EVIL}""",
         )
-        with pytest.raises(DBAPIError, match=r"channels_pg_sa_queued.* belongs to somebody else"):
+        before = query(database_url, "SHOW search_path")
+        with migrate.engine_for(database_url).begin() as connection:
+            if way == "create_all":
+                metadata.create_all(connection)
+                assert connection.exec_driver_sql("SHOW search_path").all() == before
+        if way == "upgrade":
             migrate.upgrade(database_url)
+        migrate.check(database_url)
+
+
+def test_a_stranger_s_table_is_not_taken_over_by_create_all(database_url: str, server: TestServer) -> None:
+    """Which makes the others, and would leave this one as it is."""
+    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
+        run(database_url, f"GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger}")
+        with migrate.engine_for(database_url).begin() as connection:
+            connection.exec_driver_sql(f"SET ROLE {stranger}")
+            metadata.tables["channels_pg_sa_message"].create(connection)
+        with (
+            pytest.raises(DBAPIError, match="channels_pg_sa_message belongs to somebody else"),
+            migrate.engine_for(database_url).begin() as connection,
+        ):
+            metadata.create_all(connection)
         assert migrate.current(database_url) is None
 
 

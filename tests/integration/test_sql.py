@@ -223,6 +223,15 @@ async def test_the_documented_statements_send(make_own_layer: LayerFactory, laye
     assert await TALK.next(layer, channel) == {"type": "order.changed", "id": 7}
 
 
+def test_a_row_cannot_be_larger_than_a_message(connection: psycopg.Connection[Any]) -> None:
+    """A node that fetches it would do nothing else."""
+    insert = """INSERT INTO channels_pg_sa_message (recipient, channel, payload)
+        VALUES ('jobs', 'jobs', repeat('x', %s)::bytea)"""
+    connection.execute(insert, [MAX_BYTES])
+    with pytest.raises(psycopg.errors.CheckViolation, match="payload_size"):
+        connection.execute(insert, [MAX_BYTES + 1])
+
+
 @pytest.mark.parametrize("function", ["channels_pg_sa_send", "channels_pg_sa_group_send"])
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),

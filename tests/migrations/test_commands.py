@@ -145,6 +145,7 @@ def test_history_and_sql_need_no_database(run: Callable[..., tuple[int, str, str
         (["upgrade"], 2, "give a URL, or set CHANNELS_PG_SA_URL or DATABASE_URL"),
         (["upgrade", "--url", "mysql://u:tiger@h/db"], 2, 'not of "mysql"'),
         (["upgrade", "nowhere", "--url", "{url}"], 2, "Can't locate revision identified by 'nowhere'"),
+        (["upgrade", "postgresql://u:tiger@h/db"], 2, "write --url before it"),
         (["sql", "nowhere"], 2, "Can't locate revision identified by 'nowhere'"),
         (["upgrade", "--url", "{url}", "--schema", "a-b"], 2, '"schema" must be the name of a PostgreSQL schema'),
         (["downgrade", "--url", "{url}"], 2, "`downgrade base` removes all tables"),

@@ -382,6 +382,7 @@ async def test_a_role_for_services_that_send(as_role: Callable[[str], str], laye
         *("SELECT FROM channels_pg_sa_message", "DELETE FROM channels_pg_sa_message"),
         *("DELETE FROM channels_pg_sa_membership", "DELETE FROM channels_pg_sa_node"),
         *("SELECT FROM channels_pg_sa_installation", "SELECT channels_pg_sa_send('jobs', '{}')"),
+        "INSERT INTO channels_pg_sa_message (id, recipient, channel, payload) VALUES (9, 'jobs', 'jobs', '')",
     ):
         refused(url, statement)
 

@@ -83,7 +83,7 @@ def run(*arguments: str, status: int = 0, strict: bool = True, **environ: str) -
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=4 * PATIENCE,
+        timeout=10 * PATIENCE,
         check=False,
     )
     assert (done.returncode, done.stdout) == (status, ""), done.stdout + done.stderr

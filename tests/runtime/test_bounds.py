@@ -96,7 +96,8 @@ def unvacuumed_url() -> Iterator[str]:
 
 
 AT_REST = """SELECT (SELECT count(*) FROM channels_pg_sa_message),
-    (SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'VACUUM%' AND state = 'active')"""
+    (SELECT count(*) FROM pg_stat_activity
+        WHERE query LIKE 'VACUUM%' AND state = 'active' AND datname = current_database())"""
 
 
 async def pass_through(url: str, rounds: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
+import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from .urls import with_database
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
 
+AWAITED = """SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE NOT granted AND datname = current_database()"""
+"""Locks that sessions of this database wait for; in its copies, of other tests, the tables have the same OIDs."""
 OURS = "channels_pg_sa%"
 """LIKE pattern of the application names of the layer's connections."""
 
@@ -31,12 +34,13 @@ class TestServer:
     def __init__(self, url: str) -> None:
         self.url = url
         self._connection = psycopg.connect(url, autocommit=True, application_name="tests")
+        self._mark = secrets.token_hex(4)  # what a killed run has left is not in the way
         self._numbers = itertools.count(1)
         self._created: list[str] = []
 
     def create(self, template: str | None = None) -> str:
         """Create a database, empty or a copy of that of the URI `template`, and return its URI."""
-        name = f"channels_pg_sa_test_{os.getpid()}_{next(self._numbers)}"
+        name = f"channels_pg_sa_test_{self._mark}_{next(self._numbers)}"
         source = database_name(template) if template else "template0"
         self.run(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(source)))
         self._created.append(name)

@@ -354,6 +354,7 @@ def test_right_options_of_the_pool_pass(options: dict[str, Any]) -> None:
         ("serializer", None, '"msgpack", "json" or the dotted path of a serializer'),
         ("serializer", "a..b", '"msgpack", "json" or the dotted path of a serializer'),
         ("schema", "", "the name of a PostgreSQL schema"),
+        ("schema", "a$b$c", "the name of a PostgreSQL schema"),
         ("schema", "a-b", "the name of a PostgreSQL schema"),
         ("schema", 'a"; drop', "the name of a PostgreSQL schema"),
         ("schema", "1a", "the name of a PostgreSQL schema"),
@@ -466,7 +467,7 @@ def test_settings_show_no_secret() -> None:
     assert "prefix='asgi'" in repr(made)
 
 
-@pytest.mark.parametrize("name", ["a", "_a1", "Tenant", "x" * 63, "straße", "a$b"])
+@pytest.mark.parametrize("name", ["a", "_a1", "Tenant", "x" * 63, "straße"])
 def test_a_plain_identifier_is_a_schema(name: str) -> None:
     """Letters of any alphabet, as PostgreSQL has it."""
     assert checked_schema(name) == name

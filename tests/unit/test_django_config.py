@@ -287,6 +287,7 @@ def test_whatever_is_wrong_raises_improperly_configured(
         {"NAME": "d", "PSYCOPG_OPTIONS": "host=h password=tiger"},
         {"NAME": "d", "prefix": ["postgresql://u:tiger@h/db"]},
         {"url": "postgresql+psycopg://u:p@/db?host=a:tiger&host=b:1"},
+        {"NAME": "d", "capacity": {"password": "tiger"}},
     ],
 )
 def test_no_error_shows_a_password(config: dict[str, Any], databases: Callable[..., None]) -> None:
@@ -295,6 +296,22 @@ def test_no_error_shows_a_password(config: dict[str, Any], databases: Callable[.
     told = complaint(config)
     assert "tiger" not in told
     assert " must be " in told or "is not an address" in told
+
+
+@pytest.mark.parametrize("place", [(), ("PSYCOPG_OPTIONS",)], ids=["a key", "an option"])
+def test_an_address_in_place_of_a_key_is_not_shown(place: tuple[str, ...], databases: Callable[..., None]) -> None:
+    """Nor how long it is."""
+    databases()
+    wrong: dict[str, Any] = {"postgresql://u:tiger@h/db": 1}
+    told = complaint({"NAME": "d", **({place[0]: wrong} if place else wrong)})
+    assert "of type str" in told
+    assert "tiger" not in told
+
+
+def test_a_number_of_many_digits_is_refused_as_any(databases: Callable[..., None]) -> None:
+    """Python refuses to write it."""
+    databases()
+    assert '"expiry" must be a number of seconds above 0' in complaint({"NAME": "d", "expiry": 10**5000})
 
 
 def test_another_database_s_alias_is_refused(databases: Callable[..., None]) -> None:

@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from sqlalchemy.exc import DBAPIError
 
-from channels_pg_sa.cli import MISUSED, add_commands, run
+from channels_pg_sa.cli import MISUSED, add_commands, check_arguments, run
 from channels_pg_sa.config import Settings
 from channels_pg_sa.django_settings import BACKEND, configs, settings_from_config
 from channels_pg_sa.errors import ChannelLayerError, ConfigurationError
@@ -37,8 +37,10 @@ class Command(BaseCommand):
             CommandError: with exit code 1 if the database is not as it should be, or refuses; 2 for wrong arguments.
         """
         try:
+            arguments = Namespace(**options)
+            check_arguments(arguments)
             settings = settings_for(options["layer"], options["database"])
-            run(Namespace(**options), settings.connect, settings.schema, self.stdout)
+            run(arguments, settings.connect, settings.schema, self.stdout)
         except (ImproperlyConfigured, ConfigurationError, AlembicError) as error:
             raise CommandError(str(error), returncode=MISUSED) from error
         except (ChannelLayerError, DBAPIError) as error:
