@@ -30,8 +30,8 @@ $routine$,
 
 -- What a notification says of a message. Who reads a queue has to claim its rows, and hears that there are some (Q). A
 -- node's message travels in it (a parcel: P, of a group G) if it fits, and else only the id (a doorbell: p, g). 5,850
--- bytes of name and payload, as base64, fit into 7,999 with all that stands before them. What separates frames and their
--- parts is taken out of names, which have none: who may insert a row must not be able to write frames in its name.
+-- bytes of name and payload, as base64, fit into 7,999 with all that stands before them. What separates frames and
+-- their parts is taken out of names, which have none: who may insert a row must not write frames into its name.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_frame(
     id bigint, expires_at timestamptz, recipient text, channel text, group_name text, payload bytea) RETURNS text
