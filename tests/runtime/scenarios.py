@@ -488,7 +488,7 @@ def many_layers(layer: Layer) -> None:
 
 def unread_messages(_: Layer) -> None:
     """Messages by the ten thousand to a thousand channels that nobody reads: memory stays what it is."""
-    layer = Layer(url=sys.argv[2], expiry=1, heartbeat=0.5, lease=2)
+    layer = Layer(url=sys.argv[2], expiry=1)
     content = {"type": "test.message", "text": "x" * 1000}
 
     async def send(count: int) -> int:
