@@ -32,17 +32,18 @@ $routine$,
 -- node's message travels in it (a parcel: P, of a group G) if it fits, and else only the id (a doorbell: p, g). 5,850
 -- bytes of name and payload, as base64, fit into 7,999 with all that stands before them. What separates frames and
 -- their parts is taken out of names, which have none: who may insert a row must not write frames into its name.
+-- (replace() finds nothing in a tenth of the time that translate() takes.)
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_frame(
     id bigint, expires_at timestamptz, recipient text, channel text, group_name text, payload bytea) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE AS $body$
     SELECT CASE WHEN @.channels_pg_sa_queued(channel, recipient)
-        THEN 'Q' || id || ' ' || translate(recipient, ' ,', '')
+        THEN 'Q' || id || ' ' || replace(replace(recipient, ' ', ''), ',', '')
         WHEN octet_length(payload) + octet_length(coalesce(channel, group_name)) < 5850
         THEN CASE WHEN group_name IS NULL THEN 'P' ELSE 'G' END || id || ' ' || date_part('epoch', expires_at) || ' '
-            || translate(coalesce(channel, group_name), ' ,', '') || ' ' || encode(payload, 'base64')
+            || replace(replace(coalesce(channel, group_name), ' ', ''), ',', '') || ' ' || encode(payload, 'base64')
         ELSE CASE WHEN group_name IS NULL THEN 'p' ELSE 'g' END || id || ' ' || date_part('epoch', expires_at) || ' '
-            || translate(coalesce(channel, group_name), ' ,', '')
+            || replace(replace(coalesce(channel, group_name), ' ', ''), ',', '')
         END
 $body$
 $routine$,
@@ -137,7 +138,8 @@ BEGIN
     IF TG_OP = 'DELETE' THEN
         OPEN frames FOR
             SELECT g.prefix, g.node,
-                'L' || stamp || ' ' || translate(g.group_name, ' ,', '') || ' ' || translate(g.channel, ' ,', ''),
+                'L' || stamp || ' ' || replace(replace(g.group_name, ' ', ''), ',', '')
+                    || ' ' || replace(replace(g.channel, ' ', ''), ',', ''),
                 (SELECT i.secret FROM @.channels_pg_sa_installation i)
             FROM gone g
             WHERE EXISTS (SELECT FROM @.channels_pg_sa_node n WHERE n.id = g.node AND n.pid IS NOT NULL)
@@ -145,8 +147,8 @@ BEGIN
     ELSE
         OPEN frames FOR
             SELECT f.prefix, f.node,
-                'J' || stamp || ' ' || translate(f.group_name, ' ,', '') || ' ' || translate(f.channel, ' ,', '') || ' '
-                || date_part('epoch', f.expires_at),
+                'J' || stamp || ' ' || replace(replace(f.group_name, ' ', ''), ',', '')
+                    || ' ' || replace(replace(f.channel, ' ', ''), ',', '') || ' ' || date_part('epoch', f.expires_at),
                 (SELECT i.secret FROM @.channels_pg_sa_installation i)
             FROM fresh f
             WHERE f.node <> '' ORDER BY f.prefix, f.node;
