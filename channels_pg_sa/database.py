@@ -139,8 +139,11 @@ class Database:
             await asyncio.sleep(POLL)
 
     def _is_making(self) -> bool:
-        stats = self._pool.get_stats()
-        return stats["pool_size"] > stats.get("pool_available", 0)
+        return self._pool.get_stats()["pool_size"] > self._idle()
+
+    def _idle(self) -> int:
+        """How many connections are in the pool, and not lent."""
+        return self._pool.get_stats().get("pool_available", 0)
 
     async def _until_returned(self) -> None:
         for _ in range(self._pool.max_size):
@@ -203,8 +206,9 @@ class Database:
 
     async def _connect(self) -> Held | None:
         """Take a connection out of the engine; None if there is none to be had now."""
-        # In trouble the server is asked directly: the pool tells its reasons to its log, again at each attempt.
-        if self.trouble is not None and (trouble := await self._diagnose()) is not None:
+        # In trouble the server is asked directly: the pool tells its reasons to its log, again at each attempt. Not if
+        # one has gone back to it meanwhile: the server may allow no more of them.
+        if self.trouble is not None and not self._idle() and (trouble := await self._diagnose()) is not None:
             self.trouble = trouble
             return None
         try:

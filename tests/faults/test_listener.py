@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from channels_pg_sa import SendError, listener
+from channels_pg_sa import SendError, database, listener
 from channels_pg_sa.backoff import Backoff
 from channels_pg_sa.queries import Queries
 from tests.support.databases import TestServer, query
@@ -685,6 +685,21 @@ async def test_the_listener_needs_no_other_connection_to_stay_alive(
     await sender.send(channel, text(1))
     assert await reader == [text(1)]
     assert warnings_of(caplog) == []
+
+
+async def test_an_idle_connection_is_used_where_no_more_are_to_be_had(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It went back to the pool while somebody asked the server in vain for another."""
+    monkeypatch.setattr(database, "KEPT", 0.05)
+    role = make_role(fragile, fragile_url, "secret", limit=2)
+    layer = make_fragile(url=url_as(fragile, fragile_url, role), send_timeout=5)
+    await warm(layer)
+    pool = inside(layer)._database._pool
+    await asyncio.to_thread(eventually, lambda: pool.get_stats().get("pool_available") == 1)
+    inside(layer)._database.trouble = "too many connections"
+    await layer.send("jobs", text(1))
+    assert await take(layer, "jobs", 1) == [text(1)]
 
 
 async def test_one_connection_fewer_than_wanted_is_enough(
