@@ -25,7 +25,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python with the unpacked wheel before everything else, far from the repository."""
-    env = {**os.environ, "PYTHONPATH": str(installed)}
+    env = {**os.environ, "PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}  # it is looked into afterwards
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=installed.parent,
