@@ -18,7 +18,7 @@ from .codec import SERIALIZERS, load_serializer
 from .errors import ConfigurationError, short
 
 MAX_SECONDS = 10**9  # more than 30 years; sums of times must not overflow
-MAX_PREFIX = 100  # characters; it stands in keys of indexes, which are limited
+LONGEST_PREFIX = 100  # characters; it stands in keys of indexes, which are limited
 MAX_IDENTIFIER = 63  # bytes; https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 
 _REFUSED = object()
@@ -174,7 +174,8 @@ RULES: dict[str, Rule] = {
     "url": Rule("", lambda _: True, lambda value: connector(value, "url")),
     "listen_url": Rule("", lambda _: True, lambda value: connector(value, "listen_url"), if_none=None),
     "prefix": Rule(
-        f"a text of 1 to {MAX_PREFIX} characters", lambda value: _is_text(value) and len(value) <= MAX_PREFIX
+        f"a text of 1 to {LONGEST_PREFIX} characters",
+        lambda value: _is_text(value) and len(value) <= LONGEST_PREFIX,
     ),
     "expiry": _SECONDS,
     "group_expiry": Rule(

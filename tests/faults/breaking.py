@@ -7,13 +7,13 @@ import contextlib
 import functools
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
 
-from tests.support.databases import TestServer, query
+from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import Message, PostgresLayer
 from tests.support.proxy import Proxy
 from tests.support.temp_postgres import TempPostgres
@@ -27,6 +27,7 @@ PATIENCE = 20.0
 
 WAITING = "SELECT count(*) FROM channels_pg_sa_message"
 SEEN = "SELECT seen_at FROM channels_pg_sa_node WHERE id = %s"
+BLOCKED = f"{AWAITED} AND relation = 'channels_pg_sa_message'::regclass"
 
 
 class FragileServer(TestServer):
@@ -208,6 +209,23 @@ class Tally:
             sure = [number for number in numbers if (sender, number) not in self.perhaps]
             late += [(sender, number) for before, number in itertools.pairwise(sure) if number < before]
         return late
+
+
+@contextlib.contextmanager
+def locked_messages(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """Lock the message table, as a migration would; commit or leave the block to release it."""
+    with psycopg.connect(url, application_name="tests") as locker:
+        locker.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
+        yield locker
+
+
+async def until_blocked(url: str, count: int = 1) -> None:
+    """Wait until so many statements wait for the message table."""
+
+    async def look() -> bool:
+        return bool(query(url, BLOCKED)[0][0] >= count)
+
+    await eventually_async(look)
 
 
 def make_role(server: TestServer, url: str, password: str, *, limit: int = -1) -> str:

@@ -19,8 +19,19 @@ from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.urls import with_parameters
 from tests.support.waiting import eventually_async
 
-from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text, url_as
-from .test_sending import VERBS, LastWords, locked_messages, until_blocked
+from .breaking import (
+    WAITING,
+    FragileServer,
+    SwallowingProxy,
+    inside,
+    locked_messages,
+    make_role,
+    take,
+    text,
+    until_blocked,
+    url_as,
+)
+from .test_sending import VERBS, LastWords
 
 KINDS = ["send", "group_send", "send_sync"]
 

@@ -29,7 +29,18 @@ from tests.support.processes import LayerProcess
 from tests.support.urls import with_parameters
 from tests.support.waiting import eventually, eventually_async, let_pass
 
-from .breaking import WAITING, CountingProxy, SwallowingProxy, inside, take, text, until_beats, warm
+from .breaking import (
+    WAITING,
+    CountingProxy,
+    SwallowingProxy,
+    inside,
+    locked_messages,
+    take,
+    text,
+    until_beats,
+    until_blocked,
+    warm,
+)
 
 PACE = {"heartbeat": 0.3, "lease": 1.5}
 MEMBERS = "SELECT channel FROM channels_pg_sa_membership ORDER BY channel"
@@ -138,8 +149,7 @@ async def test_a_node_outlives_a_lock_on_its_messages(make_own_layer: LayerFacto
     """VACUUM FULL may take longer than the lease: what needs no other table than that of nodes is done."""
     layer = make_own_layer(heartbeat=0.5, lease=2)
     await warm(layer)
-    with psycopg.connect(layer_url) as operator:
-        operator.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
+    with locked_messages(layer_url):
         await until_beats(layer, layer_url, 5)
     await layer.send("jobs", text(1))
     assert await take(layer, "jobs", 1) == [text(1)]
@@ -267,10 +277,9 @@ async def test_a_flush_that_lost_all_connections_keeps_none_from_the_listener(
     monkeypatch.setattr(recovery, "is_pooled", is_pooled)
     layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1}, send_timeout=3)
     await warm(layer)
-    with psycopg.connect(layer_url, application_name="tests") as locker:
-        locker.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
+    with locked_messages(layer_url):
         flush = asyncio.create_task(layer.flush())
-        await asyncio.to_thread(eventually, lambda: query(layer_url, AWAITED) == [(1,)])
+        await until_blocked(layer_url)
         server.terminate(server.connections(layer_url))
     await asyncio.gather(flush, return_exceptions=True)  # in time, or not
 

@@ -16,14 +16,25 @@ import pytest
 import pytest_asyncio
 
 from channels_pg_sa import PoolerError, SendError
-from tests.support.databases import AWAITED, query
+from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.urls import with_address, with_database
 from tests.support.waiting import eventually, eventually_async
 
-from .breaking import WAITING, FragileServer, Tally, end, inside, take, text, until_beats
+from .breaking import (
+    BLOCKED,
+    WAITING,
+    FragileServer,
+    Tally,
+    end,
+    inside,
+    locked_messages,
+    take,
+    text,
+    until_beats,
+    until_blocked,
+)
 
-BLOCKED = f"{AWAITED} AND relation = 'channels_pg_sa_message'::regclass"
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
@@ -219,14 +230,9 @@ async def test_a_server_lost_behind_the_pooler(
     reader = asyncio.create_task(tally.read(layer, "jobs"))
     await tally.send("first", 0, lambda message: sender.send("jobs", message))
     for number in range(5):
-        with psycopg.connect(fragile_url, application_name="tests") as locker:
-            locker.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
+        with locked_messages(fragile_url) as locker:
             sending = asyncio.create_task(tally.send("locked", number, lambda message: sender.send("jobs", message)))
-
-            async def blocked() -> bool:
-                return bool(query(fragile_url, BLOCKED)[0][0])
-
-            await eventually_async(blocked)
+            await until_blocked(fragile_url)
             fragile.run(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted AND database = "
                 "(SELECT oid FROM pg_database WHERE datname = %s)",
@@ -248,8 +254,7 @@ async def test_a_long_lock_piles_up_no_sessions_behind_it(behind: Behind, fragil
     """The pooler passes on to the server that a statement is given up, as long as its client is there to ask."""
     layer = behind(mode, listen_url=fragile_url, send_timeout=0.5)
     await layer.send("others", text(0))
-    with psycopg.connect(fragile_url, application_name="tests") as locker:
-        locker.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
+    with locked_messages(fragile_url):
         for _ in range(4):
             with pytest.raises(SendError):
                 await layer.send("jobs", text(1))

@@ -9,8 +9,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -26,9 +25,20 @@ from tests.support.proxy import Proxy
 from tests.support.urls import with_parameters
 from tests.support.waiting import eventually, eventually_async
 
-from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, take, text, url_as, warm
+from .breaking import (
+    WAITING,
+    FragileServer,
+    SwallowingProxy,
+    inside,
+    locked_messages,
+    make_role,
+    take,
+    text,
+    until_blocked,
+    url_as,
+    warm,
+)
 
-BLOCKED = f"{AWAITED} AND relation = 'channels_pg_sa_message'::regclass"
 OWN = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'channels_pg_sa' AND datname = current_database()"
 INSERTING = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event_type = 'Lock' AND query ILIKE '%insert%'"""
@@ -48,23 +58,6 @@ VERBS: dict[str, Verb] = {
     "group_discard_sync": lambda layer: asyncio.to_thread(layer.group_discard_sync, "group", "jobs"),
     "flush_sync": lambda layer: asyncio.to_thread(layer.flush_sync),
 }
-
-
-@contextmanager
-def locked_messages(url: str) -> Iterator[psycopg.Connection[Any]]:
-    """Lock the message table, as a migration would; commit or leave the block to release it."""
-    with psycopg.connect(url, application_name="tests") as locker:
-        locker.execute("LOCK TABLE channels_pg_sa_message IN ACCESS EXCLUSIVE MODE")
-        yield locker
-
-
-async def until_blocked(url: str, count: int = 1) -> None:
-    """Wait until so many statements wait for the message table."""
-
-    async def look() -> bool:
-        return bool(query(url, BLOCKED)[0][0] >= count)
-
-    await eventually_async(look)
 
 
 async def until_rested(layer: PostgresLayer) -> None:

@@ -16,7 +16,7 @@ from channels_pg_sa.codec import MAX_BYTES, MessageCodec
 from channels_pg_sa.config import Settings
 from channels_pg_sa.names import check_channel, check_group, recipient_of
 from tests.conformance.backends import Conversation, text
-from tests.support.databases import query
+from tests.support.databases import query, run_script
 from tests.support.layers import LayerFactory, Message, PostgresLayer
 from tests.support.markdown import blocks
 from tests.support.schema import SCHEMA
@@ -42,12 +42,6 @@ def connection(layer_url: str) -> Iterator[psycopg.Connection[Any]]:
 def examples(heading: str) -> str:
     """The SQL under a heading of the documentation."""
     return "\n".join(blocks(PAGE, heading, "sql"))
-
-
-def run(url: str, script: str) -> None:
-    """Run several statements."""
-    with psycopg.connect(url, autocommit=True, application_name="tests") as connected:
-        connected.execute(script.encode())
 
 
 async def members(*layers: PostgresLayer, group: str = "group") -> list[tuple[PostgresLayer, str]]:
@@ -205,7 +199,7 @@ async def test_the_documented_trigger_pushes_to_a_group(make_own_layer: LayerFac
     """Whatever changes the table, browsers see it."""
     layer = make_own_layer()
     ((_, channel),) = await members(layer, group="orders")
-    run(layer_url, examples("From a trigger"))
+    run_script(layer_url, examples("From a trigger"))
     query(layer_url, "INSERT INTO orders VALUES (7, 'new'), (8, 'new')")
     query(layer_url, "UPDATE orders SET state = 'paid' WHERE id = 7")
     found = await TALK.take(layer, channel, 3)
@@ -217,8 +211,8 @@ async def test_the_documented_statements_send(make_own_layer: LayerFactory, laye
     """By the functions, and by a plain INSERT."""
     layer = make_own_layer()
     ((_, channel),) = await members(layer, group="orders")
-    run(layer_url, examples("Sending from SQL"))
-    run(layer_url, examples("Inserting into the table"))
+    run_script(layer_url, examples("Sending from SQL"))
+    run_script(layer_url, examples("Inserting into the table"))
     assert await TALK.take(layer, "jobs", 2) == [{"type": "job.run", "id": number} for number in (7, 8)]
     assert await TALK.next(layer, channel) == {"type": "order.changed", "id": 7}
 

@@ -87,3 +87,9 @@ def query(url: str, statement: LiteralString, parameters: Sequence[object] = ())
     with psycopg.connect(url, autocommit=True, application_name="tests") as connection:
         cursor = connection.execute(statement, parameters or None)
         return cursor.fetchall() if cursor.description else []
+
+
+def run_script(url: str, script: str) -> None:
+    """Run several statements."""
+    with psycopg.connect(url, autocommit=True, application_name="tests") as connected:
+        connected.execute(script.encode())
