@@ -112,7 +112,7 @@ class Memberships:
     # On the I/O loop, or where the fast path begins ------------------------------------------------
 
     async def _run(self, calls: list[Call[Membership]]) -> None:
-        if any(call.job.node for call in calls):
+        if self._wait_for_listener(calls):
             await self._ready()
         absent, era = False, None
 
@@ -125,6 +125,10 @@ class Memberships:
         self._conclude_leaves(calls, era, absent=absent)
         self._express.note_calls(calls)
 
+    def _wait_for_listener(self, calls: list[Call[Membership]]) -> bool:
+        """Tell whether some are of this node's own channels; of others' their own nodes hear."""
+        return any(call.job.node == self._node_id for call in calls)
+
     async def _change(self, connection: Connection, jobs: list[Membership]) -> bool:
         """Return whether some who leave were no members."""
         joins, leaves = _last_of(jobs)
@@ -136,7 +140,7 @@ class Memberships:
     def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
         """Join or leave at once, in the calling thread, if there is a connection for it."""
         era = self._era()
-        if not self._express.is_open or (any(call.job.node for call in calls) and era is None):
+        if not self._express.is_open or (era is None and self._wait_for_listener(calls)):
             return False
         joins, leaves = _last_of([call.job for call in calls])
         if joins and leaves:  # they take two statements

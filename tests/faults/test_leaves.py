@@ -16,7 +16,8 @@ from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
-from .breaking import inside, take, text, warm
+from .breaking import SwallowingProxy, inside, take, text, warm
+from .test_express import hold
 from .test_express_memberships import MEMBERS, locked
 
 Attempt = Callable[[PostgresLayer, str], Awaitable[None]]
@@ -182,6 +183,27 @@ async def until_flowing(layer: PostgresLayer) -> None:
         return bool(inside(layer)._listener.is_listening)
 
     await eventually_async(look)
+
+
+async def test_channels_of_other_processes_do_not_wait_for_this_one_to_listen(
+    make_own_layer: LayerFactory, proxy: SwallowingProxy, layer_url: str
+) -> None:
+    """Their own process hears of it; this one may be unable to listen while it can do all else."""
+    layer, other = make_own_layer(listen_url=proxy.url, send_timeout=PATIENCE), make_own_layer()
+    await warm(layer)
+    channel = await warm(other)
+    proxy.cut()
+
+    async def is_deaf() -> bool:
+        return not inside(layer)._listener.is_listening
+
+    await eventually_async(is_deaf)
+    for _ in ("the slow path", "the fast path"):
+        await layer.group_add("group", channel)
+        assert query(layer_url, MEMBERS) == [("group", channel)]
+        await layer.group_discard("group", channel)
+        assert query(layer_url, MEMBERS) == []
+        await hold(layer)
 
 
 async def test_a_channel_that_others_read_too_is_left_to_its_caller(
