@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -74,14 +74,23 @@ async def _cancel(connection: Connection) -> None:
 
 
 @contextlib.asynccontextmanager
-async def time_limit(connection: Connection, seconds: float) -> AsyncIterator[None]:
-    """Give the connection up if the statements in the block take longer."""
+async def time_limit(connection: Connection, seconds: float) -> AsyncIterator[Callable[[], None]]:
+    """Give the connection up if the statements in the block take longer; yield what makes the time begin anew."""
     given_up: list[asyncio.Future[None]] = []
-    timer = asyncio.get_running_loop().call_later(
-        seconds, lambda: given_up.append(asyncio.ensure_future(give_up(connection)))
-    )
+    loop = asyncio.get_running_loop()
+
+    def start() -> asyncio.TimerHandle:
+        return loop.call_later(seconds, lambda: given_up.append(asyncio.ensure_future(give_up(connection))))
+
+    timer = start()
+
+    def renew() -> None:
+        nonlocal timer
+        timer.cancel()
+        timer = start()
+
     try:
-        yield
+        yield renew
     finally:
         timer.cancel()
         if given_up:

@@ -35,7 +35,8 @@ class Listener:
         connect: gives the libpq parameters of a new connection.
         patience: seconds that a statement may take while the connection listens, if that is less than it has anyway.
         recover: called with each new connection before anything that it hears is passed on; it must LISTEN first,
-            and then read from the tables what has happened meanwhile.
+            and then read from the tables what has happened meanwhile. It has 15 s, and as much again each time that
+            it calls the other argument.
         hear: takes the payloads of notifications, in their order.
         up: called when notifications flow, with the seconds since they last did; None the first time.
         down: called when they flow no longer, and with the reason of each attempt that fails.
@@ -46,7 +47,7 @@ class Listener:
         connect: Connector,
         patience: float,
         *,
-        recover: Callable[[Connection], Awaitable[None]],
+        recover: Callable[[Connection, Callable[[], None]], Awaitable[None]],
         hear: Callable[[list[bytes]], None],
         up: Callable[[float | None], None],
         down: Callable[[Exception], None],
@@ -136,8 +137,8 @@ class Listener:
             connection.pgconn.notify_handler = self._collect
             self._lost = loop.create_future()
             self._connection = connection
-            async with time_limit(connection, PATIENCE):
-                await self._recover(connection)
+            async with time_limit(connection, PATIENCE) as renew:
+                await self._recover(connection, renew)
                 await connection.execute(LENT)
             backoff.reset()
             self._start_flow()

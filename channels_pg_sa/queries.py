@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,15 +195,24 @@ class Queries:
         ((secret, revision, now, _),) = rows
         return secret, revision, now
 
-    async def register(self, connection: Connection, *, host: str, pid: int, version: str) -> bool:
-        """Insert or renew the node's row, within a transaction; return whether it was there."""
+    async def is_registered(self, connection: Connection) -> bool:
+        """Tell whether the node's row is there; within a transaction, until whose end no other node sweeps."""
         await self._run(connection, "registering")
         ((known,),) = await self._run(connection, "known_node")
-        await self._run(connection, "register", host=host, pid=pid, version=version)
         return bool(known)
 
-    async def restore(self, connection: Connection, members: Iterable[Member]) -> None:
-        """Insert memberships from memory, so many at a time that the server hears of us over a slow line too."""
+    async def register(self, connection: Connection, *, host: str, pid: int, version: str) -> None:
+        """Insert or renew the node's row."""
+        await self._run(connection, "register", host=host, pid=pid, version=version)
+
+    async def restore(self, connection: Connection, members: Iterable[Member], progressed: Callable[[], None]) -> None:
+        """Insert memberships from memory, so many at a time that the server hears of us over a slow line too.
+
+        Args:
+            connection: in a transaction.
+            members: what to insert.
+            progressed: called after each statement.
+        """
         rest = iter(members)
         while rows := list(itertools.islice(rest, RESTORED)):
             await self._run(
@@ -213,6 +222,7 @@ class Queries:
                 channel=TextArray(channel for _, channel, _ in rows),
                 expires=[expires for _, _, expires in rows],
             )
+            progressed()
 
     async def members(self, connection: Connection) -> list[Member]:
         """Return the memberships of the node's channels."""

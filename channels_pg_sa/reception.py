@@ -245,8 +245,8 @@ class Reception:
             self._thread.spawn(self._heartbeat.run(), "channels_pg_sa heartbeat"),
         ]
 
-    async def _recover(self, connection: Connection) -> None:
-        await self._recovery.recover(connection)
+    async def _recover(self, connection: Connection, renew: Callable[[], None]) -> None:
+        await self._recovery.recover(connection, renew)
 
     async def _reread(self) -> None:
         await self._recovery.reread()

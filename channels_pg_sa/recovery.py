@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 
 import psycopg
 
@@ -70,14 +71,18 @@ class Recovery:
         self._courier = courier
         self._mark = 0
 
-    async def recover(self, connection: Connection) -> None:
+    async def recover(self, connection: Connection, progressed: Callable[[], None]) -> None:
         """Make a new connection of the listener's this node's.
+
+        Args:
+            connection: the new one.
+            progressed: called after each statement whose time grows with what the node has.
 
         Raises:
             SchemaError, PoolerError, PrivilegeError: it cannot be, as things are set up.
         """
         try:
-            await self._begin(connection)
+            await self._begin(connection, progressed)
         except psycopg.errors.InsufficientPrivilege as error:
             raise PrivilegeError(words_of(error)) from error
         except psycopg.Error as error:
@@ -85,7 +90,7 @@ class Recovery:
                 raise self._queries.schema_error(connection, REVISION, error) from error
             raise
 
-    async def _begin(self, connection: Connection) -> None:
+    async def _begin(self, connection: Connection, progressed: Callable[[], None]) -> None:
         pooled = await is_pooled(connection)
         if pooled:  # the session may have been another's, whose prepared statements are still there
             connection.prepare_threshold = None
@@ -96,10 +101,12 @@ class Recovery:
         await self._queries.listen(connection, [self._topics.own, *self._topics.of_queues(queues)])
         if pooled:
             await self._check_pooler(connection)
-        await self._register(connection)
+        await self._register(connection, progressed)
         # In this order: who joined before a message was sent is a member when the second is read.
         waiting = await self._queries.waiting(connection)
+        progressed()
         members = await self._queries.members(connection)
+        progressed()
         with self._inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
             lost = dispatcher.vanished(known, waiting)
@@ -154,14 +161,14 @@ class Recovery:
             if not await self._listener.hears(connection, sign.encode(), POOLER_PATIENCE):
                 raise PoolerError
 
-    async def _register(self, connection: Connection) -> None:
+    async def _register(self, connection: Connection, progressed: Callable[[], None]) -> None:
         async with connection.transaction():
-            known = await self._queries.register(
-                connection, host=socket.gethostname(), pid=os.getpid(), version=__version__
-            )
-            if not known:
+            if not await self._queries.is_registered(connection):
                 # New, or taken for dead and swept: what is a member here is one still.
                 with self._inbox.decisions() as dispatcher:
                     members = dispatcher.members.to_restore()
-                await self._queries.restore(connection, members)
+                await self._queries.restore(connection, members, progressed)
+            # After that, because its lease begins now; nobody sweeps until we have committed.
+            await self._queries.register(connection, host=socket.gethostname(), pid=os.getpid(), version=__version__)
+        progressed()
         self.is_registered = True

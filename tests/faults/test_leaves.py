@@ -127,10 +127,10 @@ async def test_who_leaves_while_its_node_restores_what_was_swept(
         left.set()
         return absent
 
-    async def slow_restore(connection: Any, members: Any) -> None:
+    async def slow_restore(connection: Any, members: Any, progressed: Any) -> None:
         restoring.set()
         await asyncio.to_thread(left.wait, 10)
-        await restore(connection, members)
+        await restore(connection, members, progressed)
 
     monkeypatch.setattr(layer._node._outbox.memberships.lane, "_fast_path", None)  # type: ignore[attr-defined]
     monkeypatch.setattr(queries, "leave", late_leave)

@@ -19,7 +19,18 @@ import pytest
 import pytest_asyncio
 from psycopg import sql
 
-from channels_pg_sa import SendError, __version__, database, drops, flushing, heartbeat, node, recovery
+from channels_pg_sa import (
+    SendError,
+    __version__,
+    database,
+    drops,
+    flushing,
+    heartbeat,
+    listener,
+    node,
+    queries,
+    recovery,
+)
 from channels_pg_sa.config import Settings
 from channels_pg_sa.listener import ConnectionLost
 from channels_pg_sa.queries import Queries
@@ -54,6 +65,9 @@ BEATS = "SELECT count(*) FROM beats"
 COUNT_BEATS = """CREATE TABLE beats (); CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN INSERT INTO beats DEFAULT VALUES; RETURN NULL; END';
     CREATE TRIGGER note AFTER UPDATE ON channels_pg_sa_node FOR EACH ROW EXECUTE FUNCTION note()"""
+SLOW_INSERTS = """CREATE FUNCTION stall() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END';
+    CREATE TRIGGER stall BEFORE INSERT ON channels_pg_sa_membership EXECUTE FUNCTION stall()"""
 GROUPS_ROWS = "SELECT count(*) FROM channels_pg_sa_message WHERE group_name = 'group'"
 
 
@@ -381,6 +395,26 @@ async def test_a_row_that_an_administrator_deleted_comes_back(make_own_layer: La
     eventually(lambda: query(layer_url, MEMBERS) == [(channel,)])
     await other.group_send("group", text(1))
     assert await take(layer, channel, 1) == [text(1)]
+
+
+async def test_memberships_come_back_however_long_that_takes(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some hundred thousand take a slow server longer than it has for any statement, and longer than the lease."""
+    monkeypatch.setattr(listener, "PATIENCE", 1.0)
+    monkeypatch.setattr(queries, "RESTORED", 1)
+    layer, other = make_own_layer(**PACE), make_own_layer(**PACE)
+    channels = sorted([await warm(layer), *[await layer.new_channel() for _ in range(9)]])
+    await asyncio.gather(*(layer.group_add("group", channel) for channel in channels))
+    await warm(other)
+    query(layer_url, SLOW_INSERTS)
+    query(layer_url, "DELETE FROM channels_pg_sa_node WHERE id = %s", [layer.node])
+    query(layer_url, "DELETE FROM channels_pg_sa_membership")
+    eventually(lambda: query(layer_url, MEMBERS) == [(channel,) for channel in channels])
+    came_back = make_own_layer.listeners(layer)
+    await until_beats(layer, layer_url, 5)
+    assert make_own_layer.listeners(layer) == came_back
+    assert query(layer_url, MEMBERS) == [(channel,) for channel in channels]
 
 
 async def test_a_node_that_others_gave_a_lease_is_itself_again(make_own_layer: LayerFactory, layer_url: str) -> None:
