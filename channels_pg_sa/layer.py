@@ -20,7 +20,7 @@ from .directory import Directory, Rows
 from .entry import Entry
 from .errors import ChannelFull, DecodeError, MessageTooLarge
 from .names import check_channel, check_group, check_prefix, new_channel, new_node
-from .node import Node
+from .node import Node, is_thread_of
 from .transactional import TransactionalSends
 
 CHILD_PRIORITY = 10
@@ -258,12 +258,11 @@ class Layer(TransactionalSends, Directory):
         Raises:
             RuntimeError: it is the node's own, which would wait for itself.
         """
-        node = self._open()
-        if node.is_current:
+        if is_thread_of(self._node_id):  # also while another thread makes the node, and has the lock
             raise RuntimeError(
                 "The layer's own thread, of a logging handler or a PASSWORD function, cannot wait for it."
             )
-        return node
+        return self._open()
 
     async def _rows(self, statement: Executable) -> Rows:
         rows: Rows = await self._open().read(compiled_statement(statement), asyncio.get_running_loop())

@@ -41,6 +41,15 @@ CLOSING_ALONE = 0.5
 """The same while the database is away."""
 
 
+def is_thread_of(node_id: str) -> bool:
+    """Tell whether the caller runs in the I/O thread of a node, which may be just being made."""
+    return threading.current_thread().name == _thread_name(node_id)
+
+
+def _thread_name(node_id: str) -> str:
+    return f"channels_pg_sa {node_id}"
+
+
 class Node:
     """Send, receive and keep groups for one layer of this process, from any thread.
 
@@ -61,7 +70,7 @@ class Node:
         self._pid = os.getpid()
         self._closing = False
         self._switch = threading.Lock()
-        self._thread = IOThread(f"channels_pg_sa {node_id}")
+        self._thread = IOThread(_thread_name(node_id))
         try:
             self._thread.call(self._compose(announcements)).result()
         except BaseException:
@@ -163,11 +172,6 @@ class Node:
         self.drops.add(reason, what)
 
     # The whole -----------------------------------------------------------------------------------
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the caller runs in the I/O thread."""
-        return self._thread.is_current
 
     @property
     def counters(self) -> Counter[str]:

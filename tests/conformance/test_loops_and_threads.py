@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 
+from channels_pg_sa import Layer
 from tests.support.databases import TestServer
 from tests.support.layers import LayerFactory, Message, PostgresLayer
 from tests.support.waiting import PATIENCE
@@ -219,3 +220,23 @@ async def test_the_layers_own_thread_does_not_wait_for_itself(make_layer: LayerF
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(handle(), loop))
     await layer.send(channel, text(3))
     assert numbers(await TALK.take(layer, channel, 2)) == [1, 3]
+
+
+async def test_the_layers_own_thread_does_not_wait_for_the_layer_to_open(layer_url: str) -> None:
+    """What it calls while another thread opens the layer may send, too: an error at once, and the layer opens."""
+    refused: list[RuntimeError] = []
+
+    def address() -> str:
+        try:
+            layer.send_sync("nobody", text(0))
+        except RuntimeError as error:
+            refused.append(error)
+        return layer_url
+
+    layer = Layer(url=address, PSYCOPG_OPTIONS={"min_size": 1})
+    opening = threading.Thread(target=layer.send_sync, args=["anybody", text(1)], daemon=True)
+    opening.start()
+    await asyncio.to_thread(opening.join, PATIENCE)
+    assert not opening.is_alive()
+    await layer.close()
+    assert refused
