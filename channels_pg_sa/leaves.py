@@ -66,7 +66,7 @@ class Leaves:
             open_ = [call.job for call in over if _is_open(call) or _key(call.job) in self._unsure]
             again: list[Call[Any]] = [_Again(job, self._timeout, self) for job in open_]
             self._calls.update({_key(call.job): call for call in again})
-            self._unsure.clear()
+            self._unsure.difference_update(_key(call.job) for call in over)  # note() may be still to come for others
         return again
 
 

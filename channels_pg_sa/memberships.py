@@ -177,13 +177,14 @@ class Memberships:
                 swept, and does not know it yet: then it must not restore it. If it restores memberships right now, or
                 has done so meanwhile, this may come too late, so the leave is done once more.
         """
+        own = [call for call in calls if call.job.node == self._node_id]
         if absent and (era is None or era != self._era()):
-            self._leaves.redo(calls)
+            self._leaves.redo(own)
             return
-        self._leaves.tried(calls)
+        self._leaves.tried(own)
         if absent:
-            left = [call.job for call in calls if isinstance(call.job, Leave) and is_done(call)]
-            self._absent([(job.group, job.channel) for job in left if job.node == self._node_id])
+            left = [call.job for call in own if isinstance(call.job, Leave) and is_done(call)]
+            self._absent([(job.group, job.channel) for job in left])
 
 
 def _last_of(jobs: Sequence[Membership]) -> tuple[list[Join], list[Leave]]:

@@ -111,3 +111,13 @@ def test_a_leave_that_is_asked_for_again_is_the_callers() -> None:
     assert len(leaves) == 1
     over(later, error=OSError())
     assert len(leaves.again()) == 1
+
+
+def test_a_leave_to_be_done_once_more_is_not_forgotten_before_its_caller_has_noted_it() -> None:
+    """The caller's thread stood still between submitting and noting it, while the I/O thread did all the rest."""
+    leaves, left = Leaves(5.0), over(call())
+    leaves.redo([left])
+    assert leaves.again() == []
+    leaves.note(left)
+    assert [attempt.job for attempt in leaves.again()] == [left.job]
+    assert leaves.again() == []
