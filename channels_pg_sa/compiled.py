@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import Executable
 
-from .statements import memberships, messages, nodes, one_message
+from .schema import tables
+from .statements import listings, memberships, messages, nodes, one_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,15 @@ class Compiled:
     literals: Mapping[str, Any]
     parameters: tuple[str, ...]
 
+    def given(self, **parameters: Any) -> Compiled:
+        """Return the statement with these parameters."""
+        return replace(self, literals={**self.literals, **parameters}, parameters=())
+
 
 @functools.cache
 def compiled(schema: str | None) -> Mapping[str, Compiled]:
     """Return each statement, compiled once for a PostgreSQL schema."""
-    return {name: compiled_statement(statement, schema) for name, statement in _build(schema).items()}
+    return {name: _compile(statement, schema) for name, statement in _build(schema).items()}
 
 
 def _build(schema: str | None) -> dict[str, Executable]:
@@ -54,6 +59,7 @@ def _build(schema: str | None) -> dict[str, Executable]:
         "tell_all": nodes.tell_all(topic),
         "sweeping": nodes.sweep_lock(exclusive=True),
         "registering": nodes.sweep_lock(exclusive=False),
+        **listings.with_parameters(tables(schema)),
     }
 
 
@@ -61,8 +67,7 @@ def _named(*builders: Callable[[], Executable]) -> dict[str, Executable]:
     return {builder.__name__: builder() for builder in builders}
 
 
-def compiled_statement(statement: Executable, schema: str | None = None) -> Compiled:
-    """Return a statement as the driver takes it; schema: where its tables are, if they do not say so themselves."""
+def _compile(statement: Executable, schema: str | None) -> Compiled:
     options = {"schema_translate_map": {None: schema}, "render_schema_translate": True} if schema else {}
     result = statement.compile(dialect=PGDialect_psycopg(), **options)  # type: ignore[attr-defined, no-untyped-call]
     literals = {name: bind.value for name, bind in result.binds.items() if not bind.required}

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy.sql import Executable, Select
+from sqlalchemy.sql import Select
 
 from .config import Settings
-from .names import check_channel, check_group
+from .names import check_channel, check_group, node_of
 from .schema import tables
 from .statements import listings
 
@@ -64,11 +64,11 @@ class Directory:
 
     async def group_channels(self, group: str) -> list[str]:
         """Return the channels in a group, in the order of their names."""
-        return [channel for (channel,) in await self._rows(self.group_channels_statement(group))]
+        return [channel for (channel,) in await self._rows("group_channels", group=check_group(group))]
 
     def group_channels_sync(self, group: str) -> list[str]:
         """Return the same, from code without an event loop."""
-        return [channel for (channel,) in self._rows_sync(self.group_channels_statement(group))]
+        return [channel for (channel,) in self._rows_sync("group_channels", group=check_group(group))]
 
     def group_count_statement(self, group: str) -> Select[int]:
         """Return a statement that selects how many channels are in a group."""
@@ -76,23 +76,24 @@ class Directory:
 
     async def group_count(self, group: str) -> int:
         """Return how many channels are in a group."""
-        return sum([count for (count,) in await self._rows(self.group_count_statement(group))])
+        return sum([count for (count,) in await self._rows("group_count", group=check_group(group))])
 
     def group_count_sync(self, group: str) -> int:
         """Return the same, from code without an event loop."""
-        return sum(count for (count,) in self._rows_sync(self.group_count_statement(group)))
+        return sum(count for (count,) in self._rows_sync("group_count", group=check_group(group)))
 
     def groups_of_statement(self, channel: str) -> Select[str]:
         """Return a statement that selects the groups that a channel is in, in the order of their names."""
-        return listings.groups_of(tables(self._settings.schema), self._settings.prefix, check_channel(channel))
+        node = node_of(check_channel(channel))
+        return listings.groups_of(tables(self._settings.schema), self._settings.prefix, channel, node)
 
     async def groups_of(self, channel: str) -> list[str]:
         """Return the groups that a channel is in, in the order of their names."""
-        return [group for (group,) in await self._rows(self.groups_of_statement(channel))]
+        return [group for (group,) in await self._rows(**_of(check_channel(channel)))]
 
     def groups_of_sync(self, channel: str) -> list[str]:
         """Return the same, from code without an event loop."""
-        return [group for (group,) in self._rows_sync(self.groups_of_statement(channel))]
+        return [group for (group,) in self._rows_sync(**_of(check_channel(channel)))]
 
     def nodes_statement(self) -> Select[str, str, int, str, dt.datetime, dt.datetime]:
         """Return a statement that selects the fields of a LiveNode, of each that there is, the oldest first."""
@@ -100,14 +101,23 @@ class Directory:
 
     async def nodes(self) -> list[LiveNode]:
         """Return the nodes that receive now, of this layer's prefix, the oldest first."""
-        return [LiveNode(*row) for row in await self._rows(self.nodes_statement())]
+        return [LiveNode(*row) for row in await self._rows("nodes")]
 
     def nodes_sync(self) -> list[LiveNode]:
         """Return the same, from code without an event loop."""
-        return [LiveNode(*row) for row in self._rows_sync(self.nodes_statement())]
+        return [LiveNode(*row) for row in self._rows_sync("nodes")]
 
-    async def _rows(self, statement: Executable) -> Rows:
+    async def _rows(self, name: str, **parameters: str) -> Rows:
+        """Run the statement of that name in `listings.with_parameters`, and return its rows."""
         raise NotImplementedError
 
-    def _rows_sync(self, statement: Executable) -> Rows:
+    def _rows_sync(self, name: str, **parameters: str) -> Rows:
         raise NotImplementedError
+
+
+def _of(channel: str) -> dict[str, str]:
+    """Return the name of the statement that selects the groups of a channel, and its parameters."""
+    node = node_of(channel)
+    if node is None:
+        return {"name": "groups_of", "channel": channel}
+    return {"name": "groups_of_specific", "channel": channel, "node": node}

@@ -11,10 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from sqlalchemy.sql import Executable
-
 from .codec import Message, MessageCodec
-from .compiled import compiled_statement
+from .compiled import Compiled, compiled
 from .config import Settings, settings_from_mapping
 from .directory import Directory, Rows
 from .entry import Entry
@@ -264,13 +262,16 @@ class Layer(TransactionalSends, Directory):
             )
         return self._open()
 
-    async def _rows(self, statement: Executable) -> Rows:
-        rows: Rows = await self._open().read(compiled_statement(statement), asyncio.get_running_loop())
+    async def _rows(self, name: str, **parameters: str) -> Rows:
+        rows: Rows = await self._open().read(self._listing(name, parameters), asyncio.get_running_loop())
         return rows
 
-    def _rows_sync(self, statement: Executable) -> Rows:
-        rows: Rows = self._open_to_wait().read(compiled_statement(statement), None).wait()
+    def _rows_sync(self, name: str, **parameters: str) -> Rows:
+        rows: Rows = self._open_to_wait().read(self._listing(name, parameters), None).wait()
         return rows
+
+    def _listing(self, name: str, parameters: Mapping[str, str]) -> Compiled:
+        return compiled(self._settings.schema)[name].given(prefix=self._settings.prefix, **parameters)
 
     def _decode(self, entry: Entry) -> Message:
         plain = any(pattern.fullmatch(entry.name) for pattern in self._settings.allow_unencrypted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import Executable
 
 from .codec import Message, MessageCodec
-from .config import Settings, check_keys, settings_from_mapping
+from .config import check_keys, settings_from_mapping
 from .directory import Directory, Rows
 from .errors import ConfigurationError
 from .layer import Layer
+from .names import check_channel, check_group, recipient_of
+from .schema import tables
+from .statements import listings, one_message
 from .transactional import TransactionalSends
 
 _WITH_ENGINE = frozenset({"prefix", "expiry", "symmetric_encryption_keys", "serializer", "schema"})
@@ -37,13 +41,8 @@ class Publisher(TransactionalSends, Directory):
     """
 
     def __init__(self, *, engine: Engine | AsyncEngine | None = None, **config: Any) -> None:
-        if engine is None:
-            self._settings = settings_from_mapping(config)
-        else:
-            _check_engine(engine, config)
-            self._settings = settings_from_mapping(config, connect=dict)
-        self._codec = MessageCodec(self._settings.serializer, self._settings.symmetric_encryption_keys)
-        self._sender = Layer(**config) if engine is None else _EngineSender(engine, self._settings, self._codec)
+        self._sender = Layer(**config) if engine is None else _EngineSender(engine, config)
+        self._settings, self._codec = self._sender._settings, self._sender._codec  # noqa: SLF001 - one of each is enough
 
     async def send(self, channel: str, message: Message) -> None:
         """Send a message to a channel; when this returns it is committed, unless `confirm_sends` is off.
@@ -86,32 +85,33 @@ class Publisher(TransactionalSends, Directory):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} through {self._sender!r}>"
 
-    async def _rows(self, statement: Executable) -> Rows:
-        return await self._sender._rows(statement)  # noqa: SLF001 - another Directory
+    async def _rows(self, name: str, **parameters: str) -> Rows:
+        return await self._sender._rows(name, **parameters)  # noqa: SLF001 - another Directory
 
-    def _rows_sync(self, statement: Executable) -> Rows:
-        return self._sender._rows_sync(statement)  # noqa: SLF001 - another Directory
+    def _rows_sync(self, name: str, **parameters: str) -> Rows:
+        return self._sender._rows_sync(name, **parameters)  # noqa: SLF001 - another Directory
 
 
-class _EngineSender(TransactionalSends):
+class _EngineSender:
     """What a Publisher asks of a Layer, done through an engine: each send is a transaction of its own."""
 
-    def __init__(self, engine: Engine | AsyncEngine, settings: Settings, codec: MessageCodec) -> None:
+    def __init__(self, engine: Engine | AsyncEngine, config: Mapping[str, Any]) -> None:
+        _check_engine(engine, config)
         self._engine = engine
-        self._settings = settings
-        self._codec = codec
+        self._settings = settings_from_mapping(config, connect=dict)
+        self._codec = MessageCodec(self._settings.serializer, self._settings.symmetric_encryption_keys)
 
     async def send(self, channel: str, message: Message) -> None:
-        await self._rows(self.send_statement(channel, message))
+        await self._run(**self._send(channel, message))
 
     async def group_send(self, group: str, message: Message) -> None:
-        await self._rows(self.group_send_statement(group, message))
+        await self._run(**self._group_send(group, message))
 
     def send_sync(self, channel: str, message: Message) -> None:
-        self._rows_sync(self.send_statement(channel, message))
+        self._run_sync(**self._send(channel, message))
 
     def group_send_sync(self, group: str, message: Message) -> None:
-        self._rows_sync(self.group_send_statement(group, message))
+        self._run_sync(**self._group_send(group, message))
 
     async def close(self) -> None:
         """Leave the engine to its owner."""
@@ -122,22 +122,46 @@ class _EngineSender(TransactionalSends):
     def __repr__(self) -> str:
         return repr(self._engine)
 
-    async def _rows(self, statement: Executable) -> Rows:
+    async def _rows(self, name: str, **parameters: str) -> Rows:
+        return await self._run(name, prefix=self._settings.prefix, **parameters)
+
+    def _rows_sync(self, name: str, **parameters: str) -> Rows:
+        return self._run_sync(name, prefix=self._settings.prefix, **parameters)
+
+    def _send(self, channel: str, message: Message) -> dict[str, Any]:
+        recipient = recipient_of(check_channel(channel))
+        return {"name": "send", "b_recipient": recipient, "b_channel": channel, **self._content(message)}
+
+    def _group_send(self, group: str, message: Message) -> dict[str, Any]:
+        return {"name": "group_send", "b_group": check_group(group), **self._content(message)}
+
+    def _content(self, message: Message) -> dict[str, Any]:
+        payload = self._codec.encode(message)
+        return {"b_prefix": self._settings.prefix, "b_payload": payload, "b_expiry": self._settings.message_life}
+
+    async def _run(self, name: str, **parameters: Any) -> Rows:
         if not isinstance(self._engine, AsyncEngine):
-            return await asyncio.to_thread(self._rows_sync, statement)
+            return await asyncio.to_thread(self._run_sync, name, **parameters)
         async with self._engine.begin() as connection:
-            result = await connection.execute(statement)
+            result = await connection.execute(_statements(self._settings.schema)[name], parameters)
             return result.all() if result.returns_rows else ()
 
-    def _rows_sync(self, statement: Executable) -> Rows:
+    def _run_sync(self, name: str, **parameters: Any) -> Rows:
         if not isinstance(self._engine, Engine):
             raise ConfigurationError(
                 "This Publisher has an AsyncEngine, which works in coroutines only. Await the method without _sync, "
                 'or give the Publisher an Engine or a "url".'
             )
         with self._engine.begin() as connection:
-            result = connection.execute(statement)
+            result = connection.execute(_statements(self._settings.schema)[name], parameters)
             return result.all() if result.returns_rows else ()
+
+
+@functools.cache
+def _statements(schema: str | None) -> Mapping[str, Executable]:
+    """Return what runs on an engine. The objects are kept: building one takes longer than sending."""
+    there = tables(schema)
+    return {**one_message.with_parameters(there), **listings.with_parameters(there)}
 
 
 def _check_engine(engine: object, config: Mapping[str, Any]) -> None:

@@ -84,6 +84,6 @@ class TransactionalSends:
         }
 
     def _sql(self, name: str, **parameters: Any) -> tuple[str, Mapping[str, Any]]:
-        statement = compiled(self._settings.schema)[name]
         constants = {"prefix": self._settings.prefix, "expiry": self._settings.message_life}
-        return statement.sql, {**statement.literals, **constants, **parameters}
+        statement = compiled(self._settings.schema)[name].given(**constants, **parameters)
+        return statement.sql, statement.literals

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 
-from sqlalchemy import Table, and_, exists, func, or_, select
-from sqlalchemy.sql import ColumnElement, Select
+from sqlalchemy import Table, Text, and_, bindparam, exists, func, or_, select
+from sqlalchemy.sql import ColumnElement, Executable, Select
 
-from channels_pg_sa.names import node_of
 from channels_pg_sa.schema import Tables
 
-from .parts import CLOCK
+from .parts import CLOCK, PREFIX
+
+Value = ColumnElement[str] | str
 
 
 def _is_live(nodes: Table) -> ColumnElement[bool]:
     return and_(nodes.c.pid.is_not(None), nodes.c.lease_until > CLOCK)
 
 
-def _counts(there: Tables, prefix: str) -> ColumnElement[bool]:
+def _counts(there: Tables, prefix: Value) -> ColumnElement[bool]:
     """Whether a membership lasts, and somebody is there to read for it."""
     members, nodes = there.membership, there.node
     reader = exists().where(nodes.c.id == members.c.node, nodes.c.prefix == members.c.prefix, _is_live(nodes))
@@ -26,7 +27,7 @@ def _counts(there: Tables, prefix: str) -> ColumnElement[bool]:
     )
 
 
-def group_channels(there: Tables, prefix: str, group: str) -> Select[str]:
+def group_channels(there: Tables, prefix: Value, group: Value) -> Select[str]:
     """Select the names of a group's members."""
     members = there.membership
     return (
@@ -36,18 +37,17 @@ def group_channels(there: Tables, prefix: str, group: str) -> Select[str]:
     )
 
 
-def group_count(there: Tables, prefix: str, group: str) -> Select[int]:
+def group_count(there: Tables, prefix: Value, group: Value) -> Select[int]:
     """Select how many members a group has."""
     members = there.membership
     return select(func.count()).select_from(members).where(_counts(there, prefix), members.c.group_name == group)
 
 
-def groups_of(there: Tables, prefix: str, channel: str) -> Select[str]:
-    """Select the names of the groups that a channel is a member of."""
+def groups_of(there: Tables, prefix: Value, channel: Value, node: Value | None) -> Select[str]:
+    """Select the names of the groups that a channel is a member of; node: the one that reads it, if there is one."""
     members = there.membership
-    owner = members.c.node == (node_of(channel) or "")
-    if node_of(channel) is not None:
-        owner = and_(owner, members.c.node != "")  # as the index has it, for plans that know no parameters
+    # The second condition is that of the index, for plans that know no parameters.
+    owner = members.c.node == "" if node is None else and_(members.c.node == node, members.c.node != "")
     return (
         select(members.c.group_name)
         .where(_counts(there, prefix), owner, members.c.channel == channel)
@@ -55,7 +55,7 @@ def groups_of(there: Tables, prefix: str, channel: str) -> Select[str]:
     )
 
 
-def nodes(there: Tables, prefix: str) -> Select[str, str, int, str, dt.datetime, dt.datetime]:
+def nodes(there: Tables, prefix: Value) -> Select[str, str, int, str, dt.datetime, dt.datetime]:
     """Select the nodes that are alive: id, host, pid, version, started_at and seen_at, the oldest first."""
     found = there.node.c
     return (
@@ -63,3 +63,15 @@ def nodes(there: Tables, prefix: str) -> Select[str, str, int, str, dt.datetime,
         .where(found.prefix == prefix, _is_live(there.node))
         .order_by(found.started_at, found.id)
     )
+
+
+def with_parameters(there: Tables) -> dict[str, Executable]:
+    """Return the statements as they are compiled once, for whatever prefix, group, channel and node."""
+    group, channel, node = (bindparam(name, type_=Text) for name in ("group", "channel", "node"))
+    return {
+        "group_channels": group_channels(there, PREFIX, group),
+        "group_count": group_count(there, PREFIX, group),
+        "groups_of": groups_of(there, PREFIX, channel, None),
+        "groups_of_specific": groups_of(there, PREFIX, channel, node),
+        "nodes": nodes(there, PREFIX),
+    }

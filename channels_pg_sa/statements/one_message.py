@@ -8,7 +8,20 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import Insert, LargeBinary, Text, bindparam, case, func, insert, literal_column, null, select, union_all
+from sqlalchemy import (
+    Insert,
+    Interval,
+    LargeBinary,
+    Text,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal_column,
+    null,
+    select,
+    union_all,
+)
 from sqlalchemy.sql import ColumnElement, Executable
 
 from channels_pg_sa.schema import Tables, installation, message, tables
@@ -54,6 +67,20 @@ def insert_group_message(
     rows = union_all(to_nodes, to_queues).subquery("rows")
     values = select(prefix, rows.c.recipient, rows.c.channel, rows.c.group_name, payload, CLOCK + expiry)
     return insert(there.message).from_select(MESSAGE, values, include_defaults=False)
+
+
+def with_parameters(there: Tables) -> dict[str, Insert]:
+    """Return the two for an engine, which compiles them once; SQLAlchemy reserves the columns' names for itself."""
+    recipient, channel, group = (bindparam(name, type_=Text) for name in ("b_recipient", "b_channel", "b_group"))
+    message: dict[str, Any] = {
+        "prefix": bindparam("b_prefix", type_=Text),
+        "payload": bindparam("b_payload", type_=LargeBinary),
+        "expiry": bindparam("b_expiry", type_=Interval),
+    }
+    return {
+        "send": insert_message(there, recipient=recipient, channel=channel, **message),
+        "group_send": insert_group_message(there, group=group, **message),
+    }
 
 
 def send_one(routines: Any) -> Executable:

@@ -15,7 +15,7 @@ from channels_pg_sa.connection import give_up
 from channels_pg_sa.database import KEPT
 from channels_pg_sa.prepared import Bound
 from tests.support.databases import TestServer, query
-from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.layers import LayerFactory, PostgresLayer, ask
 from tests.support.urls import with_parameters
 from tests.support.waiting import eventually_async
 
@@ -34,6 +34,9 @@ from .breaking import (
 from .test_sending import VERBS, LastWords
 
 KINDS = ["send", "group_send", "send_sync"]
+
+PREPARED = "SELECT name FROM pg_prepared_statements WHERE starts_with(name, 'channels_pg_sa')"
+"""Selects which statements this library has prepared in a session under its own names."""
 
 
 def express(layer: PostgresLayer) -> Any:
@@ -428,17 +431,11 @@ async def test_it_is_given_back_when_nobody_sends(make_own_layer: LayerFactory) 
     for _ in range(3):
         await hold(layer)
         await eventually_async(lambda: given_back(layer))
-        rows = await layer._rows(text_of_prepared())
-        assert rows == []
+        assert (
+            await ask(layer, "SELECT name FROM pg_prepared_statements WHERE starts_with(name, 'channels_pg_sa')") == []
+        )
         sockets.add(len(os.listdir("/proc/self/fd")))
     assert len(sockets) == 1
-
-
-def text_of_prepared() -> Any:
-    """Return a statement that reads which statements this library has prepared in a session under its own names."""
-    from sqlalchemy import text as sql
-
-    return sql("SELECT name FROM pg_prepared_statements WHERE name LIKE 'channels_pg_sa%'")
 
 
 class SlowlyPrepared:

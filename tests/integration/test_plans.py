@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from sqlalchemy import text
 
 from channels_pg_sa.compiled import compiled
 from channels_pg_sa.connection import SETTINGS
 from tests.support.databases import TestServer
-from tests.support.layers import LayerFactory
+from tests.support.layers import LayerFactory, ask
 
 HOT = [
     "send", "send_one", "send_within_capacity", "publish", "publish_one", "plain_members", "join", "leave", "claim",
@@ -62,8 +61,7 @@ async def test_statements_are_planned_once(make_own_layer: LayerFactory) -> None
     layer = make_own_layer()
     for _ in range(10):
         await layer.send("jobs", {"type": "job"})
-    asked = text("SELECT name, setting FROM pg_settings WHERE name IN ('plan_cache_mode', 'jit')")
-    rows = await layer._rows(asked)  # in a session of the layer's
+    rows = await ask(layer, "SELECT name, setting FROM pg_settings WHERE name IN ('plan_cache_mode', 'jit')")
     assert dict(rows) == {"plan_cache_mode": "force_generic_plan", "jit": "off"}
 
 

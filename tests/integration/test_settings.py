@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from channels.layers import InMemoryChannelLayer, channel_layers, get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
-from sqlalchemy import text
 
+from tests.support.layers import ask
 from tests.support.waiting import PATIENCE
 
 from .conftest import POSTGRES, LayerSettings
@@ -71,8 +71,8 @@ async def test_a_project_s_own_configure_is_called_beside_ours(layer_settings: L
 
     config = {"url": layer_url, "PSYCOPG_OPTIONS": {"configure": configure}}
     layer_settings.use(default={"BACKEND": POSTGRES, "CONFIG": config})
-    asked = text("SELECT name, setting FROM pg_settings WHERE name IN ('plan_cache_mode', 'statement_timeout')")
-    rows = await get_channel_layer()._rows(asked)  # in a session of the layer's
+    asked = "SELECT name, setting FROM pg_settings WHERE name IN ('plan_cache_mode', 'statement_timeout')"
+    rows = await ask(get_channel_layer(), asked)
     assert dict(rows) == {"plan_cache_mode": "force_generic_plan", "statement_timeout": "77000"}
 
 

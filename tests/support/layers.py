@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+from channels_pg_sa.compiled import Compiled
+
 from .databases import TestServer
 from .waiting import PATIENCE, eventually
 
@@ -113,3 +115,9 @@ class LayerFactory:
         for url in {url for _, url in self._layers}:
             # The server notices a moment later than the client that a connection has ended.
             eventually(lambda url=url: not self._server.connections(url))  # type: ignore[misc]
+
+
+async def ask(layer: Any, statement: str) -> list[tuple[Any, ...]]:
+    """Return what a statement selects in a session of the layer's own."""
+    rows: list[tuple[Any, ...]] = await layer._open().read(Compiled(statement, {}, ()), asyncio.get_running_loop())
+    return rows
