@@ -431,9 +431,7 @@ async def test_it_is_given_back_when_nobody_sends(make_own_layer: LayerFactory) 
     for _ in range(3):
         await hold(layer)
         await eventually_async(lambda: given_back(layer))
-        assert (
-            await ask(layer, "SELECT name FROM pg_prepared_statements WHERE starts_with(name, 'channels_pg_sa')") == []
-        )
+        assert await ask(layer, PREPARED) == []
         sockets.add(len(os.listdir("/proc/self/fd")))
     assert len(sockets) == 1
 
