@@ -23,7 +23,7 @@ _OTHER_DRIVERS = {"ssl": "sslmode"}
 _WHERE = frozenset({"host", "hostaddr", "port"})
 
 
-def parameters_from_url(url: Url, key: str = "url") -> dict[str, Any]:
+def parameters_from_url(url: object, key: str) -> dict[str, Any]:
     """Read an address.
 
     Args:
@@ -34,7 +34,16 @@ def parameters_from_url(url: Url, key: str = "url") -> dict[str, Any]:
     Raises:
         ConfigurationError: it is none of these. The address itself is never shown: it may hold a password.
     """
-    parameters = _from_sqlalchemy(url, key) if isinstance(url, URL) else _from_text(url, key)
+    if isinstance(url, URL):
+        parameters = _from_sqlalchemy(url, key)
+    elif isinstance(url, str) and url.strip():
+        parameters = _from_text(url, key)
+    else:
+        wrong = "an empty text" if isinstance(url, str) else f"of type {type(url).__name__}"
+        raise ConfigurationError(
+            f'"{key}" must be an address of a PostgreSQL server, such as postgresql://user:password@host/name, '
+            f"or a callable that returns one, not {wrong}."
+        )
     _check_place(parameters, key)
     return parameters
 
@@ -50,8 +59,8 @@ def connector(url: Url | Callable[[], Url], key: str = "url") -> Connector:
         ConfigurationError: the address cannot be read.
     """
     if callable(url):
-        return lambda: parameters_from_url(checked_address(url(), key), key)
-    parameters = parameters_from_url(checked_address(url, key), key)
+        return lambda: parameters_from_url(url(), key)
+    parameters = parameters_from_url(url, key)
     return lambda: dict(parameters)
 
 
@@ -82,21 +91,6 @@ def check_keywords(parameters: Mapping[str, Any], key: str) -> None:
             near = difflib.get_close_matches(name.lower(), LIBPQ_KEYWORDS, n=1)
             hint = f' Did you mean "{near[0]}"?' if near else ""
             raise ConfigurationError(f'"{key}" has the parameter "{name}", which libpq does not know.{hint}')
-
-
-def checked_address(value: object, key: str) -> Url:
-    """Return the value if it can be an address at all.
-
-    Raises:
-        ConfigurationError: it is neither a text nor a SQLAlchemy URL, or it is empty.
-    """
-    if isinstance(value, URL) or (isinstance(value, str) and value.strip()):
-        return value
-    wrong = "an empty text" if isinstance(value, str) else f"of type {type(value).__name__}"
-    raise ConfigurationError(
-        f'"{key}" must be an address of a PostgreSQL server, such as postgresql://user:password@host/name, '
-        f"or a callable that returns one, not {wrong}."
-    )
 
 
 def _from_text(url: str, key: str) -> dict[str, Any]:

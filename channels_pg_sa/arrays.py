@@ -15,9 +15,8 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.postgres import types
 from psycopg.pq import Format
 
-_HEADER = struct.Struct(
-    ">iiIii"
-)  # dimensions, whether there are NULLs, the items' type, how many, the first one's index
+# Dimensions, whether there are NULLs, the items' type, how many, the first one's index.
+_HEADER = struct.Struct(">iiIii")
 _EMPTY = struct.Struct(">iiI")
 _LENGTH = struct.Struct(">i")
 _NULL = _LENGTH.pack(-1)

@@ -14,8 +14,8 @@ from .backoff import Backoff
 from .call import Call
 from .connection import Connection
 from .database import Database
-from .errors import ChannelLayerError, SchemaError, SendError, words_of
-from .fate import Fate, fate, is_misled, is_queue_full
+from .errors import SchemaError, SendError, words_of
+from .fate import Fate, fate, is_queue_full, needs_other_connection
 from .queries import Queries
 
 J = TypeVar("J")
@@ -36,13 +36,17 @@ class Attempts:
         self._timeout = timeout
 
     async def make(
-        self, calls: Sequence[Call[J]], work: Callable[[Connection, list[J]], Awaitable[None]], *, repeatable: bool
+        self,
+        calls: Sequence[Call[J]],
+        work: Callable[[Connection, list[Call[J]]], Awaitable[None]],
+        *,
+        repeatable: bool,
     ) -> None:
         """Do the jobs of the calls that are still waited for; again, if the server certainly did not do them.
 
         Args:
             calls: whose errors are set here.
-            work: does jobs on a connection, in one statement or transaction.
+            work: does the jobs of calls on a connection, in one statement or transaction, and sets their results.
             repeatable: whether doing them twice is as good as once.
         """
         backoff = Backoff()
@@ -52,13 +56,14 @@ class Attempts:
                 if not live:
                     return None
                 try:
-                    return await work(connection, [call.job for call in live])
+                    return await work(connection, live)
                 except psycopg.Error as error:
                     outcome, reason = fate(error), words_of(error)
                     await self._mend(connection, error)
                     if outcome is not Fate.NOT_DONE and not (repeatable and outcome is Fate.UNKNOWN):
+                        schema_error = await self._schema_error(connection, error, outcome)
                         for call in live:
-                            call.error = await self._explain(call, error, outcome, connection)
+                            call.error = schema_error or send_error(call, error, outcome)
                         return None
             for call in live:
                 call.doubtful = call.doubtful or outcome is Fate.UNKNOWN
@@ -68,18 +73,16 @@ class Attempts:
 
     async def _mend(self, connection: Connection, error: psycopg.Error) -> None:
         """Do what another attempt needs."""
-        if is_misled(error):
+        if needs_other_connection(error):
             connection.pgconn.finish()
         elif is_queue_full(error):
             with contextlib.suppress(psycopg.Error):  # this frees what all have read; a statement that fails does not
                 await connection.execute("SELECT pg_notification_queue_usage()")
 
-    async def _explain(
-        self, call: Call[Any], error: psycopg.Error, outcome: Fate, connection: Connection
-    ) -> ChannelLayerError:
-        if outcome is Fate.NO_SCHEMA:
-            return self._queries.schema_error(connection, await self._revision(connection), error)
-        return send_error(call, error, outcome)
+    async def _schema_error(self, connection: Connection, error: psycopg.Error, outcome: Fate) -> SchemaError | None:
+        if outcome is not Fate.NO_SCHEMA:
+            return None
+        return self._queries.schema_error(connection, await self._revision(connection), error)
 
     async def _revision(self, connection: Connection) -> str | None:
         try:

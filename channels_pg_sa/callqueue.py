@@ -152,7 +152,7 @@ class CallQueue(Generic[J]):
         """Note that the batch is over."""
         self._underway = []
 
-    def take_lead(self) -> None:
+    def clear_leader(self) -> None:
         """Note that the loop goes on by itself: whoever led has seen to that, and need not be replaced."""
         with self._lock:
             self._leader = None

@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace, database: migrate.Database | None, schema
         output: where results are written.
 
     Raises:
-        ConfigurationError: the schema's name is wrong, or another history has made the tables.
+        ConfigurationError: the schema's name is wrong, another history has made the tables, or there is no database.
         SchemaError: `check` found the tables missing or of another revision, or there are tables without data.
         alembic.util.CommandError: there is no such revision.
         sqlalchemy.exc.DBAPIError: the database refuses.
@@ -102,7 +102,9 @@ def run(arguments: argparse.Namespace, database: migrate.Database | None, schema
         output.writelines(f"{name}  {text}\n" for name, text in migrate.history())
     elif arguments.command == "sql":
         migrate.write_sql(output, schema=schema, revision=revision)
-    elif database is not None:
+    elif database is None:
+        raise ConfigurationError(f"{arguments.command} needs a database.")
+    else:
         _in_database(arguments.command, revision, database, schema, output)
 
 

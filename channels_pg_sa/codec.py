@@ -65,7 +65,7 @@ class MessageCodec:
 
         Raises:
             TypeError: the message, or a value in it, is of a type the specification does not allow; names the place.
-            MessageTooLarge: the payload is over MAX_BYTES; one that is so for sure is not built to know its exact size.
+            MessageTooLarge: the payload is over MAX_BYTES; one that must be is not encoded just to learn its size.
         """
         if not isinstance(message, dict):
             raise TypeError(f"A message is a dict, not {type(message).__name__}.")

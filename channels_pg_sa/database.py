@@ -19,7 +19,7 @@ from .backoff import Backoff
 from .config import Settings
 from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, give_up, is_pooled, sever, time_limit
 from .errors import LayerClosed, words_of
-from .fate import is_misled
+from .fate import needs_other_connection
 from .held import Held
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Database:
             try:
                 yield held
             except psycopg.Error as error:
-                if is_misled(error):
+                if needs_other_connection(error):
                     held.driver.pgconn.finish()
                 raise
             finally:

@@ -26,8 +26,8 @@ class LiveNode:
         host: of its process.
         pid: of its process, on that host.
         version: of this package, there.
-        started_at: when it began to receive, by the database's clock.
-        seen_at: when it last gave a sign of life, by the database's clock.
+        started_at: when it began to receive, by the database's clock; with a time zone.
+        seen_at: when it last gave a sign of life, likewise.
     """
 
     id: str
@@ -47,8 +47,12 @@ class Directory:
     The statements are SELECTs, which can be extended, joined and used as subqueries; channels_pg_sa.schema has the
     tables.
 
+    Args of its methods:
+        group, channel: names.
+
     Raises:
         TypeError: a name is not allowed.
+        RuntimeError: of a method whose name ends with _sync, as Layer.send_sync.
         SendError: the database could not be asked within `send_timeout` seconds; a Publisher with an engine of its own
             raises what SQLAlchemy does.
         SchemaError: the tables are missing or too old.
@@ -67,7 +71,7 @@ class Directory:
         return [channel for (channel,) in await self._rows("group_channels", group=check_group(group))]
 
     def group_channels_sync(self, group: str) -> list[str]:
-        """Return the same, from code without an event loop."""
+        """Return the channels in a group, in the order of their names, from code without an event loop."""
         return [channel for (channel,) in self._rows_sync("group_channels", group=check_group(group))]
 
     def group_count_statement(self, group: str) -> Select[int]:
@@ -79,7 +83,7 @@ class Directory:
         return sum([count for (count,) in await self._rows("group_count", group=check_group(group))])
 
     def group_count_sync(self, group: str) -> int:
-        """Return the same, from code without an event loop."""
+        """Return how many channels are in a group, from code without an event loop."""
         return sum(count for (count,) in self._rows_sync("group_count", group=check_group(group)))
 
     def groups_of_statement(self, channel: str) -> Select[str]:
@@ -92,7 +96,7 @@ class Directory:
         return [group for (group,) in await self._rows(**_of(check_channel(channel)))]
 
     def groups_of_sync(self, channel: str) -> list[str]:
-        """Return the same, from code without an event loop."""
+        """Return the groups that a channel is in, by their names, from code without an event loop."""
         return [group for (group,) in self._rows_sync(**_of(check_channel(channel)))]
 
     def nodes_statement(self) -> Select[str, str, int, str, dt.datetime, dt.datetime]:
@@ -104,7 +108,7 @@ class Directory:
         return [LiveNode(*row) for row in await self._rows("nodes")]
 
     def nodes_sync(self) -> list[LiveNode]:
-        """Return the same, from code without an event loop."""
+        """Return the nodes of this prefix that receive now, the oldest first, from code without an event loop."""
         return [LiveNode(*row) for row in self._rows_sync("nodes")]
 
     async def _rows(self, name: str, **parameters: str) -> Rows:

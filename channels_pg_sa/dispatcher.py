@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from .entry import SAME, Entry
+from .entry import GONE, SAME, Entry
 from .localchannels import LocalChannels
 from .members import MemberIndex
 from .names import MAX_LENGTH, node_of, queue_of
@@ -141,7 +141,7 @@ class Dispatcher(LocalChannels):
                 continue
             entry.content = payloads.get(row)
             if entry.content is None:
-                entry.expires = 0.0
+                entry.expires = GONE
                 self.counters["vanished"] += 1
                 self._forget([row])  # from its queue, where it may be again, it can still come to us
             elif not entry.keeps_row:
@@ -186,7 +186,7 @@ class Dispatcher(LocalChannels):
         """Forget all unread messages; readers go on waiting, and of each membership that is gone we hear by itself."""
         self._to_do().delete.extend(self._unfetched)
         self._unfetched.clear()
-        unread = self._forget_unread(lambda _channel, _box: True)
+        unread = self._forget_unread(lambda _channel, _local: True)
         self._to_do().delete.extend(entry.id for entry in unread if entry.id is not None and entry.keeps_row)
 
     def claimed_unread(self) -> dict[int, float]:

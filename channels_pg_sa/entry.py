@@ -10,6 +10,8 @@ from typing import Any
 
 SAME = 0.001
 """Seconds by which two notes of a message's end may differ: a session may write times with fewer digits."""
+GONE = 0.0
+"""The end of a message whose row was gone before its content was fetched: it is over, and nothing is left to delete."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +45,11 @@ class Entry:
     def is_here(self) -> bool:
         """Whether there is a payload to take."""
         return self.encoded is not None or self.content is not None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its content will never be there."""
+        return self.expires == GONE
 
     @property
     def payload(self) -> bytes:

@@ -10,7 +10,10 @@ _SHORT.maxstring = _SHORT.maxother = 120
 
 
 class ChannelLayerError(Exception):
-    """Base of this package's exceptions; a wrong name or message is a TypeError, a stranger's channel a ValueError."""
+    """Base of this package's exceptions.
+
+    A wrong name or message is a TypeError, and to read a channel of another process a ValueError.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let task queues and process pools pickle it, whatever its constructor takes."""
@@ -135,7 +138,17 @@ class MessageTooLarge(ChannelLayerError, ValueError):
 
 
 class ChannelFull(ChannelLayerError):
-    """The channel has as many unread messages as its capacity allows."""
+    """As many messages to the channel wait to be read as its capacity allows; this one was not sent.
+
+    Args:
+        channel: its name.
+        capacity: how many may wait; None if that is not known.
+    """
+
+    def __init__(self, channel: str, capacity: int | None) -> None:
+        self.channel = channel
+        self.capacity = capacity
+        super().__init__(f"{channel} has as many unread messages as its capacity allows: {capacity}")
 
 
 class SendError(ChannelLayerError):

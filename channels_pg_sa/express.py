@@ -24,7 +24,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from .call import Call, resolve
 from .connection import give_up, sever, time_limit
 from .database import KEPT, Database
-from .fate import OUTAGE, is_misled
+from .fate import OUTAGE, needs_other_connection
 from .held import Held
 from .prepared import Bound, Prepared
 
@@ -270,7 +270,7 @@ class Express:
                 self._release()
             if error is not None and _is_refused(error):
                 self._not_before = max(self._not_before, time.monotonic() + REFUSED)
-            if error is not None and is_misled(error):
+            if error is not None and needs_other_connection(error):
                 held.driver.pgconn.finish()
         if done is not None:
             done(error, result)

@@ -57,7 +57,7 @@ def is_queue_full(error: Exception) -> bool:
     return isinstance(error, psycopg.errors.ProgramLimitExceeded) and "NOTIFY" in str(error)
 
 
-def is_misled(error: Exception) -> bool:
+def needs_other_connection(error: Exception) -> bool:
     """Tell whether the statement needs another connection, so that this one must not be kept."""
     return isinstance(error, psycopg.Error) and error.sqlstate in _ELSEWHERE
 
@@ -70,7 +70,7 @@ def log_level(error: Exception) -> int:
     """
     if not isinstance(error, OUTAGE):
         return logging.ERROR
-    if is_misled(error):
+    if needs_other_connection(error):
         return logging.WARNING
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     return logging.INFO if state is None or state.startswith(_PASSING) else logging.ERROR

@@ -155,7 +155,7 @@ class Lane(Generic[J]):
             self._start()
 
     def _start(self) -> None:
-        self._calls.take_lead()
+        self._calls.clear_leader()
         if self._begin_here():
             self._watch()
         else:
@@ -203,7 +203,7 @@ class Lane(Generic[J]):
             finally:
                 settle(calls)
         else:
-            self._calls.take_lead()
+            self._calls.clear_leader()
             self._calls.put_back(calls)
             self._run_next()
 

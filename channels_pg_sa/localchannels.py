@@ -209,7 +209,7 @@ class LocalChannels:
     def _wake(self, channel: str, local: LocalChannel) -> None:
         """Wake as many readers as there are messages to take, those included that were woken and have not come yet."""
         for reader, entry in zip(self._readers(channel, local), local.entries, strict=False):
-            if not entry.is_here and entry.expires:
+            if not entry.is_here and not entry.is_gone:
                 break
             self._call(reader)
 
@@ -230,7 +230,7 @@ class LocalChannels:
         entries, before = local.entries, len(local.entries)
         while entries and entries[0].expires <= now:
             entry = entries.popleft()
-            if entry.expires:
+            if not entry.is_gone:
                 self.counters["expired"] += 1
                 if entry.keeps_row and entry.id is not None:
                     self._to_do().delete.append(entry.id)

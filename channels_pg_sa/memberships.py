@@ -116,10 +116,10 @@ class Memberships:
             await self._ready()
         absent, era = False, None
 
-        async def change(connection: Connection, jobs: list[Membership]) -> None:
+        async def change(connection: Connection, live: list[Call[Membership]]) -> None:
             nonlocal absent, era
             era = self._era()
-            absent = await self._change(connection, jobs)
+            absent = await self._change(connection, [call.job for call in live])
 
         await self._attempts.make(calls, change, repeatable=True)
         self._conclude_leaves(calls, era, absent=absent)

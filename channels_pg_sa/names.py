@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from .errors import short
 
 MAX_LENGTH = 100  # exclusive, as in channels.layers.BaseChannelLayer
-KEPT = 1_000  # channels whose names need not be looked at again with each message
+CACHED = 1_000  # channels whose names need not be looked at again with each message
 MAX_PREFIX = 53  # what is left beside the node and the 32 digits that make a name unique
 
 _CHANNEL = re.compile(r"[a-zA-Z0-9\-_.]+(![a-zA-Z0-9\-_.]*)?")
@@ -24,7 +24,7 @@ _RULE = (
 )
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=CACHED)
 def _is_channel(name: str) -> bool:
     return _CHANNEL.fullmatch(name) is not None
 
@@ -63,7 +63,7 @@ def new_channel(prefix: str, node: str) -> str:
     return f"{prefix.rstrip('.')}.{node}!{uuid.uuid4().hex}"
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=CACHED)
 def node_of(channel: str) -> str | None:
     """Return the node that reads the channel, None if any process may."""
     found = _NODE.search(channel)

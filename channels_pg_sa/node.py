@@ -101,11 +101,7 @@ class Node:
             self._database,
             queries,
             drops=self.drops,
-            absent=self._reception.doubt,
-            era=self._reception.era,
-            ready=self._reception.ready,
-            trouble=lambda: self._reception.trouble,
-            flush=self._reception.flush,
+            reception=self._reception,
         )
         self._housekeeping = self._thread.spawn(self._keep_house(), "channels_pg_sa housekeeping")
 
@@ -129,9 +125,9 @@ class Node:
         job = call.job
         whom = job.channel if isinstance(job, Send) else f"group {job.group!r}"
         if call.error is not None:
-            self.drop("unsent", f"to {whom}, which could not be sent: {call.error}")
+            self.drops.add("unsent", f"to {whom}, which could not be sent: {call.error}")
         elif call.result is False:
-            self.drop("over_capacity", f"to {whom}, which is over its capacity")
+            self.drops.add("over_capacity", f"to {whom}, which is over its capacity")
 
     def join(self, group: str, channel: str, loop: Loop | None) -> Call[Any]:
         """Make a channel a member of a group, or renew its membership."""
@@ -167,16 +163,12 @@ class Node:
             raise ValueError(f"{channel} belongs to another process or layer: to node {owner}, and this is {self.id}.")
         return self._reception.receive(channel, shared=owner is None)
 
-    def drop(self, reason: str, what: str) -> None:
-        """Count a message that was dropped; `what` it was goes to the log."""
-        self.drops.add(reason, what)
-
     # The whole -----------------------------------------------------------------------------------
 
     @property
     def counters(self) -> Counter[str]:
         """What has been received and dropped so far, and why."""
-        return Counter(self._reception.counters) + self.drops.counters
+        return self._reception.counters + self.drops.counters
 
     @property
     def state(self) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -28,6 +28,7 @@ from .memberships import Memberships
 from .names import recipient_of
 from .prepared import Prepared
 from .queries import GroupSend, Queries, Send
+from .reception import Reception
 
 Loop = asyncio.AbstractEventLoop
 
@@ -44,12 +45,7 @@ class Outbox:
         database: lends connections.
         queries: the layer's statements.
         drops: is told of messages to groups that members have no room for.
-        absent: takes note of groups and channels that were no members when they left.
-        era: tells which time this is that the node hears of its own memberships, and has back those that it had lost;
-            None while it does not.
-        ready: waits until that is so.
-        trouble: tells why it is not.
-        flush: deletes all messages and memberships; what it returns is answered by every node that knows.
+        reception: hears of the node's own memberships.
     """
 
     def __init__(
@@ -61,19 +57,13 @@ class Outbox:
         queries: Queries,
         *,
         drops: DropLog,
-        absent: Callable[[list[tuple[str, str]]], None],
-        era: Callable[[], int | None],
-        ready: Callable[[], Awaitable[None]],
-        trouble: Callable[[], str | None],
-        flush: Callable[[Connection], Awaitable[Answers]],
+        reception: Reception,
     ) -> None:
         timeout = settings.send_timeout
         self._settings = settings
         self._queries = queries
         self._drops = drops
-        self._ready = ready
-        self._trouble = trouble
-        self._flush = flush
+        self._reception = reception
         self._timeout = timeout
         self._attempts = Attempts(database, queries, timeout)
         self._prepared = Prepared(settings)
@@ -94,9 +84,9 @@ class Outbox:
             self._express,
             queries=queries,
             prepared=self._prepared,
-            absent=absent,
-            era=era,
-            ready=ready,
+            absent=reception.doubt,
+            era=reception.era,
+            ready=reception.ready,
             late=self._late,
             timeout=timeout,
         )
@@ -137,10 +127,8 @@ class Outbox:
             return
         # Channels with a capacity are asked for room: each kind has its statement, in the callers' order.
         for kind, some in itertools.groupby(calls, key=lambda call: type(call.job)):
-            if kind is Send:
-                await self._send_within_capacity(list(some))
-            else:
-                await self._attempts.make(list(some), self._group_send_within_capacity, repeatable=False)
+            send = self._send_within_capacity if kind is Send else self._group_send_within_capacity
+            await self._attempts.make(list(some), send, repeatable=False)
 
     def _begin_sends(self, calls: list[Call[Sending]], over: Over) -> bool:
         """Send at once, in the calling thread, if there is a connection for it."""
@@ -160,25 +148,23 @@ class Outbox:
                 call.error = call.error or send_error(call, error, outcome)
         over(outcome is None or outcome is Fate.UNKNOWN)
 
-    async def _send(self, connection: Connection, jobs: list[Sending]) -> None:
+    async def _send(self, connection: Connection, calls: list[Call[Sending]]) -> None:
+        jobs = [call.job for call in calls]
         sends = [job for job in jobs if isinstance(job, Send)]
         if len(sends) == len(jobs):
             await self._queries.send(connection, sends)
         else:
             await self._queries.publish(connection, jobs)
 
-    async def _send_within_capacity(self, calls: list[Call[Sending]]) -> None:
-        async def send(connection: Connection, _jobs: list[Sending]) -> None:
-            live = [call for call in calls if call.started]
-            refused = await self._queries.send(connection, [call.job for call in live if isinstance(call.job, Send)])
-            for place, call in enumerate(live):
-                call.result = place not in refused
+    async def _send_within_capacity(self, connection: Connection, calls: list[Call[Sending]]) -> None:
+        """Send what finds room, and tell the callers whether theirs did."""
+        refused = await self._queries.send(connection, [call.job for call in calls if isinstance(call.job, Send)])
+        for place, call in enumerate(calls):
+            call.result = place not in refused
 
-        await self._attempts.make(calls, send, repeatable=False)
-
-    async def _group_send_within_capacity(self, connection: Connection, jobs: list[Sending]) -> None:
+    async def _group_send_within_capacity(self, connection: Connection, calls: list[Call[Sending]]) -> None:
         """Leave full members out, and send to the rest."""
-        sends = [job for job in jobs if isinstance(job, GroupSend)]
+        sends = [call.job for call in calls if isinstance(call.job, GroupSend)]
         async with connection.transaction():
             found = await self._queries.plain_members(connection, [job.group for job in sends])
             plain = [
@@ -193,24 +179,25 @@ class Outbox:
 
     def _late(self, call: Call[Any]) -> SendError:
         """Return the error of a call that may have waited for the listener."""
-        return self._attempts.late(call, self._trouble())
+        return self._attempts.late(call, self._reception.trouble)
 
     async def _run_reads(self, calls: list[Call[Compiled]]) -> None:
         for call in calls:
-            await self._attempts.make([call], functools.partial(self._read, call), repeatable=True)
+            await self._attempts.make([call], self._read, repeatable=True)
 
-    async def _read(self, call: Call[Compiled], connection: Connection, _jobs: list[Compiled]) -> None:
-        cursor = await connection.execute(call.job.sql, call.job.literals, binary=True)
-        call.result = await cursor.fetchall()
+    async def _read(self, connection: Connection, calls: list[Call[Compiled]]) -> None:
+        for call in calls:
+            cursor = await connection.execute(call.job.sql, call.job.literals, binary=True)
+            call.result = await cursor.fetchall()
 
     async def _run_flushes(self, calls: list[Call[None]]) -> None:
         answers: Answers | None = None
 
-        async def flush(connection: Connection, _jobs: list[None]) -> None:
+        async def flush(connection: Connection, _calls: list[Call[None]]) -> None:
             nonlocal answers
-            answers = await self._flush(connection)
+            answers = await self._reception.flush(connection)
 
-        await self._ready()  # not with a connection, which the listener may need on its way back
+        await self._reception.ready()  # not with a connection, which the listener may need on its way back
         await self._attempts.make(calls, flush, repeatable=True)
         if answers is not None:
             await answers.wait()

@@ -1,4 +1,4 @@
-"""What a notification says: the frames that the triggers of schema.sql write."""
+"""What a notification says, in frames: those of the triggers in schema.sql, and those that nodes write themselves."""
 
 from __future__ import annotations
 

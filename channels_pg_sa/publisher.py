@@ -66,6 +66,7 @@ class Publisher(TransactionalSends, Directory):
         """Send a message from code without an event loop; otherwise as `send`.
 
         Raises:
+            RuntimeError: as Layer.send_sync, with connections of its own.
             ConfigurationError: the engine is an AsyncEngine, whose connections belong to an event loop.
         """
         self._sender.send_sync(channel, message)

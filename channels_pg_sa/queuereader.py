@@ -71,7 +71,7 @@ class QueueReader:
         self._most = MOST
         make = functools.partial(Backlog[str], spawn=spawn, level=log_level, batch=100)
         self.claims = make("channels_pg_sa claims", run=self._claim)
-        self.doorbells = make("channels_pg_sa doorbells", run=self._hear_doorbells)
+        self.listens = make("channels_pg_sa doorbells", run=self._hear_doorbells)
         self.rereads: Backlog[None] = Backlog(
             "channels_pg_sa mailbox", spawn=spawn, level=log_level, batch=1, run=lambda _: reread()
         )
@@ -81,7 +81,7 @@ class QueueReader:
     def on_reader(self, channel: str) -> None:
         """A reader waits for a channel that other nodes may read as well."""
         if self.book.open(channel):
-            self.doorbells.add([queue_of(channel)])
+            self.listens.add([queue_of(channel)])
         else:
             self.claims.add([channel])
 
@@ -112,7 +112,7 @@ class QueueReader:
 
     def listen_to_late(self) -> None:
         """Listen for queues that were wanted while there was no connection to listen on."""
-        self.doorbells.add(self.book.deaf)
+        self.listens.add(self.book.deaf)
 
     def give_back(self) -> None:
         """Return what was claimed here and nobody here reads."""
@@ -137,7 +137,7 @@ class QueueReader:
         self._idle = idle
         if gone := before - self.book.queues:
             await self._listen(sorted(gone), True)
-            self.doorbells.add(gone & self.book.queues)  # a reader came while we stopped listening
+            self.listens.add(gone & self.book.queues)  # a reader came while we stopped listening
 
     async def finish(self, timeout: float) -> None:
         """Wait until nothing is left to claim or return, but no longer than so many seconds."""

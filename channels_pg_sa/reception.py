@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -194,7 +195,7 @@ class Reception:
         return self._started and not self._listener.is_listening
 
     @property
-    def counters(self) -> dict[str, int]:
+    def counters(self) -> Counter[str]:
         """What has been received and dropped so far, and why."""
         return self.inbox.counters
 

@@ -60,17 +60,19 @@ class TransactionalSends:
         return insert_group_message(tables(self._settings.schema), group=addressed, **self._values(message))
 
     def send_sql(self, channel: str, message: Message) -> tuple[str, Mapping[str, Any]]:
-        """Return the same as SQL and parameters, for a cursor of psycopg or psycopg2: `execute(*layer.send_sql(…))`.
+        """Return SQL and parameters that send a message, for a cursor of psycopg or psycopg2.
 
-        Raises: as `send_statement`.
+        So: `cursor.execute(*layer.send_sql("jobs", {"type": "job"}))`.
+
+        Args, raises: as `send_statement`.
         """
         payload = self._codec.encode(message)
         return self._sql("send", recipient=[recipient_of(check_channel(channel))], channel=[channel], payload=[payload])
 
     def group_send_sql(self, group: str, message: Message) -> tuple[str, Mapping[str, Any]]:
-        """Return the same as SQL and parameters, for a cursor of psycopg or psycopg2.
+        """Return SQL and parameters that send a message to a group, for a cursor of psycopg or psycopg2.
 
-        Raises: as `send_statement`.
+        Args, raises: as `group_send_statement`.
         """
         check_group(group)
         nothing = {"recipient": [None], "channel": [None]}

@@ -42,11 +42,13 @@ async def test_a_full_channel_refuses(make: Maker, talk: Conversation) -> None:
 
 
 async def test_a_full_channel_refuses_plain_functions(make_layer: LayerFactory) -> None:
-    """By the same exception, and without a loop of their own."""
+    """By the same exception, which has its facts, and without a loop of their own."""
     layer = make_layer(capacity=1)
     await asyncio.to_thread(layer.send_sync, "jobs", text(0))
-    with pytest.raises(ChannelFull):
+    with pytest.raises(layer.ChannelFull, match=r"jobs.*: 1") as refused:
         await asyncio.to_thread(layer.send_sync, "jobs", text(1))
+    assert isinstance(refused.value, ChannelFull)
+    assert (refused.value.channel, refused.value.capacity) == ("jobs", 1)
     assert await Conversation(patience=10).next(layer, "jobs") == text(0)
 
 

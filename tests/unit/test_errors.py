@@ -82,7 +82,7 @@ def test_a_pooler_error_says_which_setting_helps() -> None:
         errors.MessageTooLarge(2, 1),
         errors.PoolerError(),
         errors.SendError(maybe_sent=True, waited=1.0, reason="cut"),
-        errors.ChannelFull("full"),
+        errors.ChannelFull("jobs", 100),
         errors.DecodeError("no message"),
     ],
     ids=lambda error: type(error).__name__,

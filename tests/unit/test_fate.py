@@ -7,7 +7,7 @@ import logging
 import psycopg
 import pytest
 
-from channels_pg_sa.fate import Fate, fate, is_misled, is_queue_full, log_level
+from channels_pg_sa.fate import Fate, fate, is_queue_full, log_level, needs_other_connection
 
 
 def error_of(state: str) -> psycopg.Error:
@@ -36,7 +36,7 @@ def error_of(state: str) -> psycopg.Error:
 def test_what_the_server_says(state: str, outcome: Fate, misled: bool, level: int) -> None:
     """By its SQLSTATE, whatever its words."""
     error = error_of(state)
-    assert (fate(error), is_misled(error), log_level(error)) == (outcome, misled, level)
+    assert (fate(error), needs_other_connection(error), log_level(error)) == (outcome, misled, level)
 
 
 def test_a_full_queue_of_notifications_becomes_free() -> None:
