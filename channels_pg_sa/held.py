@@ -21,7 +21,7 @@ class Held:
 
     sa_connection: AsyncConnection
     driver: Connection
-    poll: select.poll = field(default_factory=select.poll)
+    poll: select.poll = field(default_factory=lambda: select.poll())  # noqa: PLW0108 - eventlet removes it
     timer: asyncio.TimerHandle | None = None
     doubted: bool = False
 

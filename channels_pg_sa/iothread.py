@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import logging
@@ -9,6 +10,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from .errors import ConfigurationError
 
 T = TypeVar("T")
 
@@ -47,9 +50,19 @@ class IOThread:
 
     Args:
         name: of the thread.
+
+    Raises:
+        ConfigurationError: threads are not what they are called.
     """
 
     def __init__(self, name: str) -> None:
+        if _thread.start_new_thread.__module__ != "_thread":
+            # One that shares the caller's would never give it back to code without a loop, such as Django's ORM.
+            raise ConfigurationError(
+                "Threads are green here, patched by gevent or eventlet, and a layer needs a real one. Run the server "
+                "or worker with threads or processes; or send by channels_pg_sa.django.send(), by send_sql(), or by a "
+                "Publisher with an engine, which need none."
+            )
         self.loop = asyncio.SelectorEventLoop()  # whatever the policy makes, which may want the main thread, say
         self.loop.set_default_executor(_Resolvers(thread_name_prefix=name))
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)

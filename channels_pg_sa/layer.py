@@ -57,6 +57,7 @@ class Layer(TransactionalSends, Directory):
 
     def _start_afresh(self) -> None:
         """Become a node of its own, in a new process too: what a parent has opened is never touched in a child."""
+        self._pid = os.getpid()
         self._node_id = new_node()
         self._node: Node | None = None
         self._lock = threading.RLock()  # a signal's handler that closes the layer must at least not wait for itself
@@ -112,7 +113,7 @@ class Layer(TransactionalSends, Directory):
             PrivilegeError: the role lacks a right.
             LayerClosed: the layer was closed meanwhile.
         """
-        node = self._node or self._open()
+        node = self._open()
         while True:
             self._takes += 1
             if self._takes % TAKES == 0:
@@ -132,7 +133,7 @@ class Layer(TransactionalSends, Directory):
         Raises:
             TypeError: the prefix is not allowed, or too long.
         """
-        return new_channel(check_prefix(prefix), self._node_id)
+        return new_channel(check_prefix(prefix), self.node)
 
     # Groups --------------------------------------------------------------------------------------
 
@@ -229,6 +230,7 @@ class Layer(TransactionalSends, Directory):
     @property
     def node(self) -> str:
         """The id of this process's node, which stands in the names of its channels."""
+        self._check_process()
         return self._node_id
 
     @property
@@ -246,8 +248,14 @@ class Layer(TransactionalSends, Directory):
 
     # Parts ---------------------------------------------------------------------------------------
 
+    def _check_process(self) -> None:
+        """Begin afresh in a process that was forked behind Python's back, by a server written in C such as uWSGI."""
+        if self._pid != os.getpid():
+            _after_fork()
+
     def _open(self) -> Node:
         """Return the node, and make it if there is none."""
+        self._check_process()
         node = self._node
         if node is None:
             with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import multiprocessing
@@ -264,9 +265,9 @@ class Traffic:
         asyncio.run(receive())
 
 
-def fork(work: Callable[[], None], end: Callable[[int], object]) -> int:
+def fork(work: Callable[[], None], end: Callable[[int], object], make: Callable[[], int] = os.fork) -> int:
     """Fork; in the child do the work and end by this with 0, or with 1 and a traceback. Return the child's id."""
-    child = os.fork()
+    child = make()
     if child == 0:
         try:
             work()
@@ -369,6 +370,24 @@ def fork_in_a_coroutine(layer: Layer) -> None:
         assert await reader == [1, 2]
 
     asyncio.run(main())
+
+
+def forks_that_python_is_not_told_of(layer: Layer) -> None:
+    """A server written in C forks its workers after the application has used the layer: uWSGI, by default."""
+    before = layer.node
+
+    def work() -> None:
+        assert layer.node != before
+        use(layer)
+        layer.close_sync()
+
+    reap(fork(work, os._exit, ctypes.PyDLL(None).fork))  # the layer is there, and has not been opened
+    use(layer)
+    channel = new_channel(layer)
+    reap(fork(work, os._exit, ctypes.PyDLL(None).fork))
+    assert new_channel(layer).startswith(f"specific.{layer.node}!")
+    layer.send_sync(channel, text(1))
+    assert asyncio.run(take(layer, channel, 1)) == [1]
 
 
 def worker_processes(layer: Layer) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.support.databases import TestServer
+from tests.support.layers import LayerFactory
 
 from .programs import at_most, run
+from .test_bounds import take
 
 pytestmark = pytest.mark.processes
 
@@ -26,6 +30,7 @@ SCENARIOS = {
     "forks_with_locks_held": 2,
     "grandchildren": 3,
     "fork_in_a_coroutine": 2,
+    "forks_that_python_is_not_told_of": 2,
     "worker_processes": 3,
     "script_ends": 1,
     "exit_in_a_coroutine": 1,
@@ -50,3 +55,14 @@ def test_a_script_that_fails_says_only_why(server: TestServer, layer_url: str) -
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-1] == "RuntimeError: on purpose"
     assert all(line.startswith(" ") for line in lines[1:-1])
+
+
+async def test_threads_that_are_green_are_refused(layer_url: str, make_own_layer: LayerFactory) -> None:
+    """Peer defect 24: one send by gunicorn's or Celery's gevent workers, and Django's ORM refused to work there."""
+    await asyncio.to_thread(run, "-W", "ignore", "-m", "tests.runtime.green", layer_url, strict=False)
+    assert await take(make_own_layer(), "jobs", 2) == [1, 2]
+
+
+def test_it_can_be_imported_where_poll_is_missing() -> None:
+    """As eventlet leaves the module select; a name in INSTALLED_APPS must not stop the project."""
+    assert run("-c", "import select; del select.poll; import channels_pg_sa") == ""
