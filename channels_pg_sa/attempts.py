@@ -34,6 +34,7 @@ class Attempts:
         self._database = database
         self._queries = queries
         self._timeout = timeout
+        self._trouble: str | None = None  # what the last attempt met, which those behind it may not have met themselves
 
     async def make(
         self,
@@ -54,9 +55,9 @@ class Attempts:
             async with self._database.connection(self._timeout) as connection:
                 live = [call for call in calls if call.start()]
                 if not live:
-                    return None
+                    return
                 try:
-                    return await work(connection, live)
+                    await work(connection, live)
                 except psycopg.Error as error:
                     outcome, reason = fate(error), words_of(error)
                     await self._mend(connection, error)
@@ -64,7 +65,11 @@ class Attempts:
                         schema_error = await self._schema_error(connection, error, outcome)
                         for call in live:
                             call.error = schema_error or send_error(call, error, outcome)
-                        return None
+                        return
+                else:
+                    self._trouble = None
+                    return
+            self._trouble = reason
             for call in live:
                 call.doubtful = call.doubtful or outcome is Fate.UNKNOWN
                 call.trouble = reason
@@ -98,7 +103,7 @@ class Attempts:
         return SendError(
             maybe_sent=call.started or call.doubtful,
             waited=time.monotonic() - call.since,
-            reason=self._database.trouble or call.trouble or reason,
+            reason=self._database.trouble or call.trouble or reason or self._trouble,
         )
 
 

@@ -27,8 +27,12 @@ def _remake(kind: type[ChannelLayerError], texts: tuple[Any, ...], facts: dict[s
 
 
 def words_of(error: BaseException) -> str:
-    """Return what an error says, or its name if it says nothing."""
-    return str(error).strip() or type(error).__name__
+    """Return what an error says, or its name if it says nothing; of the server's errors the message alone.
+
+    Their context would tell topics, which are secrets: it quotes the statement that LISTENs.
+    """
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)
+    return primary or str(error).strip() or type(error).__name__
 
 
 def short(value: object) -> str:

@@ -13,11 +13,12 @@ from .errors import LayerClosed
 
 # The server's word that it did not do the statement, but would at another time.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_AGAIN = frozenset({"25P03", "25P04", "40001", "40P01", "57P01", "57P02", "57P03", "57P05"})
+_AGAIN = frozenset({"25P03", "25P04", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05"})
 # What another connection would not meet: a server that only reads, as a standby does which the address led to for a
 # moment, and a plan that was made before the tables were changed.
 _ELSEWHERE = frozenset({"25006", "0A000"})
-_NO_SUCH_THING = frozenset({"42P01", "42703", "42883", "3F000"})
+_NO_SUCH_THING = frozenset({"3F000", "42703", "42883", "42P01", "42P10"})  # 42P10: a key that ON CONFLICT wants
+_DISK_FULL = "53100"
 # Connections, sessions that were reset, resources, the operator, locks and conflicts: they come and go.
 _PASSING = ("08", "25P", "26", "40", "53", "54", "55", "57", "58")
 
@@ -65,12 +66,12 @@ def needs_other_connection(error: Exception) -> bool:
 def log_level(error: Exception) -> int:
     """Return how loud the log must be about an error of work that is tried again.
 
-    An outage ends by itself, that of a server which writes mostly too. What the server refuses for other reasons, as
-    for want of a right or a table, somebody must mend.
+    An outage ends by itself; that of a server which writes, or of room on its disk, mostly too. What the server refuses
+    for other reasons, as for want of a right or a table, somebody must mend.
     """
     if not isinstance(error, OUTAGE):
         return logging.ERROR
-    if needs_other_connection(error):
-        return logging.WARNING
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if needs_other_connection(error) or state == _DISK_FULL:
+        return logging.WARNING
     return logging.INFO if state is None or state.startswith(_PASSING) else logging.ERROR

@@ -18,7 +18,6 @@ from .errors import words_of
 from .fate import OUTAGE, log_level
 from .iothread import Spawn
 from .listener import ConnectionLost, Listener
-from .names import Topics
 from .queries import Pulse, Queries
 
 logger = logging.getLogger(__name__)
@@ -45,7 +44,6 @@ class Heartbeat:
         queries: the layer's statements.
         listener: lends the connection that listens.
         clock: is told the database's time.
-        topics: what the session must LISTEN to.
         queues: gives the queues to ask about.
         filled: called with those of them in which rows wait.
         deleted: is told how many rows were swept.
@@ -60,7 +58,6 @@ class Heartbeat:
         listener: Listener,
         clock: Clock,
         *,
-        topics: Topics,
         queues: Callable[[], list[str]],
         filled: Callable[[list[str]], None],
         deleted: Callable[[int], None],
@@ -71,7 +68,6 @@ class Heartbeat:
         self._queries = queries
         self._listener = listener
         self._clock = clock
-        self._topics = topics
         self._queues = queues
         self._filled = filled
         self._deleted = deleted
@@ -123,7 +119,7 @@ class Heartbeat:
         if not pulse.alive:
             self._listener.restart("its lease had run out")
         elif not pulse.hears:
-            self._listener.restart("its session was reset, and LISTENs no longer")
+            self._listener.restart("its session was reset, or the tables made anew: it LISTENs to nothing of ours")
         if is_whole:
             self._heed(pulse)
         else:
@@ -132,14 +128,14 @@ class Heartbeat:
     async def _ask(self, connection: Connection) -> Pulse:
         self._is_quick = False  # until it has proved to be
         before = time.monotonic()
-        pulse = await self._queries.beat(connection, topic=self._topics.own, queues=self._queues())
+        pulse = await self._queries.beat(connection, self._queues())
         self._is_quick = time.monotonic() - before < SLOW
         self._clock.observe(before, time.monotonic(), pulse.now)
         return pulse
 
     async def _renew(self, connection: Connection) -> Pulse:
         before = time.monotonic()
-        pulse = await self._queries.renew(connection, topic=self._topics.own)
+        pulse = await self._queries.renew(connection)
         self._clock.observe(before, time.monotonic(), pulse.now)
         return pulse
 

@@ -20,7 +20,9 @@ PATIENCE = 15.0
 """Seconds that connecting to a host, or a statement of the listener's own, may take."""
 # Nothing is heard while a statement waits for the lock of an operator or a migration. For the session, because a lock
 # on a table is waited for before anything in the statement could set it; LISTEN needs the session to be ours anyway.
-LENT = f"{SETTINGS}; SET lock_timeout = '100ms'"
+# And it is idle for as long as a heartbeat. (PostgreSQL 13 does not know that setting.)
+LENT = f"""{SETTINGS}; SET lock_timeout = '100ms';
+    SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"""  # noqa: S608
 """Settings of the session once it has recovered, when it is lent for statements as well."""
 
 

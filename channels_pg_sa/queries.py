@@ -236,15 +236,15 @@ class Queries:
             for row, channel, group, end in rows
         ]
 
-    async def beat(self, connection: Connection, *, topic: str, queues: Sequence[str]) -> Pulse:
+    async def beat(self, connection: Connection, queues: Sequence[str]) -> Pulse:
         """Renew the lease and look around; queues: whose rows may have been overlooked."""
-        rows = await self._run(connection, "beat", topic=topic, queues=TextArray(queues))
+        rows = await self._run(connection, "beat", queues=TextArray(queues))
         ((alive, hears, now, due, filled),) = rows
         return Pulse(alive, hears, now, due, filled or ())
 
-    async def renew(self, connection: Connection, *, topic: str) -> Pulse:
+    async def renew(self, connection: Connection) -> Pulse:
         """Renew the lease, and look at nothing else."""
-        ((alive, hears, now),) = await self._run(connection, "renew", topic=topic)
+        ((alive, hears, now),) = await self._run(connection, "renew")
         return Pulse(alive, hears, now)
 
     async def unregister(self, connection: Connection) -> None:

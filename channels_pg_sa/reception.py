@@ -128,7 +128,6 @@ class Reception:
             queries,
             self._listener,
             self._clock,
-            topics=self._topics,
             queues=lambda: sorted(self._queues.book.queues),
             filled=self._queues.on_filled,
             deleted=vacuum.note,
@@ -295,11 +294,11 @@ class Reception:
         self._tell_of_change()
 
     def _went_down(self, error: Exception) -> None:
-        """Say so once. If the setup is at fault, those who wait are told; it may be mended, so the listener goes on."""
+        """Say so, once for each reason. If the setup is at fault, those who wait are told; it may yet be mended."""
         self._database.doubt()
         self._courier.is_current = False
         reason = words_of(error)
-        if self.trouble is None:
+        if reason != self.trouble:
             expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))
             logger.warning(
                 "Node %s does not hear PostgreSQL, and reconnects: %s",
@@ -307,6 +306,7 @@ class Reception:
                 reason,
                 exc_info=None if expected else error,
             )
+        if self.trouble is None:
             self._announce(self._announcements[0])
         self.trouble = reason
         if isinstance(error, ChannelLayerError) and self.inbox.failure is None:

@@ -57,8 +57,11 @@ def register() -> Executable:
     )
 
 
-def _renewal() -> list[ColumnElement[Any]]:
-    """Whether the node's lease could be renewed, whether the session LISTENs to its topic, and the time."""
+def _renewal(topic: Any) -> list[ColumnElement[Any]]:
+    """Whether the node's lease could be renewed, whether the session LISTENs to its topic, and the time.
+
+    The topic is another one if the installation has a new secret.
+    """
     renewed = (
         update(node)
         .where(node.c.id == NODE, node.c.pid.is_not(None))
@@ -67,16 +70,17 @@ def _renewal() -> list[ColumnElement[Any]]:
         .cte("renewed")
     )
     heard = func.pg_listening_channels().column_valued("heard")
-    hears = exists().where(heard == bindparam("topic", type_=Text))
+    secret = select(installation.c.secret).scalar_subquery()
+    hears = exists().where(heard == topic(secret, "node", PREFIX, NODE))
     return [exists(select(renewed.c.id)), hears, epoch(CLOCK)]
 
 
-def renew() -> Executable:
+def renew(topic: Any) -> Executable:
     """Renew the node's lease, and see whether the session still LISTENs to its topic."""
-    return select(*_renewal())
+    return select(*_renewal(topic))
 
 
-def beat() -> Executable:
+def beat(topic: Any) -> Executable:
     """Renew, and see what there is to sweep and to claim.
 
     All in one statement: it is the only one an idle process sends. It notifies nobody, because that would wake every
@@ -91,7 +95,7 @@ def beat() -> Executable:
     filled = select(func.array_agg(queue)).where(
         exists().where(message.c.prefix == PREFIX, message.c.recipient == queue, message.c.expires_at > CLOCK)
     )
-    return select(*_renewal(), due, filled.scalar_subquery())
+    return select(*_renewal(topic), due, filled.scalar_subquery())
 
 
 def unregister() -> Executable:

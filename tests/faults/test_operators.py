@@ -16,11 +16,13 @@ from psycopg import sql
 
 from channels_pg_sa import SchemaError, SendError, listener, migrate
 from channels_pg_sa.compiled import compiled
+from channels_pg_sa.errors import words_of
+from channels_pg_sa.schema import REVISION
 from tests.support.databases import TestServer, database_name, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually, eventually_async
 
-from .breaking import WAITING, inside, take, text, warm
+from .breaking import WAITING, SwallowingProxy, inside, locked_messages, take, text, warm
 
 
 @contextlib.contextmanager
@@ -131,6 +133,90 @@ async def test_a_process_that_is_stopped_while_it_sweeps_keeps_nobody_from_start
         await warm(make_own_layer())
         with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
             stopped.execute("SELECT 1")
+
+
+async def test_those_who_wait_behind_hear_the_reason_too(
+    server: TestServer, layer_url: str, make_own_layer: LayerFactory
+) -> None:
+    """Whose time is over before the statement is tried for them."""
+    layer = make_own_layer(send_timeout=1)
+    await warm(layer)
+
+    async def refused(number: int) -> str:
+        await asyncio.sleep(0.05 * number)
+        with pytest.raises(SendError) as caught:
+            await layer.send("jobs", text(number))
+        return str(caught.value)
+
+    with read_only(server, layer_url):
+        words = await asyncio.gather(*(refused(number) for number in range(30)))
+    assert [word for word in words if "read-only transaction" not in word] == []
+
+
+async def test_a_lock_timeout_of_the_database_is_no_reason_to_fail(
+    layer_url: str, make_own_layer: LayerFactory
+) -> None:
+    """Nothing was done, and the lock may be gone before `send_timeout` is over."""
+    query(layer_url, f"ALTER DATABASE {database_name(layer_url)} SET lock_timeout = '100ms'")
+    layer = make_own_layer()
+    channel = await warm(layer)
+    with locked_messages(layer_url):
+        sending = asyncio.create_task(layer.send(channel, text(1)))
+        await asyncio.wait([sending], timeout=1)
+        assert not sending.done()
+    await sending
+    assert await take(layer, channel, 1) == [text(1)]
+
+
+async def test_the_session_that_listens_may_be_idle(layer_url: str, make_own_layer: LayerFactory) -> None:
+    """For as long as a heartbeat; idle_session_timeout is meant for people who forgot to log out."""
+    query(layer_url, f"ALTER DATABASE {database_name(layer_url)} SET idle_session_timeout = '300ms'")
+    layer = make_own_layer(heartbeat=5)
+    await warm(layer)
+    listeners = make_own_layer.listeners(layer)
+    await asyncio.sleep(1.5)
+    assert make_own_layer.listeners(layer) == listeners
+
+
+async def test_a_new_secret_is_learnt(layer_url: str, make_own_layer: LayerFactory) -> None:
+    """By the next heartbeat: who mends a table without its row, as we say one should, makes one."""
+    layer, sender = make_own_layer(heartbeat=0.3, lease=2), make_own_layer()
+    channel = await warm(layer)
+    query(layer_url, "DELETE FROM channels_pg_sa_installation")
+    query(layer_url, f"INSERT INTO channels_pg_sa_installation (revision) VALUES ('{REVISION}')")
+    old = inside(layer)._topics.own
+
+    async def has_learnt() -> bool:
+        return bool(inside(layer)._topics.own != old and inside(layer)._listener.is_listening)
+
+    await eventually_async(has_learnt)
+    for number in range(2):
+        await sender.send(channel, text(number))
+    assert await take(layer, channel, 2) == [text(0), text(1)]
+
+
+async def test_each_reason_of_an_outage_is_logged_once(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first may be that the server closed the connection, and the next why there is no other."""
+    layer = make_own_layer(listen_url=proxy.url)
+    await warm(layer)
+    proxy.cut()
+
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "does not hear" in record.getMessage()]
+
+    eventually(lambda: any("refused" in warning for warning in warnings()))
+    await asyncio.sleep(1)  # more attempts
+    assert len(warnings()) == 2
+
+
+async def test_errors_do_not_tell_topics(layer_url: str) -> None:
+    """The context of an error quotes the statement under which it came, and that one LISTENs."""
+    with psycopg.connect(layer_url) as connection, pytest.raises(psycopg.Error) as caught:
+        connection.execute("SELECT channels_pg_sa_listen(ARRAY['secret', NULL], false)")
+    assert "PL/pgSQL" in str(caught.value)
+    assert "PL/pgSQL" not in words_of(caught.value)
 
 
 @pytest.mark.parametrize("lost", ["FUNCTION channels_pg_sa_listen", "TABLE channels_pg_sa_node"])

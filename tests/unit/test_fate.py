@@ -28,8 +28,10 @@ def error_of(state: str) -> psycopg.Error:
         ("42501", Fate.REFUSED, False, logging.ERROR),  # a right is missing
         ("21000", Fate.REFUSED, False, logging.ERROR),  # the primary key is gone
         ("53300", Fate.REFUSED, False, logging.INFO),  # too many connections
-        ("55P03", Fate.REFUSED, False, logging.INFO),  # a lock was not to be had
+        ("53100", Fate.REFUSED, False, logging.WARNING),  # the disk is full
+        ("55P03", Fate.NOT_DONE, False, logging.INFO),  # a lock was not to be had
         ("42P01", Fate.NO_SCHEMA, False, logging.ERROR),  # no table
+        ("42P10", Fate.NO_SCHEMA, False, logging.ERROR),  # no primary key for ON CONFLICT
         ("08006", Fate.UNKNOWN, False, logging.INFO),  # a pooler has lost the server
     ],
 )
