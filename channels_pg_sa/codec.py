@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -64,14 +63,16 @@ class MessageCodec:
         """Return the payload.
 
         Raises:
-            TypeError: the message, or a value in it, is of a type the specification does not allow; names the place.
+            TypeError: the message, or a value in it, is of a type the specification does not allow; names the place. A
+                serializer of the user's own decides by itself what a message may hold.
             MessageTooLarge: the payload is over MAX_BYTES; one that must be is not encoded just to learn its size.
         """
         if not isinstance(message, dict):
             raise TypeError(f"A message is a dict, not {type(message).__name__}.")
         assert self._dumps is not None  # noqa: S101 - for the type checker
         try:
-            _weigh(message, 0, math.inf if self._own is not None else MAX_BYTES, {})
+            if self._own is None:  # which knows what it takes
+                _weigh(message, 0, {})
             data = self._dumps(message)
         except _Refusal as refusal:
             raise TypeError(str(refusal)) from None
@@ -155,7 +156,7 @@ class _Refusal(Exception):
 _Weighed = dict[int, tuple[object, int, int]]
 
 
-def _weigh(value: object, depth: int, limit: float, weighed: _Weighed) -> int:
+def _weigh(value: object, depth: int, weighed: _Weighed) -> int:
     """Refuse what a receiver could not read, and what is too large for sure; return how many bytes it has at least.
 
     Exact types first: they are nearly all there are. A container that stands in several places is weighed once, so that
@@ -176,9 +177,9 @@ def _weigh(value: object, depth: int, limit: float, weighed: _Weighed) -> int:
             if depth > _MAX_DEPTH:
                 raise _Refusal(f"The message is nested more than {_MAX_DEPTH} deep, at ", ".")
             if isinstance(value, dict):
-                weight = _weigh_dict(value, depth, limit, weighed)
+                weight = _weigh_dict(value, depth, weighed)
             else:
-                weight = _weigh_items(value, depth, limit, weighed)
+                weight = _weigh_items(value, depth, weighed)
             known = weighed[id(value)] = value, depth, weight
         return known[2]
     if not isinstance(value, (str, float, bytes, bytearray)):
@@ -187,30 +188,30 @@ def _weigh(value: object, depth: int, limit: float, weighed: _Weighed) -> int:
     return 1
 
 
-def _weigh_dict(value: dict[object, object], depth: int, limit: float, weighed: _Weighed) -> int:
+def _weigh_dict(value: dict[object, object], depth: int, weighed: _Weighed) -> int:
     total = 1
     for key, item in value.items():
         if not isinstance(key, str):
             raise _Refusal("", f" has the key {short(key)}, which is a {type(key).__name__}, not a str.")
         try:
-            total += 1 + _weigh(item, depth + 1, limit, weighed)
+            total += 1 + _weigh(item, depth + 1, weighed)
         except _Refusal as refusal:
             refusal.place.append(f"[{short(key)}]")
             raise
-        if total > limit:
+        if total > MAX_BYTES:
             raise MessageTooLarge(total, MAX_BYTES)
     return total
 
 
-def _weigh_items(value: list[object] | tuple[object, ...], depth: int, limit: float, weighed: _Weighed) -> int:
+def _weigh_items(value: list[object] | tuple[object, ...], depth: int, weighed: _Weighed) -> int:
     total = 1
     for position, item in enumerate(value):
         try:
-            total += _weigh(item, depth + 1, limit, weighed)
+            total += _weigh(item, depth + 1, weighed)
         except _Refusal as refusal:
             refusal.place.append(f"[{position}]")
             raise
-        if total > limit:
+        if total > MAX_BYTES:
             raise MessageTooLarge(total, MAX_BYTES)
     return total
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime as dt
 import enum
 import json
+import pickle
 import sys
 import types
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -412,6 +415,13 @@ def test_each_fault_of_a_message_is_a_type_error(own: Callable[..., str], error:
 
     with pytest.raises(TypeError, match=f"The message cannot be encoded: {error.__name__}: .*a fault"):
         MessageCodec(own(dumps=dumps, loads=lambda _: {})).encode({})
+
+
+def test_an_own_serializer_decides_what_it_takes(own: Callable[..., str]) -> None:
+    """Its reason to be may be a date, or a key that is a number."""
+    codec = MessageCodec(own(dumps=pickle.dumps, loads=pickle.loads))
+    message = {"at": dt.datetime(2026, 11, 29, tzinfo=dt.timezone.utc), 1: {uuid.UUID(int=1)}}
+    assert codec.decode(codec.encode(message)) == message  # type: ignore[arg-type]
 
 
 def test_an_own_serializer_must_return_a_dict(own: Callable[..., str]) -> None:
