@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
@@ -20,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from .address import Connector, Url, connector
 from .config import checked_schema
 from .errors import ConfigurationError, SchemaError
-from .schema import REVISION, installation, metadata
+from .schema import REVISION, installation, metadata, routines
 
 TABLE_PREFIX = "channels_pg_sa_"
 VERSION_TABLE = "channels_pg_sa_version"
@@ -108,16 +109,20 @@ def current(database: Database, *, schema: str | None = None) -> str | None:
 
 
 def check(database: Database, *, schema: str | None = None) -> None:
-    """Make sure that a database has the tables as this version of the package needs them.
+    """Make sure that a database has the tables, functions and triggers that this version of the package needs.
 
     Raises:
-        SchemaError: it has not; the message says which command mends it.
+        SchemaError: it has not; the message says what is missing, or which command mends it.
         ConfigurationError: the address or the schema's name is wrong.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
     found = current(database, schema=schema)
     if found != REVISION:
         raise SchemaError(found, REVISION, schema=schema)
+    with engine_for(database).connect() as connection:
+        missing = [*_missing_tables(connection, schema), *_missing_routines(connection, schema)]
+    if missing:
+        raise SchemaError(found, REVISION, schema=schema, reason=", ".join(missing))
 
 
 def history() -> list[tuple[str, str]]:
@@ -216,6 +221,40 @@ def _check_history(database: Database, schema: str | None) -> None:
             "made them. That has to change them too."
         )
     current(database, schema=schema)
+
+
+def _missing_tables(connection: Connection, schema: str | None) -> Iterator[str]:
+    """Yield what is missing of tables: whole ones, columns, and the primary keys that ON CONFLICT wants."""
+    inspector = inspect(connection)
+    for name, table in metadata.tables.items():
+        if not inspector.has_table(name, schema=schema):
+            yield f"no table {name}"
+            continue
+        there = {column["name"] for column in inspector.get_columns(name, schema=schema)}
+        yield from (f"no column {name}.{column.name}" for column in table.columns if column.name not in there)
+        if inspector.get_pk_constraint(name, schema=schema)["constrained_columns"] != list(
+            table.primary_key.columns.keys()
+        ):
+            yield f"not the primary key of {name}"
+
+
+def _missing_routines(connection: Connection, schema: str | None) -> Iterator[str]:
+    """Yield which functions and triggers are missing, or do not fire."""
+    functions = re.findall(r"CREATE OR REPLACE FUNCTION @\.(\w+)", routines())
+    triggers = re.findall(r"CREATE TRIGGER (\w+) AFTER \w+ ON @\.(\w+)", routines())
+    there = text("""
+        WITH place (id) AS (
+            SELECT c.relnamespace FROM pg_catalog.pg_class c
+            WHERE c.oid = pg_catalog.to_regclass(
+                pg_catalog.concat(pg_catalog.quote_ident(CAST(:schema AS text)) || '.', CAST(:table AS text))))
+        SELECT p.proname, NULL FROM pg_catalog.pg_proc p JOIN place ON place.id = p.pronamespace
+        UNION ALL
+        SELECT t.tgname, c.relname FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+        JOIN place ON place.id = c.relnamespace WHERE t.tgenabled IN ('O', 'A')""")
+    rows = connection.execute(there, {"schema": schema, "table": installation.name})
+    found = {(name, table) for name, table in rows}
+    yield from (f"no function {name}" for name in functions if (name, None) not in found)
+    yield from (f"no trigger {name} on {table} that fires" for name, table in triggers if (name, table) not in found)
 
 
 def _check_owners(connection: Connection, schema: str | None) -> None:

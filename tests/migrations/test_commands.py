@@ -23,6 +23,7 @@ from channels_pg_sa.config import Settings
 from channels_pg_sa.django_settings import BACKEND
 from channels_pg_sa.management.commands.channels_pg_sa import Command
 from channels_pg_sa.schema import REVISION
+from tests.support.databases import run_script
 from tests.support.urls import with_database
 
 ROOT = Path(__file__).parent.parent.parent
@@ -102,6 +103,32 @@ def test_check_ends_with_1_and_names_the_remedy(database_url: str, run: Callable
     code, output, errors = run("check", "--url", database_url)
     assert (code, output) == (1, "")
     assert "`channels-pg-sa upgrade`" in errors
+
+
+DAMAGES = {
+    "DROP TABLE {schema}.channels_pg_sa_node": "no table channels_pg_sa_node",
+    "ALTER TABLE {schema}.channels_pg_sa_message RENAME TO elsewhere": "no table channels_pg_sa_message",
+    "ALTER TABLE {schema}.channels_pg_sa_node DROP COLUMN host": "no column channels_pg_sa_node.host",
+    "ALTER TABLE {schema}.channels_pg_sa_node DROP CONSTRAINT pk_channels_pg_sa_node": "not the primary key",
+    "DROP FUNCTION {schema}.channels_pg_sa_listen": "no function channels_pg_sa_listen",
+    "DROP TRIGGER joined ON {schema}.channels_pg_sa_membership": "no trigger joined on channels_pg_sa_membership",
+    "ALTER TABLE {schema}.channels_pg_sa_message DISABLE TRIGGER added": "no trigger added on channels_pg_sa_message",
+}
+
+
+@pytest.mark.parametrize("schema", ["public", "tenant"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_check_finds_what_is_missing(
+    database_url: str, run: Callable[..., tuple[int, str, str]], damage: str, schema: str
+) -> None:
+    """Where sends succeed, nothing would arrive, and no log would say why; W001 tells the same."""
+    arguments = ["--url", database_url, *([] if schema == "public" else ["--schema", schema])]
+    run("upgrade", *arguments)
+    run_script(database_url, damage.format(schema=schema))
+    code, output, errors = run("check", *arguments)
+    assert (code, output) == (1, "")
+    assert "not all of it is there" in errors
+    assert DAMAGES[damage] in errors
 
 
 def test_a_schema_of_its_own(database_url: str, run: Callable[..., tuple[int, str, str]]) -> None:
