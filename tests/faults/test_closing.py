@@ -199,7 +199,7 @@ async def test_what_was_dropped_last_is_told(make_own_layer: LayerFactory, caplo
     layer: Any = make_own_layer()
     await warm(layer)
     for number in range(2):
-        layer._node.drop("undecodable", f"as number {number}")
+        layer._node.drops.add("undecodable", f"as number {number}")
     assert "as number 1" not in caplog.text
     await layer.close()
     assert "Messages dropped: 1 as number 1" in caplog.text

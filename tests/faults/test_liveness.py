@@ -179,9 +179,9 @@ async def test_questions_that_take_long_are_asked_elsewhere(
     asked: list[bool] = []
     beat = Queries.beat
 
-    async def noted(self: Queries, connection: Any, **parameters: Any) -> Any:
+    async def noted(self: Queries, connection: Any, queues: Any) -> Any:
         asked.append(connection is inside(layer)._listener._connection)
-        return await beat(self, connection, **parameters)
+        return await beat(self, connection, queues)
 
     monkeypatch.setattr(Queries, "beat", noted)
     await until_beats(layer, layer_url, 4)
@@ -565,7 +565,7 @@ async def test_housekeeping_goes_on_after_an_error(
 
     monkeypatch.setattr(inside(layer), "keep_house", keep_house)
     for number in range(2):
-        layer._node.drop("undecodable", f"as number {number}")
+        layer._node.drops.add("undecodable", f"as number {number}")
 
     async def is_kept() -> bool:
         return {True, False} <= set(rounds[1:]) and "as number 1" in caplog.text

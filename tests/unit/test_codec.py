@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from channels_pg_sa import codec as codec_module
 from channels_pg_sa.codec import MAX_BYTES, MessageCodec
 from channels_pg_sa.errors import ConfigurationError, DecodeError, MessageTooLarge
+from tests.support.serializers import COMPRESSED_PATH
 
 CODECS = {
     "msgpack": MessageCodec(),
@@ -531,3 +532,10 @@ def test_an_exception_that_is_no_fault_of_the_message_is_not_taken_for_one(own: 
 
     with pytest.raises(TimeLimit):
         MessageCodec(own(dumps=dumps, loads=lambda _: {})).encode({})
+
+
+def test_a_serializer_of_one_s_own_leaves_messages_of_the_others_to_them() -> None:
+    """A layer may change to it while messages of the other kinds are under way; SQL goes on to send JSON."""
+    own = MessageCodec(COMPRESSED_PATH)
+    for codec in CODECS["msgpack"], CODECS["json"], own:
+        assert own.decode(codec.encode({"a": [1, b"b"]})) == {"a": [1, b"b"]}

@@ -637,3 +637,215 @@ def test_every_reader_is_found_when_the_layer_fails() -> None:
     assert not it.is_read("jobs2")
     it.hear([parcel(1, OTHER)], NOW)
     assert not it.is_read(OTHER)
+
+
+def test_a_reader_of_a_channel_takes_nothing_of_one_whose_name_begins_so() -> None:
+    """Only `!` at the end makes a prefix of a name."""
+    it = dispatcher()
+    it.claimed([(1, "jobs2", b"1", LATER)])
+    assert taken(it, "jobs") == []
+    assert taken(it, "jobs2") == [1]
+
+
+def test_what_is_read_by_a_prefix_is_ready() -> None:
+    """A channel whose first message has yet to be fetched, or has expired, holds up no other."""
+    it = dispatcher()
+    it.hear([doorbell(1), parcel(2, OTHER)], NOW)
+    assert taken(it, ALL) == [2]
+    it = dispatcher()
+    it.hear([parcel(1, expires=NOW + 1), parcel(2, OTHER)], NOW)
+    assert taken(it, ALL, now=NOW + 2) == [2]
+
+
+def test_a_reader_of_a_prefix_takes_an_announcement_beside_messages() -> None:
+    """It has no row, and so no place in their order; it comes first."""
+    it = dispatcher()
+    reader = waiting(it, OTHER)
+    it.announce(b"0", LATER)
+    it.served(OTHER, reader)
+    it.hear([parcel(1)], NOW)
+    assert taken(it, ALL) == [0, 1]
+
+
+def test_two_readers_are_woken_for_two_messages_that_come_one_by_one() -> None:
+    """The first has not come yet when the second message is there."""
+    it = dispatcher()
+    first, second = waiting(it), waiting(it)
+    it.hear([parcel(1)], NOW)
+    assert effects(it).wake == [first]
+    it.hear([parcel(2)], NOW)
+    assert effects(it).wake == [second]
+
+
+def test_a_reader_that_was_passed_over_waits_anew_as_the_last() -> None:
+    """It comes after all, and finds that it is no reader any more."""
+    it = dispatcher()
+    first, second = waiting(it), waiting(it)
+    it.remove_readers([first])
+    anew = Reader()
+    it.wait(OWN, anew, instead_of=first)
+    assert it.every_reader() == [second, anew]
+
+
+def test_a_reader_that_was_woken_in_vain_is_forgotten() -> None:
+    """Only those who are still to come are waited for."""
+    it = dispatcher()
+    reader = waiting(it)
+    it.hear([parcel(1)], NOW)
+    assert taken(it) == [1]
+    it.wait(OWN, Reader(), instead_of=reader)
+    assert it.woken == set()
+
+
+def test_one_who_left_may_say_so_again_when_its_channel_is_forgotten() -> None:
+    """Nothing is left of it after the first time."""
+    it = dispatcher()
+    reader = waiting(it)
+    for _ in range(2):
+        it.remove_reader(OWN, reader)
+        assert it._locals == {}
+
+
+def test_a_message_outlasts_the_reader_who_gave_up() -> None:
+    """And keeps its place before what comes later."""
+    it = dispatcher()
+    reader = waiting(it)
+    it.hear([parcel(1)], NOW)
+    it.remove_reader(OWN, reader)
+    it.hear([parcel(2)], NOW)
+    assert taken(it) == [1, 2]
+
+
+def test_what_is_promised_to_readers_of_a_longer_name_is_nobody_else_s() -> None:
+    """A channel of a name that merely begins so is another."""
+    it = dispatcher()
+    waiting(it, "jobs")
+    it.claimed([(1, "jobs2", b"1", LATER)])
+    assert it.waiting("jobs") == 1
+
+
+def test_tidying_leaves_what_is_unread_and_who_waits() -> None:
+    """Only channels that are neither are not in use."""
+    it = dispatcher()
+    it.hear([parcel(1)], NOW)
+    reader = waiting(it, OTHER)
+    it.tidy()
+    effects(it)
+    assert taken(it) == [1]
+    it.hear([parcel(2, OTHER)], NOW)
+    assert effects(it).wake == [reader]
+
+
+def test_a_member_that_is_full_keeps_no_other_from_getting_the_message() -> None:
+    """And who has room left gets it, though something is unread."""
+    it = dispatcher(2)
+    it.hear([Joined("g", OWN, math.inf), Joined("g", OTHER, math.inf), parcel(1), parcel(2), parcel(3, OTHER)], NOW)
+    it.hear([parcel(4, "g", grouped=True)], NOW)
+    assert it.overfull == {(OWN, "g"): 1}
+    assert taken(it, OTHER) == [3, 4]
+
+
+def test_what_was_claimed_while_the_table_was_read_has_not_vanished() -> None:
+    """Only what was known before can be missed."""
+    it = dispatcher()
+    it.hear([parcel(1)], NOW)
+    known = it.known
+    it.claimed([(2, "jobs", b"2", LATER)])
+    assert it.vanished(known, []) == {1}
+    assert list(it.known) == [2]
+    assert taken(it, "jobs") == [2]
+    assert 2 in effects(it).delete
+
+
+def test_what_would_never_have_expired_can_vanish_too() -> None:
+    """Its row is gone with the others."""
+    it = dispatcher(10)
+    it.hear([parcel(1, expires=math.inf)], NOW)
+    assert it.vanished(it.known, []) == {1}
+
+
+def test_what_was_deleted_before_a_crash_is_not_deleted_again_after_it() -> None:
+    """The id is a stranger's row already."""
+    it = dispatcher()
+    it.hear([parcel(1)], NOW)
+    assert effects(it).delete == [1]
+    it.deleted([1])
+    it.vanished(it.known, [])
+    assert taken(it) == [1]
+    assert effects(it).delete == []
+
+
+def test_an_answer_for_a_row_that_nobody_waits_for_does_not_hide_the_next() -> None:
+    """It was claimed, flushed or lost meanwhile; those that were asked for with it are here."""
+    it = dispatcher()
+    it.recover([doorbell(1, "jobs"), doorbell(2)], 1, NOW)
+    it.claimed([(1, "jobs", b"1", LATER)])
+    it.fetched([1, 2], {1: b"1", 2: b"2"})
+    assert taken(it) == [2]
+
+
+def test_a_name_of_one_letter_is_a_name() -> None:
+    """Claimed as well as heard of; what is claimed is counted as received."""
+    it = dispatcher()
+    it.hear([parcel(1, "j")], NOW)
+    it.claimed([(2, "j", b"2", LATER)])
+    assert taken(it, "j") == [1, 2]
+    assert it.counters == {"received": 2}
+
+
+def test_an_announcement_reaches_a_reader_of_a_channel_under_a_prefix_that_is_read_too() -> None:
+    """Who reads the channel itself is no reader of the prefix."""
+    it = dispatcher()
+    waiting(it, ALL)
+    reader = waiting(it, OWN)
+    it.announce(b"1", LATER)
+    assert effects(it).wake == [reader]
+
+
+def test_an_announcement_reaches_channels_whose_prefix_nobody_reads_any_more() -> None:
+    """Neither does one who reads a name without `!` read a prefix."""
+    it = dispatcher()
+    for channel in (ALL, OWN):
+        it.served(channel, waiting(it, channel))
+    it.announce(b"1", LATER)
+    assert taken(it, OWN) == [1]
+    it = dispatcher()
+    it.served("jobs", waiting(it, "jobs"))
+    it.announce(b"1", LATER)
+    assert taken(it, "jobs") == [1]
+
+
+def test_a_flush_deletes_what_is_still_there_and_forgets_the_rest() -> None:
+    """Not again what was deleted on arrival, nor an announcement, which has no row; a late fetch has lost nothing."""
+    it = dispatcher()
+    waiting(it, OTHER)
+    it.hear([parcel(1), doorbell(2)], NOW)
+    it.announce(b"3", LATER)
+    effects(it)
+    it.hear([Flushed("n", "t")], NOW)
+    assert effects(it).delete == [2]
+    it.fetched([2], {})
+    assert it.counters["vanished"] == 0
+
+
+def test_an_announcement_that_nobody_reads_goes_into_no_queue() -> None:
+    """It has no row that could go back."""
+    it = dispatcher()
+    it.served("jobs", waiting(it, "jobs"))
+    it.announce(b"1", LATER)
+    assert it.claimed_unread() == {}
+
+
+def test_a_reader_of_a_prefix_takes_nothing_of_other_channels() -> None:
+    """Whatever waits in them."""
+    it = dispatcher()
+    it.hear([parcel(1)], NOW)
+    assert it.take("w!", NOW) is None
+    assert taken(it, OWN) == [1]
+
+
+def test_a_channel_without_a_limit_beside_others_that_have_one_takes_all() -> None:
+    """Messages to a group as well."""
+    it = dispatcher(bounded=True)
+    it.hear([Joined("g", OWN, math.inf), parcel(1, "g", grouped=True), parcel(2, "g", grouped=True)], NOW)
+    assert taken(it) == [1, 2]

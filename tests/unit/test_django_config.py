@@ -330,3 +330,8 @@ def test_none_is_as_good_as_nothing_where_django_takes_it_so() -> None:
     config = {"NAME": "d", "USER": None, "PASSWORD": None, "HOST": None, "PORT": None, "OPTIONS": None}
     assert connect(config) == {"dbname": "d"}
     assert connect({**config, "OPTIONS": {"sslmode": None}}) == {"dbname": "d"}
+
+
+def test_a_key_in_small_letters_is_no_third_party_s(backend: Callable[[type], str]) -> None:
+    """Django's own are capitals: this one is ours, and wrong."""
+    assert "nonsense" in complaint({"ENGINE": backend(DatabaseWrapper), "NAME": "d", "nonsense": 1})

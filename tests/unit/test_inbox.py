@@ -257,3 +257,40 @@ def test_each_decision_that_needs_the_database_is_passed_on(dispatcher: Dispatch
     with inbox.decisions():
         dispatcher.put(["another"], message())
     assert passed_on == []
+
+
+async def test_keeping_house_leaves_those_who_wait(inbox: Inbox, dispatcher: Dispatcher) -> None:
+    """However thoroughly: their loop runs, and a message may come at any time."""
+    reader = asyncio.create_task(inbox.receive(CHANNEL, shared=False))
+    await turns()
+    inbox.keep_house(DropLog(), thoroughly=True)
+    assert dispatcher.reader_count == 1
+    with inbox.decisions():
+        dispatcher.put([CHANNEL], message())
+    assert (await asyncio.wait_for(reader, 5)).payload == b"x"
+
+
+async def test_who_was_woken_after_the_last_round_is_not_passed_over(inbox: Inbox, dispatcher: Dispatcher) -> None:
+    """It is counted from one round to the next, whatever the last one found."""
+    inbox.keep_house(DropLog(), thoroughly=False)
+    reader = asyncio.get_running_loop().create_future()
+    with inbox.decisions():
+        dispatcher.wait(CHANNEL, reader)
+        dispatcher.put([CHANNEL], message())
+    inbox.keep_house(DropLog(), thoroughly=False)
+    assert dispatcher.woken == {reader}
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_taking_decides_is_passed_on_at_once(waits: bool) -> None:
+    """Where the row counts against a capacity, a sender waits for it to be deleted."""
+    passed_on: list[Effects] = []
+    dispatcher = Dispatcher(lambda _: 1, bounded=True)
+    inbox = Inbox(dispatcher, Clock(), work=passed_on.append, want=lambda _: None)
+    reader = asyncio.create_task(inbox.receive(CHANNEL, shared=False)) if waits else None
+    await turns()
+    with inbox.decisions():
+        dispatcher.hear([Parcel(1, CHANNEL, False, float("inf"), b"eA==")], 0.0)
+    entry = inbox.take(CHANNEL) if reader is None else await asyncio.wait_for(reader, 5)
+    assert entry is not None
+    assert [effects.delete for effects in passed_on] == [[1]]

@@ -77,3 +77,16 @@ def test_a_membership_that_the_database_does_not_know_is_not_restored() -> None:
     assert index.to_restore() == [("g", "a", 10.0), ("g", "d", math.inf), ("g", "e", 10.0)]
     index.replace([("g", "c", 10.0)])
     assert index.to_restore() == [("g", "c", 10.0)]
+
+
+def test_nothing_is_remembered_of_memberships_that_are_over() -> None:
+    """Neither a doubt about one, nor about what never was one."""
+    index = MemberIndex()
+    for channel in "ab":
+        index.join("g", channel, math.inf)
+        index.doubt("g", channel)
+    index.doubt("g", "c")
+    index.leave("g", "a")
+    assert index._absent == {("g", "b")}
+    index.replace([])
+    assert (index._absent, index._groups) == (set(), {})

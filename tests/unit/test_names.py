@@ -63,11 +63,11 @@ def test_a_prefix_may_end_with_a_period_as_well_as_without() -> None:
 
 def test_only_so_many_names_are_remembered() -> None:
     """Each browser that comes has a new one."""
-    for number in range(2 * names.KEPT):
+    for number in range(2 * names.CACHED):
         channel = names.check_channel(f"specific.0123456789ab!{number}")
         assert names.node_of(channel) == "0123456789ab"
     for cached in (names._is_channel, names.node_of):
-        assert cached.cache_info().currsize == names.KEPT
+        assert cached.cache_info().currsize == names.CACHED
 
 
 @pytest.mark.parametrize("prefix", ["", "x" * 54, "a!", "a b", None, b"a"])
@@ -133,3 +133,11 @@ def test_a_name_from_anybody_is_not_shown_at_full_length(check: Callable[[object
         with pytest.raises(TypeError) as caught:
             check(name)
         assert len(str(caught.value)) < 400
+
+
+def test_the_longest_prefix_still_gives_a_channel() -> None:
+    """And not one character more."""
+    longest = "p" * names.MAX_PREFIX
+    assert names.check_channel(names.new_channel(names.check_prefix(longest), "0" * 12))
+    with pytest.raises(TypeError, match="at most 53"):
+        names.check_prefix(longest + "p")

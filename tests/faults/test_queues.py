@@ -1,0 +1,153 @@
+"""Queues that are flushed under a claim, and that nobody here reads any more."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.waiting import eventually_async
+
+from .breaking import PATIENCE, end, inside, take, text, within
+from .test_closing import reads as begins_to_read
+
+
+async def reads(layer: PostgresLayer, channel: str) -> asyncio.Task[Any]:
+    """Start a reader, and wait until its doorbell is heard, and what waited before has been asked for."""
+    reader = await begins_to_read(layer, channel)
+    await within(layer, inside(layer)._queues.finish(10))
+    return reader
+
+
+@pytest.mark.parametrize("has_claimed", [True, False])
+async def test_a_flush_under_a_claim(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, has_claimed: bool
+) -> None:
+    """What was claimed before it does not come, though its claim is answered after it; what is sent after it does."""
+    layer, other = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    reader = await reads(layer, "jobs")
+    queries = inside(layer)._queries
+    claim, under_way, go_on = queries.claim, threading.Event(), threading.Event()
+
+    async def slow(connection: Any, claims: Any) -> Any:
+        answer = await claim(connection, claims) if has_claimed else None
+        under_way.set()
+        await asyncio.to_thread(go_on.wait, 10)
+        return answer or await claim(connection, claims)
+
+    monkeypatch.setattr(queries, "claim", slow)
+    await other.send("jobs", text(1))
+    assert await asyncio.to_thread(under_way.wait, 10)
+    await other.flush()
+    await other.send("jobs", text(2))
+    go_on.set()
+    assert await asyncio.wait_for(reader, PATIENCE) == text(2)
+
+
+async def topics(layer: PostgresLayer) -> set[str]:
+    """What the layer's session LISTENs to."""
+
+    async def look(connection: Any) -> set[str]:
+        cursor = await connection.execute("SELECT pg_listening_channels()")
+        return {topic for (topic,) in await cursor.fetchall()}
+
+    return set(await within(layer, inside(layer)._listener.lend(look)))
+
+
+def heard(layer: PostgresLayer, *queues: str) -> set[str]:
+    """What it has to, for the doorbells of these queues."""
+    topics = inside(layer)._topics
+    return {topics.own, *topics.of_queues(queues)}
+
+
+@pytest.fixture
+async def layer(make_own_layer: LayerFactory) -> AsyncIterator[PostgresLayer]:
+    """One that does by itself nothing about queues while the test lasts, and reads two."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    reader = await reads(layer, "kept")
+    await end(await reads(layer, "jobs"))
+    assert await topics(layer) == heard(layer, "jobs", "kept")
+    yield layer
+    await end(reader)
+
+
+async def test_a_queue_that_nobody_reads_is_not_listened_to_for_long(layer: PostgresLayer) -> None:
+    """Twice, because its reader may be between two receive() calls; one who comes later is served at once."""
+    queues = inside(layer)._queues
+    await within(layer, queues.rest())
+    assert await topics(layer) == heard(layer, "jobs", "kept")
+    await within(layer, queues.rest())
+    assert await topics(layer) == heard(layer, "kept")
+    assert queues.book.queues == {"kept"}
+    await layer.send("jobs", text(1))
+    assert await take(layer, "jobs", 1) == [text(1)]
+
+
+async def test_a_queue_that_is_read_now_and_then_is_listened_to(layer: PostgresLayer) -> None:
+    """Not twice in succession without a reader."""
+    queues = inside(layer)._queues
+    for _ in range(3):
+        await within(layer, queues.rest())
+        reader = await reads(layer, "jobs")
+        await within(layer, queues.rest())
+        await end(reader)
+    assert await topics(layer) == heard(layer, "jobs", "kept")
+
+
+async def test_a_reader_that_comes_while_its_queue_is_given_up(layer: PostgresLayer) -> None:
+    """Its LISTEN may have come before the UNLISTEN."""
+    queues = inside(layer)._queues
+    listen = queues._listen
+
+    async def just_before(gone: list[str], stop: bool) -> bool:
+        if stop:
+            queues.on_reader("jobs")
+            await queues.listens.finish(10)
+        done: bool = await listen(gone, stop)
+        return done
+
+    queues._listen = just_before
+    for _ in range(2):
+        await within(layer, queues.rest())
+
+    async def is_heard() -> bool:
+        return await topics(layer) == heard(layer, "jobs", "kept")
+
+    await eventually_async(is_heard)
+
+
+async def test_a_claim_whose_answer_was_lost_keeps_its_place(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is found in the mailbox before another is claimed; once, and later claims bring more again."""
+    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    reader = await reads(layer, "jobs")
+    queues = inside(layer)._queues
+    claim, reread, lost, rereads = queues._queries.claim, queues._reread, threading.Event(), list[None]()
+
+    async def lost_once(connection: Any, claims: Any) -> Any:
+        answer = await claim(connection, claims)
+        if any(answer) and not lost.is_set():
+            lost.set()
+            raise psycopg.OperationalError("the connection is lost")
+        return answer
+
+    async def counted() -> None:
+        rereads.append(None)
+        await reread()
+
+    monkeypatch.setattr(queues._queries, "claim", lost_once)
+    monkeypatch.setattr(queues, "_reread", counted)
+    await sender.send("jobs", text(1))
+    assert await asyncio.to_thread(lost.wait, 10)
+    await sender.send("jobs", text(2))
+    assert [await asyncio.wait_for(reader, PATIENCE), *await take(layer, "jobs", 1)] == [text(1), text(2)]
+    await sender.send("jobs", text(3))
+    assert await take(layer, "jobs", 1) == [text(3)]
+    assert rereads == [None]
+    assert queues._most > 1

@@ -1,0 +1,123 @@
+"""What is fetched and deleted, when the database answers late, in parts, or has lost its rows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import types
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from channels_pg_sa import backlog as backlog_module
+from channels_pg_sa.courier import Courier
+from channels_pg_sa.dispatcher import Dispatcher
+from channels_pg_sa.parcels import Parcel
+
+OWN = "s.0123456789ab!a"
+LATER = 200.0
+
+
+class Mailbox:
+    """A database that gives no connection before it is told to; the courier, and the dispatcher it serves."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, bytes] = {}
+        self.fetched: list[list[int]] = []
+        self.deleted: list[list[int]] = []
+        self.counted = 0
+        self.open = asyncio.Event()
+        self.wanted = asyncio.Event()
+        self.dispatcher = Dispatcher(lambda _: None, bounded=True)
+        settings: Any = types.SimpleNamespace(send_timeout=5.0, bounded=True)
+        mailbox: Any = self
+        self.courier = Courier(
+            settings, mailbox, mailbox, decisions=self._decisions, deleted=self._count, spawn=self._spawn
+        )
+        self.courier.deletions._pause = 0.0
+
+    @contextlib.asynccontextmanager
+    async def connection(self, _patience: float) -> AsyncIterator[None]:
+        self.wanted.set()
+        await self.open.wait()
+        yield
+
+    async def fetch(self, _connection: None, rows: list[int]) -> dict[int, bytes | None]:
+        """One payload at a time: the rest is behind too many bytes."""
+        self.fetched.append(rows)
+        there = sorted(self.rows.keys() & set(rows))
+        return {row: self.rows[row] if row == there[0] else None for row in there}
+
+    async def forget(self, _connection: None, rows: list[int]) -> None:
+        self.deleted.append(rows)
+
+    @contextlib.contextmanager
+    def _decisions(self) -> Iterator[Dispatcher]:
+        yield self.dispatcher
+
+    def _count(self, rows: int) -> None:
+        self.counted += rows
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(work, name=name)
+
+
+@pytest.fixture(autouse=True)
+def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once."""
+    monkeypatch.setattr(backlog_module.Backoff, "next", lambda _self: 0.001)
+
+
+async def test_what_was_too_much_for_one_answer_is_asked_for_again() -> None:
+    """It has not vanished; what has, is told so at once."""
+    mailbox = Mailbox()
+    mailbox.rows = {1: b"1", 2: b"2", 4: b"4"}
+    mailbox.dispatcher.hear([Parcel(row, OWN, False, LATER, None) for row in (1, 2, 3, 4)], 100.0)
+    mailbox.open.set()
+    mailbox.courier.fetches.add([1, 2, 3, 4])
+    await mailbox.courier.fetches.finish(5)
+    assert mailbox.fetched == [[1, 2, 3, 4], [2, 4], [4]]
+    taken = [mailbox.dispatcher.take(OWN, 100.0) for _ in range(3)]
+    assert [entry and entry.payload for entry in taken] == [b"1", b"2", b"4"]
+    assert mailbox.dispatcher.counters["vanished"] == 1
+
+
+@pytest.mark.parametrize("is_under_way", [False, True])
+async def test_what_was_lost_is_not_deleted(is_under_way: bool) -> None:
+    """Its id is a stranger's row by now; nor is it, if its deletion waits for a connection, or is tried again."""
+    mailbox = Mailbox()
+    mailbox.courier.deletions.add([1, 2])
+    if is_under_way:
+        await mailbox.wanted.wait()
+    mailbox.courier.on_rows_lost({1})
+    mailbox.open.set()
+    await mailbox.courier.finish(5)
+    assert mailbox.deleted == [[2]]
+    assert mailbox.counted == 1
+
+
+async def test_nothing_is_fetched_or_deleted_before_the_mailbox_was_read_anew() -> None:
+    """Until then ids may be those of strangers' rows."""
+    mailbox = Mailbox()
+    mailbox.rows = {1: b"a stranger's"}
+    mailbox.open.set()
+    mailbox.courier.is_current = False
+    mailbox.courier.fetches.add([1])
+    mailbox.courier.deletions.add([1])
+    await asyncio.sleep(0.05)
+    assert (mailbox.fetched, mailbox.deleted) == ([], [])
+    mailbox.courier.is_current = True
+    await mailbox.courier.fetches.finish(5)
+    await mailbox.courier.finish(5)
+    assert (mailbox.fetched, mailbox.deleted) == ([[1]], [[1]])
+
+
+async def test_ids_are_forgotten_when_their_rows_are_gone() -> None:
+    """They may come again."""
+    mailbox = Mailbox()
+    mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER, b"eA==")], 100.0)
+    mailbox.open.set()
+    mailbox.courier.deletions.add([1])
+    await mailbox.courier.finish(5)
+    assert mailbox.dispatcher.known == {}
