@@ -110,6 +110,7 @@ class Layer(TransactionalSends, Directory):
             ValueError: the channel belongs to another process.
             SchemaError: the tables are missing or too old.
             PoolerError: the listening connection passes through a pooler in transaction mode.
+            ConfigurationError: `listen_url` leads to another database.
             PrivilegeError: the role lacks a right.
             LayerClosed: the layer was closed meanwhile.
         """

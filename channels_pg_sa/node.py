@@ -155,7 +155,7 @@ class Node:
 
         Raises:
             ValueError: the channel belongs to another node.
-            SchemaError, PoolerError, PrivilegeError: the layer cannot work as it is set up.
+            SchemaError, PoolerError, PrivilegeError, ConfigurationError: the layer cannot work as it is set up.
             LayerClosed: it was closed meanwhile.
         """
         owner = node_of(channel)

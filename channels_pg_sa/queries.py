@@ -195,9 +195,12 @@ class Queries:
         ((secret, revision, now, _),) = rows
         return secret, revision, now
 
-    async def is_registered(self, connection: Connection) -> bool:
-        """Tell whether the node's row is there; within a transaction, until whose end no other node sweeps."""
+    async def keep_from_sweeping(self, connection: Connection) -> None:
+        """Let no other node sweep until the end of the transaction."""
         await self._run(connection, "registering")
+
+    async def is_known(self, connection: Connection) -> bool:
+        """Tell whether the node's row is there."""
         ((known,),) = await self._run(connection, "known_node")
         return bool(known)
 

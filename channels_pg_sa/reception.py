@@ -121,6 +121,7 @@ class Reception:
             listener=self._listener,
             queues=self._queues,
             courier=self._courier,
+            spawn=spawn,
         )
         self._heartbeat = Heartbeat(
             settings.heartbeat,

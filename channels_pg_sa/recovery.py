@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -16,9 +18,10 @@ from .connection import Connection, is_pooled
 from .courier import Courier
 from .database import Database
 from .dispatcher import Dispatcher
-from .errors import PoolerError, PrivilegeError, words_of
-from .fate import Fate, fate
+from .errors import ConfigurationError, PoolerError, PrivilegeError, words_of
+from .fate import OUTAGE, Fate, fate
 from .inbox import Inbox
+from .iothread import Spawn
 from .listener import Listener
 from .names import Topics, node_of
 from .parcels import Parcel
@@ -28,7 +31,7 @@ from .schema import REVISION
 from .version import __version__
 
 POOLER_PATIENCE = 2.0
-"""Seconds that a notification to oneself may take where a pooler is suspected of swallowing it."""
+"""Seconds that a notification to oneself may take where a pooler is suspected of swallowing it, or another look."""
 
 
 class Recovery:
@@ -44,6 +47,7 @@ class Recovery:
         listener: whose connections they are.
         queues: knows whose doorbells are to be listened for.
         courier: is told what is in the mailbox no more.
+        spawn: starts a task and holds it.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Recovery:
         listener: Listener,
         queues: QueueReader,
         courier: Courier,
+        spawn: Spawn,
     ) -> None:
         self.is_registered = False
         self._settings = settings
@@ -69,6 +74,8 @@ class Recovery:
         self._listener = listener
         self._queues = queues
         self._courier = courier
+        self._spawn = spawn
+        self._is_found: bool | None = None  # whether statements find this node, where that was asked
         self._mark = 0
 
     async def recover(self, connection: Connection, progressed: Callable[[], None]) -> None:
@@ -79,7 +86,7 @@ class Recovery:
             progressed: called after each statement whose time grows with what the node has.
 
         Raises:
-            SchemaError, PoolerError, PrivilegeError: it cannot be, as things are set up.
+            SchemaError, PoolerError, PrivilegeError, ConfigurationError: it cannot be, as things are set up.
         """
         try:
             await self._begin(connection, progressed)
@@ -102,6 +109,8 @@ class Recovery:
         if pooled:
             await self._check_pooler(connection)
         await self._register(connection, progressed)
+        if self._settings.listen is not self._settings.connect:
+            await self._check_database()
         # In this order: who joined before a message was sent is a member when the second is read.
         waiting = await self._queries.waiting(connection)
         progressed()
@@ -161,9 +170,27 @@ class Recovery:
             if not await self._listener.hears(connection, sign.encode(), POOLER_PATIENCE):
                 raise PoolerError
 
+    async def _check_database(self) -> None:
+        """See that statements find this node where it listens; if nothing can be asked now, that is another matter."""
+        # Not wait_for(): a pool that cannot connect may swallow its cancellation.
+        looking = self._spawn(self._look_for_node(), "channels_pg_sa listen_url")
+        await asyncio.wait([looking], timeout=POOLER_PATIENCE)
+        looking.cancel()
+        if self._is_found is False:
+            raise ConfigurationError(
+                '"listen_url" leads to another database than the rest of the address: what is sent there is not heard.'
+            )
+
+    async def _look_for_node(self) -> None:
+        self._is_found = None
+        with contextlib.suppress(*OUTAGE):
+            async with self._database.connection(POOLER_PATIENCE) as connection:
+                self._is_found = await self._queries.is_known(connection)
+
     async def _register(self, connection: Connection, progressed: Callable[[], None]) -> None:
         async with connection.transaction():
-            if not await self._queries.is_registered(connection):
+            await self._queries.keep_from_sweeping(connection)
+            if not await self._queries.is_known(connection):
                 # New, or taken for dead and swept: what is a member here is one still.
                 with self._inbox.decisions() as dispatcher:
                     members = dispatcher.members.to_restore()

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from channels_pg_sa import SchemaError, SendError, listener, migrate
+from channels_pg_sa import ConfigurationError, SchemaError, SendError, listener, migrate
 from channels_pg_sa.compiled import compiled
 from channels_pg_sa.errors import words_of
 from channels_pg_sa.schema import REVISION
@@ -209,6 +209,39 @@ async def test_each_reason_of_an_outage_is_logged_once(
     eventually(lambda: any("refused" in warning for warning in warnings()))
     await asyncio.sleep(1)  # more attempts
     assert len(warnings()) == 2
+
+
+async def test_listening_in_another_database_is_an_error(
+    server: TestServer, template: str, layer_url: str, make_own_layer: LayerFactory
+) -> None:
+    """That has the tables, too: a copy, or where the site was before; and whoever reads would wait for ever."""
+    elsewhere = server.create(template)
+    layer = make_own_layer(listen_url=elsewhere)
+    channel = await layer.new_channel()
+    await layer.send(channel, text(1))
+    for call in (layer.receive(channel), layer.group_add("group", channel)):
+        with pytest.raises(ConfigurationError, match=r"listen_url.*another database"):
+            await asyncio.wait_for(call, 10)
+    await layer.close()
+    server.drop(elsewhere)
+
+
+async def test_a_listener_needs_no_other_connection(
+    make_own_layer: LayerFactory, proxy: SwallowingProxy, layer_url: str
+) -> None:
+    """While statements cannot be run, what others send is heard."""
+    layer, sender = make_own_layer(url=proxy.url, listen_url=layer_url), make_own_layer()
+    proxy.cut()
+    channel = await layer.new_channel()
+    reader = asyncio.create_task(take(layer, channel, 1))
+
+    async def is_listening() -> bool:
+        return bool(inside(layer)._listener.is_listening)
+
+    await eventually_async(is_listening)
+    await sender.send(channel, text(1))
+    assert await reader == [text(1)]
+    proxy.heal()
 
 
 async def test_errors_do_not_tell_topics(layer_url: str) -> None:
