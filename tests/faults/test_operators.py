@@ -23,6 +23,7 @@ from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually, eventually_async
 
 from .breaking import WAITING, SwallowingProxy, inside, locked_messages, take, text, warm
+from .test_listener import until_listening
 
 
 @contextlib.contextmanager
@@ -234,11 +235,7 @@ async def test_a_listener_needs_no_other_connection(
     proxy.cut()
     channel = await layer.new_channel()
     reader = asyncio.create_task(take(layer, channel, 1))
-
-    async def is_listening() -> bool:
-        return bool(inside(layer)._listener.is_listening)
-
-    await eventually_async(is_listening)
+    await until_listening(layer)
     await sender.send(channel, text(1))
     assert await reader == [text(1)]
     proxy.heal()
