@@ -18,6 +18,7 @@ from .errors import words_of
 from .fate import OUTAGE, log_level
 from .iothread import Spawn
 from .listener import ConnectionLost, Listener
+from .names import Topics
 from .queries import Pulse, Queries
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Heartbeat:
         queries: the layer's statements.
         listener: lends the connection that listens.
         clock: is told the database's time.
+        topics: what the session must LISTEN to.
         queues: gives the queues to ask about.
         filled: called with those of them in which rows wait.
         deleted: is told how many rows were swept.
@@ -58,6 +60,7 @@ class Heartbeat:
         listener: Listener,
         clock: Clock,
         *,
+        topics: Topics,
         queues: Callable[[], list[str]],
         filled: Callable[[list[str]], None],
         deleted: Callable[[int], None],
@@ -68,6 +71,7 @@ class Heartbeat:
         self._queries = queries
         self._listener = listener
         self._clock = clock
+        self._topics = topics
         self._queues = queues
         self._filled = filled
         self._deleted = deleted
@@ -128,14 +132,14 @@ class Heartbeat:
     async def _ask(self, connection: Connection) -> Pulse:
         self._is_quick = False  # until it has proved to be
         before = time.monotonic()
-        pulse = await self._queries.beat(connection, self._queues())
+        pulse = await self._queries.beat(connection, self._topics, self._queues())
         self._is_quick = time.monotonic() - before < SLOW
         self._clock.observe(before, time.monotonic(), pulse.now)
         return pulse
 
     async def _renew(self, connection: Connection) -> Pulse:
         before = time.monotonic()
-        pulse = await self._queries.renew(connection)
+        pulse = await self._queries.renew(connection, self._topics)
         self._clock.observe(before, time.monotonic(), pulse.now)
         return pulse
 

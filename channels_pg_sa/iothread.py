@@ -15,7 +15,7 @@ from .errors import ConfigurationError
 
 T = TypeVar("T")
 
-Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+Spawn = Callable[[Coroutine[Any, Any, Any], str], "asyncio.Task[Any]"]
 """Starts a named task on the I/O loop, and holds it until it ends."""
 
 logger = logging.getLogger(__name__)

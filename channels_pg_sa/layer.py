@@ -57,11 +57,11 @@ class Layer(TransactionalSends, Directory):
 
     def _start_afresh(self) -> None:
         """Become a node of its own, in a new process too: what a parent has opened is never touched in a child."""
-        self._pid = os.getpid()
         self._node_id = new_node()
         self._node: Node | None = None
         self._lock = threading.RLock()  # a signal's handler that closes the layer must at least not wait for itself
         self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._pid = os.getpid()  # at last: other threads of a child look at it
 
     # Messages ------------------------------------------------------------------------------------
 
@@ -252,7 +252,8 @@ class Layer(TransactionalSends, Directory):
     def _check_process(self) -> None:
         """Begin afresh in a process that was forked behind Python's back, by a server written in C such as uWSGI."""
         if self._pid != os.getpid():
-            _after_fork()
+            with _FORK_LOCK:  # by one of its threads
+                _after_fork()
 
     def _open(self) -> Node:
         """Return the node, and make it if there is none."""
@@ -309,6 +310,7 @@ class Layer(TransactionalSends, Directory):
 
 _LAYERS: weakref.WeakSet[Layer] = weakref.WeakSet()
 _LAYERS_LOCK = threading.RLock()  # a signal's handler may close the layers while its thread makes one
+_FORK_LOCK = threading.Lock()
 _AT_EXIT: list[Any] = []
 """What closes them in a child process of multiprocessing's: one thing at most."""
 _PARENTS: list[Any] = []
@@ -340,6 +342,8 @@ def _after_fork() -> None:
     _LAYERS_LOCK = threading.RLock()
     _AT_EXIT.clear()
     for layer in list(_LAYERS):
+        if layer._pid == os.getpid():  # noqa: SLF001 - another thread has done that
+            continue
         if layer._finalizer is not None:  # noqa: SLF001
             layer._finalizer.detach()  # noqa: SLF001
         _PARENTS.append(layer._node)  # noqa: SLF001

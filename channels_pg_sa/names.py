@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from .errors import short
 
 MAX_LENGTH = 100  # exclusive, as in channels.layers.BaseChannelLayer
+SIGN = 8  # characters of the secret by which a statement knows it; the whole would stand in logs of statements
 CACHED = 1_000  # channels whose names need not be looked at again with each message
 MAX_PREFIX = 53  # what is left beside the node and the 32 digits that make a name unique
 
@@ -103,6 +104,11 @@ class Topics:
         self.secret = ""
         self._prefix = prefix
         self._node_id = node_id
+
+    @property
+    def sign(self) -> str:
+        """What the secret begins with."""
+        return self.secret[:SIGN]
 
     @property
     def own(self) -> str:

@@ -18,11 +18,8 @@ from psycopg.adapt import Buffer
 from .arrays import BytesArray, TextArray, dumped
 from .compiled import compiled
 from .config import Settings
-from .names import node_of, topic
+from .names import SIGN, node_of, topic
 from .queries import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
-
-SIGN = 8
-"""Characters of the secret by which a statement knows it; the whole would stand in logs of statements."""
 
 
 @dataclass(frozen=True, slots=True)

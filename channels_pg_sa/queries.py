@@ -17,6 +17,7 @@ from .config import Settings
 from .connection import Connection
 from .errors import SchemaError, words_of
 from .members import Member
+from .names import Topics
 from .parcels import Parcel
 from .schema import REVISION
 
@@ -239,15 +240,15 @@ class Queries:
             for row, channel, group, end in rows
         ]
 
-    async def beat(self, connection: Connection, queues: Sequence[str]) -> Pulse:
+    async def beat(self, connection: Connection, topics: Topics, queues: Sequence[str]) -> Pulse:
         """Renew the lease and look around; queues: whose rows may have been overlooked."""
-        rows = await self._run(connection, "beat", queues=TextArray(queues))
+        rows = await self._run(connection, "beat", topic=topics.own, sign=topics.sign, queues=TextArray(queues))
         ((alive, hears, now, due, filled),) = rows
         return Pulse(alive, hears, now, due, filled or ())
 
-    async def renew(self, connection: Connection) -> Pulse:
+    async def renew(self, connection: Connection, topics: Topics) -> Pulse:
         """Renew the lease, and look at nothing else."""
-        ((alive, hears, now),) = await self._run(connection, "renew")
+        ((alive, hears, now),) = await self._run(connection, "renew", topic=topics.own, sign=topics.sign)
         return Pulse(alive, hears, now)
 
     async def unregister(self, connection: Connection) -> None:

@@ -129,6 +129,7 @@ class Reception:
             queries,
             self._listener,
             self._clock,
+            topics=self._topics,
             queues=lambda: sorted(self._queues.book.queues),
             filled=self._queues.on_filled,
             deleted=vacuum.note,

@@ -75,7 +75,6 @@ class Recovery:
         self._queues = queues
         self._courier = courier
         self._spawn = spawn
-        self._is_found: bool | None = None  # whether statements find this node, where that was asked
         self._mark = 0
 
     async def recover(self, connection: Connection, progressed: Callable[[], None]) -> None:
@@ -173,19 +172,20 @@ class Recovery:
     async def _check_database(self) -> None:
         """See that statements find this node where it listens; if nothing can be asked now, that is another matter."""
         # Not wait_for(): a pool that cannot connect may swallow its cancellation.
-        looking = self._spawn(self._look_for_node(), "channels_pg_sa listen_url")
+        looking = self._spawn(self._is_found(), "channels_pg_sa listen_url")
         await asyncio.wait([looking], timeout=POOLER_PATIENCE)
-        looking.cancel()
-        if self._is_found is False:
+        if not looking.done():
+            looking.cancel()
+        elif looking.result() is False:
             raise ConfigurationError(
                 '"listen_url" leads to another database than the rest of the address: what is sent there is not heard.'
             )
 
-    async def _look_for_node(self) -> None:
-        self._is_found = None
+    async def _is_found(self) -> bool | None:
         with contextlib.suppress(*OUTAGE):
             async with self._database.connection(POOLER_PATIENCE) as connection:
-                self._is_found = await self._queries.is_known(connection)
+                return await self._queries.is_known(connection)
+        return None
 
     async def _register(self, connection: Connection, progressed: Callable[[], None]) -> None:
         async with connection.transaction():

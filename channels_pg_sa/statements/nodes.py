@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     Interval,
     Text,
+    and_,
     bindparam,
     delete,
     exists,
@@ -57,10 +58,10 @@ def register() -> Executable:
     )
 
 
-def _renewal(topic: Any) -> list[ColumnElement[Any]]:
+def _renewal() -> list[ColumnElement[Any]]:
     """Whether the node's lease could be renewed, whether the session LISTENs to its topic, and the time.
 
-    The topic is another one if the installation has a new secret.
+    A topic is nobody's any more when the installation has another secret, which begins otherwise.
     """
     renewed = (
         update(node)
@@ -70,17 +71,17 @@ def _renewal(topic: Any) -> list[ColumnElement[Any]]:
         .cte("renewed")
     )
     heard = func.pg_listening_channels().column_valued("heard")
-    secret = select(installation.c.secret).scalar_subquery()
-    hears = exists().where(heard == topic(secret, "node", PREFIX, NODE))
+    is_right = exists().where(func.starts_with(installation.c.secret, bindparam("sign", type_=Text)))
+    hears = and_(exists().where(heard == bindparam("topic", type_=Text)), is_right)
     return [exists(select(renewed.c.id)), hears, epoch(CLOCK)]
 
 
-def renew(topic: Any) -> Executable:
+def renew() -> Executable:
     """Renew the node's lease, and see whether the session still LISTENs to its topic."""
-    return select(*_renewal(topic))
+    return select(*_renewal())
 
 
-def beat(topic: Any) -> Executable:
+def beat() -> Executable:
     """Renew, and see what there is to sweep and to claim.
 
     All in one statement: it is the only one an idle process sends. It notifies nobody, because that would wake every
@@ -95,7 +96,7 @@ def beat(topic: Any) -> Executable:
     filled = select(func.array_agg(queue)).where(
         exists().where(message.c.prefix == PREFIX, message.c.recipient == queue, message.c.expires_at > CLOCK)
     )
-    return select(*_renewal(topic), due, filled.scalar_subquery())
+    return select(*_renewal(), due, filled.scalar_subquery())
 
 
 def unregister() -> Executable:

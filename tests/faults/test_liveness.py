@@ -179,9 +179,9 @@ async def test_questions_that_take_long_are_asked_elsewhere(
     asked: list[bool] = []
     beat = Queries.beat
 
-    async def noted(self: Queries, connection: Any, queues: Any) -> Any:
+    async def noted(self: Queries, connection: Any, topics: Any, queues: Any) -> Any:
         asked.append(connection is inside(layer)._listener._connection)
-        return await beat(self, connection, queues)
+        return await beat(self, connection, topics, queues)
 
     monkeypatch.setattr(Queries, "beat", noted)
     await until_beats(layer, layer_url, 4)

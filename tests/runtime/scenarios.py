@@ -377,8 +377,12 @@ def forks_that_python_is_not_told_of(layer: Layer) -> None:
     before = layer.node
 
     def work() -> None:
-        assert layer.node != before
+        nodes: set[str] = set()
+        in_threads(8, lambda _: nodes.add(layer.node))
+        (node,) = nodes
+        assert node != before
         use(layer)
+        assert layer.node == node
         layer.close_sync()
 
     reap(fork(work, os._exit, ctypes.PyDLL(None).fork))  # the layer is there, and has not been opened
