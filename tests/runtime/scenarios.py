@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -388,6 +389,12 @@ def forks_that_python_is_not_told_of(layer: Layer) -> None:
     reap(fork(work, os._exit, ctypes.PyDLL(None).fork))  # the layer is there, and has not been opened
     use(layer)
     channel = new_channel(layer)
+    # Not while the I/O thread wants the interpreter's lock: the child would wait for it to take that.
+    asleep = threading.Event()
+    loop = layer._node._thread.loop  # type: ignore[union-attr]
+    loop.call_soon_threadsafe(lambda: (asleep.set(), time.sleep(1)))
+    asleep.wait(PATIENCE)
+    time.sleep(0.2)
     reap(fork(work, os._exit, ctypes.PyDLL(None).fork))
     assert new_channel(layer).startswith(f"specific.{layer.node}!")
     layer.send_sync(channel, text(1))
