@@ -34,7 +34,7 @@ class Attempts:
         self._database = database
         self._queries = queries
         self._timeout = timeout
-        self._trouble: str | None = None  # what the last attempt met, which those behind it may not have met themselves
+        self._trouble = float("-inf"), ""  # when an attempt was last in vain, and why: calls behind it wait for that
 
     async def make(
         self,
@@ -67,9 +67,8 @@ class Attempts:
                             call.error = schema_error or send_error(call, error, outcome)
                         return
                 else:
-                    self._trouble = None
                     return
-            self._trouble = reason
+            self._trouble = time.monotonic(), reason
             for call in live:
                 call.doubtful = call.doubtful or outcome is Fate.UNKNOWN
                 call.trouble = reason
@@ -100,10 +99,12 @@ class Attempts:
 
     def late(self, call: Call[Any], reason: str | None = None) -> SendError:
         """Return the error of a call whose deadline has passed; for that `reason` if the database is not in trouble."""
+        when, trouble = self._trouble
+        behind = trouble if when >= call.since else None
         return SendError(
             maybe_sent=call.started or call.doubtful,
             waited=time.monotonic() - call.since,
-            reason=self._database.trouble or call.trouble or reason or self._trouble,
+            reason=self._database.trouble or call.trouble or reason or behind,
         )
 
 

@@ -146,10 +146,10 @@ class ChannelFull(ChannelLayerError):
 
     Args:
         channel: its name.
-        capacity: how many may wait; None if that is not known.
+        capacity: how many may wait.
     """
 
-    def __init__(self, channel: str, capacity: int | None) -> None:
+    def __init__(self, channel: str, capacity: int) -> None:
         self.channel = channel
         self.capacity = capacity
         super().__init__(f"{channel} has as many unread messages as its capacity allows: {capacity}")

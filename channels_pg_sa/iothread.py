@@ -52,11 +52,11 @@ class IOThread:
         name: of the thread.
 
     Raises:
-        ConfigurationError: threads are not what they are called.
+        ConfigurationError: threads are patched, and none.
     """
 
     def __init__(self, name: str) -> None:
-        if _thread.start_new_thread.__module__ != "_thread":
+        if _thread.start_new_thread.__module__.partition(".")[0] in {"gevent", "eventlet"}:
             # One that shares the caller's would never give it back to code without a loop, such as Django's ORM.
             raise ConfigurationError(
                 "Threads are green here, patched by gevent or eventlet, and a layer needs a real one. Run the server "

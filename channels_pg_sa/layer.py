@@ -149,7 +149,8 @@ class Layer(TransactionalSends, Directory):
 
         Raises:
             TypeError, SendError, SchemaError, LayerClosed: as `send`.
-            PoolerError, PrivilegeError: as `receive`, for a channel of this process's own, which hears of its groups.
+            PoolerError, PrivilegeError, ConfigurationError: as `receive`, for a channel of this process's own, which
+                hears of its groups.
         """
         await self._open().join(check_group(group), check_channel(channel), asyncio.get_running_loop())
 
@@ -168,7 +169,7 @@ class Layer(TransactionalSends, Directory):
 
         Raises:
             TypeError, SendError, SchemaError, LayerClosed: as `send`.
-            PoolerError, PrivilegeError: as `receive`, for a channel of this process's own.
+            PoolerError, PrivilegeError, ConfigurationError: as `receive`, for a channel of this process's own.
         """
         await self._open().leave(check_group(group), check_channel(channel), asyncio.get_running_loop())
 
@@ -201,7 +202,7 @@ class Layer(TransactionalSends, Directory):
 
         Raises:
             SendError, SchemaError, LayerClosed: as `send`.
-            PoolerError, PrivilegeError: as `receive`.
+            PoolerError, PrivilegeError, ConfigurationError: as `receive`.
         """
         await self._open().flush(asyncio.get_running_loop())
 
@@ -305,7 +306,7 @@ class Layer(TransactionalSends, Directory):
 
     def _check_taken(self, channel: str, taken: object) -> None:
         if taken is False:
-            raise self.ChannelFull(channel, self._settings.capacity_of(channel))
+            raise self.ChannelFull(channel, self._settings.capacity_of(channel) or 0)
 
 
 _LAYERS: weakref.WeakSet[Layer] = weakref.WeakSet()

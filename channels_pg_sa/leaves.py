@@ -47,6 +47,7 @@ class Leaves:
             for call in calls:
                 if isinstance(call.job, Leave) and is_done(call) and self.is_wanted(call):
                     del self._calls[_key(call.job)]
+                    self._unsure.discard(_key(call.job))
 
     def redo(self, calls: Iterable[Call[Any]]) -> None:
         """Take note that leaves have to be done once more, although their callers have been told that they are done."""

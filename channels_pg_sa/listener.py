@@ -13,6 +13,7 @@ from psycopg.pq import PGnotify
 from .address import Connector
 from .backoff import Backoff
 from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, sever, time_limit
+from .errors import words_of
 
 T = TypeVar("T")
 
@@ -96,7 +97,7 @@ class Listener:
         except ConnectionLost:
             return False
         except psycopg.Error as error:
-            self.restart(str(error))
+            self.restart(words_of(error))
             return False
         return True
 
@@ -120,7 +121,7 @@ class Listener:
                 if isinstance(error, psycopg.Error) and not connection.closed:
                     raise
                 self._end(error)
-                raise ConnectionLost(str(error)) from error
+                raise ConnectionLost(words_of(error)) from error
             finally:
                 timer.cancel()
                 self._resume(connection)

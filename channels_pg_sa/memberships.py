@@ -69,14 +69,10 @@ class Memberships:
         self._timeout = timeout
         self._absent = absent
         self._leaves = Leaves(timeout)
-        self.lane: Lane[Membership] = Lane(
-            "channels_pg_sa memberships",
-            loop,
-            self._run,
-            late=late,
-            fast_path=self._begin,
-            at_rest=express.when_at_rest,
-        )
+        make = functools.partial(Lane, loop=loop, run=self._run, late=late, at_rest=express.when_at_rest)
+        # Of its own channels this node must hear, and may have to wait until it does; nobody else's wait behind them.
+        self.own: Lane[Membership] = make("channels_pg_sa memberships", fast_path=self._begin)
+        self.others: Lane[Membership] = make("channels_pg_sa memberships of others", fast_path=self._begin)
 
     def join(self, group: str, channel: str, loop: asyncio.AbstractEventLoop | None) -> Call[Any]:
         """Make a channel a member of a group, or renew its membership.
@@ -87,7 +83,7 @@ class Memberships:
         job = Join(group, node_of(channel) or "", channel)
         if job.node == self._node_id:
             self._leaves.forget(job)
-        return self.lane.submit(Call(job, self._timeout, loop))
+        return self._lane_of(job).submit(Call(job, self._timeout, loop))
 
     def leave(self, group: str, channel: str, loop: asyncio.AbstractEventLoop | None) -> Call[Any]:
         """End a membership; that of a channel of this node's is ended later if the call fails.
@@ -98,7 +94,7 @@ class Memberships:
         job = Leave(group, node_of(channel) or "", channel)
         call: Call[Membership] = Call(job, self._timeout, loop)
         try:
-            return self.lane.submit(call)
+            return self._lane_of(job).submit(call)
         finally:
             if job.node == self._node_id:
                 self._leaves.note(call)
@@ -107,12 +103,15 @@ class Memberships:
         """Try once more to do the leaves that failed."""
         for call in self._leaves.again():
             with contextlib.suppress(SendError, LayerClosed):
-                self.lane.submit(call)
+                self.own.submit(call)
+
+    def _lane_of(self, job: Membership) -> Lane[Membership]:
+        return self.own if job.node == self._node_id else self.others
 
     # On the I/O loop, or where the fast path begins ------------------------------------------------
 
     async def _run(self, calls: list[Call[Membership]]) -> None:
-        if self._wait_for_listener(calls):
+        if self._is_own(calls):
             await self._ready()
         absent, era = False, None
 
@@ -125,9 +124,9 @@ class Memberships:
         self._conclude_leaves(calls, era, absent=absent)
         self._express.note_calls(calls)
 
-    def _wait_for_listener(self, calls: list[Call[Membership]]) -> bool:
-        """Tell whether some are of this node's own channels; of others' their own nodes hear."""
-        return any(call.job.node == self._node_id for call in calls)
+    def _is_own(self, calls: list[Call[Membership]]) -> bool:
+        """Tell whether a batch is of this node's own channels, as all its calls are then."""
+        return calls[0].job.node == self._node_id
 
     async def _change(self, connection: Connection, jobs: list[Membership]) -> bool:
         """Return whether some who leave were no members."""
@@ -140,7 +139,7 @@ class Memberships:
     def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
         """Join or leave at once, in the calling thread, if there is a connection for it."""
         era = self._era()
-        if not self._express.is_open or (era is None and self._wait_for_listener(calls)):
+        if not self._express.is_open or (era is None and self._is_own(calls)):
             return False
         joins, leaves = _last_of([call.job for call in calls])
         if joins and leaves:  # they take two statements
@@ -168,7 +167,7 @@ class Memberships:
         over(done)
 
     def _conclude_leaves(self, calls: list[Call[Membership]], era: int | None, *, absent: bool) -> None:
-        """Forget leaves that are done.
+        """Forget leaves of this node's own channels that are done.
 
         Args:
             calls: that have been tried.
@@ -177,13 +176,14 @@ class Memberships:
                 swept, and does not know it yet: then it must not restore it. If it restores memberships right now, or
                 has done so meanwhile, this may come too late, so the leave is done once more.
         """
-        own = [call for call in calls if call.job.node == self._node_id]
-        if absent and (era is None or era != self._era()):
-            self._leaves.redo(own)
+        if not self._is_own(calls):
             return
-        self._leaves.tried(own)
+        if absent and (era is None or era != self._era()):
+            self._leaves.redo(calls)
+            return
+        self._leaves.tried(calls)
         if absent:
-            left = [call.job for call in own if isinstance(call.job, Leave) and is_done(call)]
+            left = [call.job for call in calls if isinstance(call.job, Leave) and is_done(call)]
             self._absent([(job.group, job.channel) for job in left])
 
 

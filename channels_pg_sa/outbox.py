@@ -116,7 +116,8 @@ class Outbox:
 
     async def close(self, error: BaseException, timeout: float) -> None:
         """Let what waits be done for `timeout` seconds, and fail the rest with the error."""
-        lanes: list[Lane[Any]] = [self.sends, self.memberships.lane, self.reads, self.flushes]
+        memberships = self.memberships
+        lanes: list[Lane[Any]] = [self.sends, memberships.own, memberships.others, self.reads, self.flushes]
         await asyncio.gather(*(lane.close(error, timeout) for lane in lanes))
         await self._express.close()
 

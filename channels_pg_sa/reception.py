@@ -74,6 +74,7 @@ class Reception:
         self._ups = 0
         self.trouble: str | None = None
         """Why this node does not hear the server, as far as is known; None if it does."""
+        self._told: set[str] = set()  # the reasons of this outage that are in the log
         self._tasks: list[asyncio.Task[Any]] = []
         self._clock = Clock()
         self._topics = Topics(settings.prefix, node_id)
@@ -293,6 +294,7 @@ class Reception:
             logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, away)
             self._announce(self._announcements[1])
         self.trouble = None
+        self._told.clear()
         self._tell_of_change()
 
     def _went_down(self, error: Exception) -> None:
@@ -300,7 +302,8 @@ class Reception:
         self._database.doubt()
         self._courier.is_current = False
         reason = words_of(error)
-        if reason != self.trouble:
+        if reason not in self._told:
+            self._told.add(reason)
             expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))
             logger.warning(
                 "Node %s does not hear PostgreSQL, and reconnects: %s",

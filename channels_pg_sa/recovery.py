@@ -75,6 +75,7 @@ class Recovery:
         self._queues = queues
         self._courier = courier
         self._spawn = spawn
+        self._is_way_unknown = settings.listen is not settings.connect
         self._mark = 0
 
     async def recover(self, connection: Connection, progressed: Callable[[], None]) -> None:
@@ -108,8 +109,8 @@ class Recovery:
         if pooled:
             await self._check_pooler(connection)
         await self._register(connection, progressed)
-        if self._settings.listen is not self._settings.connect:
-            await self._check_database()
+        if self._is_way_unknown:
+            await self._check_database(connection)
         # In this order: who joined before a message was sent is a member when the second is read.
         waiting = await self._queries.waiting(connection)
         progressed()
@@ -169,14 +170,19 @@ class Recovery:
             if not await self._listener.hears(connection, sign.encode(), POOLER_PATIENCE):
                 raise PoolerError
 
-    async def _check_database(self) -> None:
-        """See that statements find this node where it listens; if nothing can be asked now, that is another matter."""
+    async def _check_database(self, connection: Connection) -> None:
+        """See, once, that statements find this node where it listens; later a failover may come between the two.
+
+        If nothing can be asked now, that is another matter.
+        """
         # Not wait_for(): a pool that cannot connect may swallow its cancellation.
         looking = self._spawn(self._is_found(), "channels_pg_sa listen_url")
         await asyncio.wait([looking], timeout=POOLER_PATIENCE)
         if not looking.done():
             looking.cancel()
-        elif looking.result() is False:
+            return
+        self._is_way_unknown = looking.result() is not True
+        if looking.result() is False and await self._queries.is_known(connection):
             raise ConfigurationError(
                 '"listen_url" leads to another database than the rest of the address: what is sent there is not heard.'
             )

@@ -166,7 +166,7 @@ async def test_a_caller_that_is_interrupted_cleans_up(
     if place == "within":
         Interrupted(express(layer)._held.driver, sent=True)
     else:
-        monkeypatch.setattr(layer._node._outbox.memberships.lane, "_watch_soon", interrupted)  # type: ignore[attr-defined]
+        monkeypatch.setattr(layer._node._outbox.memberships.others, "_watch_soon", interrupted)  # type: ignore[attr-defined]
     verbs = [layer.group_add_sync, layer.group_discard_sync]
     do, undo = verbs if change == "join_sync" else reversed(verbs)
     with busy(layer_url, make_own_layer.prefix, change) as other:

@@ -30,6 +30,12 @@ async def fails(layer: PostgresLayer, channel: str) -> None:
         await layer.group_discard("group", channel)
 
 
+async def fails_to_join(layer: PostgresLayer, channel: str) -> None:
+    """Join in vain."""
+    with pytest.raises(SendError):
+        await layer.group_add("own", channel)
+
+
 async def fails_in_a_thread(layer: PostgresLayer, channel: str) -> None:
     """Leave in vain, without an event loop."""
     with pytest.raises(SendError):
@@ -132,7 +138,7 @@ async def test_who_leaves_while_its_node_restores_what_was_swept(
         await asyncio.to_thread(left.wait, 10)
         await restore(connection, members, progressed)
 
-    monkeypatch.setattr(layer._node._outbox.memberships.lane, "_fast_path", None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(layer._node._outbox.memberships.own, "_fast_path", None)  # type: ignore[attr-defined]
     monkeypatch.setattr(queries, "leave", late_leave)
     monkeypatch.setattr(queries, "restore", slow_restore)
     leaving = asyncio.create_task(layer.group_discard("group", channel))
@@ -198,12 +204,14 @@ async def test_channels_of_other_processes_do_not_wait_for_this_one_to_listen(
         return not inside(layer)._listener.is_listening
 
     await eventually_async(is_deaf)
+    behind = asyncio.create_task(fails_to_join(layer, await layer.new_channel()))
     for _ in ("the slow path", "the fast path"):
         await layer.group_add("group", channel)
         assert query(layer_url, MEMBERS) == [("group", channel)]
         await layer.group_discard("group", channel)
         assert query(layer_url, MEMBERS) == []
         await hold(layer)
+    await behind
 
 
 async def test_a_channel_that_others_read_too_is_left_to_its_caller(

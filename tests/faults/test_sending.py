@@ -339,7 +339,7 @@ async def test_a_call_too_many_is_refused_at_once(make_own_layer: LayerFactory, 
     layer = make_own_layer()
     await warm(layer)
     outbox = layer._node._outbox  # type: ignore[attr-defined]
-    for lane in (outbox.sends, outbox.memberships.lane, outbox.flushes):
+    for lane in (outbox.sends, outbox.memberships.others, outbox.flushes):
         lane._calls._limit = 0
     with pytest.raises(SendError, match="0 calls wait already") as caught:
         await verb(layer)

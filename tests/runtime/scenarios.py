@@ -386,7 +386,16 @@ def forks_that_python_is_not_told_of(layer: Layer) -> None:
         assert layer.node == node
         layer.close_sync()
 
-    reap(fork(work, os._exit, ctypes.PyDLL(None).fork))  # the layer is there, and has not been opened
+    def work_beside() -> None:
+        with_its_own = Layer(url=sys.argv[2])  # which the other, used for the first time, leaves as it is
+        use(with_its_own)
+        node = with_its_own.node
+        work()
+        assert with_its_own.node == node
+        use(with_its_own)
+        with_its_own.close_sync()
+
+    reap(fork(work_beside, os._exit, ctypes.PyDLL(None).fork))  # the layer is there, and has not been opened
     use(layer)
     channel = new_channel(layer)
     # Not while the I/O thread wants the interpreter's lock: the child would wait for it to take that.

@@ -30,7 +30,7 @@ SCENARIOS = {
     "forks_with_locks_held": 2,
     "grandchildren": 3,
     "fork_in_a_coroutine": 2,
-    "forks_that_python_is_not_told_of": 2,
+    "forks_that_python_is_not_told_of": 3,
     "worker_processes": 3,
     "script_ends": 1,
     "exit_in_a_coroutine": 1,
