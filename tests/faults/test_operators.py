@@ -286,6 +286,7 @@ async def test_the_sessions_of_a_layer_wait_for_no_disk(make_own_layer: LayerFac
     """Of the pool, and the one that listens."""
     layer = make_own_layer()
     await warm(layer)
+    await until_listening(layer)
 
     async def setting(connection: Any) -> Any:
         return await (await connection.execute("SHOW synchronous_commit")).fetchone()
