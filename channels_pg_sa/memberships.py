@@ -69,10 +69,12 @@ class Memberships:
         self._timeout = timeout
         self._absent = absent
         self._leaves = Leaves(timeout)
-        make = functools.partial(Lane, loop=loop, run=self._run, late=late, at_rest=express.when_at_rest)
+        make = functools.partial(
+            Lane, loop=loop, run=self._run, late=late, fast_path=self._begin, at_rest=express.when_at_rest
+        )
         # Of its own channels this node must hear, and may have to wait until it does; nobody else's wait behind them.
-        self.own: Lane[Membership] = make("channels_pg_sa memberships", fast_path=self._begin)
-        self.others: Lane[Membership] = make("channels_pg_sa memberships of others", fast_path=self._begin)
+        self.own: Lane[Membership] = make("channels_pg_sa memberships")
+        self.others: Lane[Membership] = make("channels_pg_sa memberships of others")
 
     def join(self, group: str, channel: str, loop: asyncio.AbstractEventLoop | None) -> Call[Any]:
         """Make a channel a member of a group, or renew its membership.

@@ -97,15 +97,9 @@ def current(database: Database, *, schema: str | None = None) -> str | None:
         ConfigurationError: the address or the schema's name is wrong.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
-    there = None if (name := checked_schema(schema)) is None else {None: name}
+    name = checked_schema(schema)
     with engine_for(database).connect() as connection:
-        if not inspect(connection).has_table(installation.name, schema=name):
-            return None
-        translated = connection.execution_options(schema_translate_map=there)
-        found: str | None = translated.scalar(select(installation.c.revision))
-    if found is None:
-        raise SchemaError("", REVISION, schema=schema)
-    return found
+        return _current(connection, name)
 
 
 def check(database: Database, *, schema: str | None = None) -> None:
@@ -116,11 +110,12 @@ def check(database: Database, *, schema: str | None = None) -> None:
         ConfigurationError: the address or the schema's name is wrong.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
-    found = current(database, schema=schema)
-    if found != REVISION:
-        raise SchemaError(found, REVISION, schema=schema)
+    name = checked_schema(schema)
     with engine_for(database).connect() as connection:
-        missing = [*_missing_tables(connection, schema), *_missing_routines(connection, schema)]
+        found = _current(connection, name)
+        if found != REVISION:
+            raise SchemaError(found, REVISION, schema=schema)
+        missing = [*_missing_tables(connection, name), *_missing_routines(connection, name)]
     if missing:
         raise SchemaError(found, REVISION, schema=schema, reason=", ".join(missing))
 
@@ -215,12 +210,22 @@ def _check_history(database: Database, schema: str | None) -> None:
     with engine_for(database).connect() as connection:
         _check_owners(connection, schema)
         there = set(inspect(connection).get_table_names(schema))
-    if installation.name in there and VERSION_TABLE not in there:
-        raise ConfigurationError(
-            "The tables are there, and not from this history: a project's own Alembic, or metadata.create_all(), has "
-            "made them. That has to change them too."
-        )
-    current(database, schema=schema)
+        if installation.name in there and VERSION_TABLE not in there:
+            raise ConfigurationError(
+                "The tables are there, and not from this history: a project's own Alembic, or metadata.create_all(), "
+                "has made them. That has to change them too."
+            )
+        _current(connection, schema)
+
+
+def _current(connection: Connection, schema: str | None) -> str | None:
+    if not inspect(connection).has_table(installation.name, schema=schema):
+        return None
+    options = {"schema_translate_map": None if schema is None else {None: schema}}
+    found: str | None = connection.scalar(select(installation.c.revision), execution_options=options)
+    if found is None:
+        raise SchemaError("", REVISION, schema=schema)
+    return found
 
 
 def _missing_tables(connection: Connection, schema: str | None) -> Iterator[str]:

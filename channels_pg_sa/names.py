@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from .errors import short
 
 MAX_LENGTH = 100  # exclusive, as in channels.layers.BaseChannelLayer
-SIGN = 8  # characters of the secret by which a statement knows it; the whole would stand in logs of statements
+SIGN = 8  # characters of the secret that are told to statements
 CACHED = 1_000  # channels whose names need not be looked at again with each message
 MAX_PREFIX = 53  # what is left beside the node and the 32 digits that make a name unique
 
@@ -92,6 +92,11 @@ def topic(secret: str, kind: str, prefix: str, name: str) -> str:
     return "channels_pg_sa_" + hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def sign_of(secret: str) -> str:
+    """Return what the secret begins with, by which a statement knows it: logs of statements would have the whole."""
+    return secret[:SIGN]
+
+
 class Topics:
     """The NOTIFY channels that a node listens on, as soon as the installation's secret is known.
 
@@ -108,7 +113,7 @@ class Topics:
     @property
     def sign(self) -> str:
         """What the secret begins with."""
-        return self.secret[:SIGN]
+        return sign_of(self.secret)
 
     @property
     def own(self) -> str:

@@ -18,7 +18,7 @@ from psycopg.adapt import Buffer
 from .arrays import BytesArray, TextArray, dumped
 from .compiled import compiled
 from .config import Settings
-from .names import SIGN, node_of, topic
+from .names import node_of, sign_of, topic
 from .queries import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
 
 
@@ -86,7 +86,12 @@ class Prepared:
     def _send_one_of(self, item: Send | GroupSend) -> Bound:
         if isinstance(item, Send):
             where = topic(self._secret, "node" if node_of(item.channel) else "queue", self._prefix, item.recipient)
-            names = {"recipient": item.recipient, "channel": item.channel, "topic": where, "sign": self._secret[:SIGN]}
+            names = {
+                "recipient": item.recipient,
+                "channel": item.channel,
+                "topic": where,
+                "sign": sign_of(self._secret),
+            }
             return self._send_one.bind({"payload": item.payload, **_encoded(names)})
         return self._publish_one.bind({"payload": item.payload, **_encoded({"group_name": item.group})})
 

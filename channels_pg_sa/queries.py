@@ -181,7 +181,7 @@ class Queries:
 
     def schema_error(self, connection: Connection, found: str | None, error: Exception | None = None) -> SchemaError:
         """Return the error of tables that are missing, at another revision, or not whole, as the server says."""
-        reason = None if error is None else words_of(error).partition("\n")[0]  # behind it our statement is quoted
+        reason = None if error is None else words_of(error)
         return SchemaError(found, REVISION, database=connection.info.dbname, schema=self._schema, reason=reason)
 
     async def enter(self, connection: Connection) -> tuple[str, str, float]:

@@ -267,6 +267,20 @@ async def warm(layer: PostgresLayer) -> str:
     return channel
 
 
+def layer_is_listening(layer: PostgresLayer) -> bool:
+    """Tell whether notifications flow."""
+    return " listening" in repr(layer)
+
+
+async def until_listening(layer: PostgresLayer) -> None:
+    """Wait until notifications flow."""
+
+    async def look() -> bool:
+        return layer_is_listening(layer)
+
+    await eventually_async(look, within=20)
+
+
 def inside(layer: PostgresLayer) -> Any:
     """Return the layer's receiving half, for what no test can see from outside: its sockets, and what it remembers."""
     return layer._node._reception  # type: ignore[attr-defined]

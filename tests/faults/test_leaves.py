@@ -16,7 +16,7 @@ from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
-from .breaking import SwallowingProxy, inside, take, text, warm
+from .breaking import SwallowingProxy, inside, take, text, until_listening, warm
 from .test_express import hold
 from .test_express_memberships import MEMBERS, locked
 
@@ -107,7 +107,7 @@ async def test_a_leave_that_found_no_member_undoes_no_later_join(make_own_layer:
     """Of another process, which was told that it succeeded."""
     layer, other = make_own_layer(), make_own_layer()
     channel = await warm(layer)
-    await until_flowing(layer)
+    await until_listening(layer)
     await layer.group_discard("group", channel)
     await other.group_add("group", channel)
     await asyncio.sleep(2.5 * TICK)
@@ -120,7 +120,7 @@ async def test_who_leaves_while_its_node_restores_what_was_swept(
     """The leave began before the outage, finds no member, and the membership is restored a moment later."""
     layer = make_own_layer(heartbeat=30, lease=90)
     channel = await warm(layer)
-    await until_flowing(layer)
+    await until_listening(layer)
     await layer.group_add("group", channel)
     queries = inside(layer)._queries
     leave, restore = queries.leave, queries.restore
@@ -152,7 +152,7 @@ async def test_who_leaves_while_its_node_restores_what_was_swept(
     async def has_left() -> bool:
         return query(layer_url, MEMBERS) == [] and (await layer.group_count("group")) == 0  # type: ignore[attr-defined]
 
-    await until_flowing(layer)
+    await until_listening(layer)
     await eventually_async(has_left)
     await asyncio.sleep(2 * TICK)
     assert await has_left()
@@ -162,7 +162,7 @@ async def test_who_left_before_its_node_knew_that_it_was_swept(make_own_layer: L
     """A process that stood still: its sockets end before it notices, and what it restores are the others."""
     layer = make_own_layer(heartbeat=30, lease=90)
     channel = await warm(layer)
-    await until_flowing(layer)
+    await until_listening(layer)
     for group in ("left", "stays"):
         await layer.group_add(group, channel)
     with psycopg.connect(layer_url, autocommit=True, application_name="tests") as sweeper:
@@ -180,15 +180,6 @@ async def test_who_left_before_its_node_knew_that_it_was_swept(make_own_layer: L
     await layer.group_send("left", text(1))
     await layer.group_send("stays", text(2))
     assert await take(layer, channel, 1) == [text(2)]
-
-
-async def until_flowing(layer: PostgresLayer) -> None:
-    """Wait until the layer hears notifications."""
-
-    async def look() -> bool:
-        return bool(inside(layer)._listener.is_listening)
-
-    await eventually_async(look)
 
 
 async def test_channels_of_other_processes_do_not_wait_for_this_one_to_listen(

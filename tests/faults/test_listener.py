@@ -30,10 +30,12 @@ from .breaking import (
     Tally,
     end,
     inside,
+    layer_is_listening,
     make_role,
     take,
     text,
     until_beats,
+    until_listening,
     url_as,
     warm,
     within,
@@ -68,15 +70,6 @@ async def outage_told(caplog: pytest.LogCaptureFixture) -> list[str]:
         eventually, lambda: [line for line in warnings_of(caplog) if "hears PostgreSQL again" in line]
     )
     return warnings_of(caplog)
-
-
-async def until_listening(layer: PostgresLayer) -> None:
-    """Wait until notifications flow."""
-
-    async def look() -> bool:
-        return layer_is_listening(layer)
-
-    await eventually_async(look, within=20)
 
 
 @pytest.mark.parametrize("is_told", [False, True])
@@ -122,11 +115,6 @@ async def replace_listener(factory: LayerFactory, layer: PostgresLayer, kill: Ki
         return bool(pids) and not set(pids) & set(killed) and layer_is_listening(layer)
 
     await eventually_async(look, within=20)
-
-
-def layer_is_listening(layer: PostgresLayer) -> bool:
-    """Tell whether notifications flow."""
-    return " listening" in repr(layer)
 
 
 async def test_one_line_when_it_goes_and_one_when_it_is_back(

@@ -22,8 +22,7 @@ from tests.support.databases import TestServer, database_name, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually, eventually_async
 
-from .breaking import WAITING, SwallowingProxy, inside, locked_messages, take, text, warm
-from .test_listener import until_listening
+from .breaking import WAITING, SwallowingProxy, inside, locked_messages, take, text, until_listening, warm
 
 
 @contextlib.contextmanager
