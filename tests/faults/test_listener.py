@@ -584,14 +584,17 @@ async def test_after_a_crash_messages_that_came_before_the_listener_are_new(
     """Others are back sooner: their messages have the ids of those in memory, and of those still to be deleted."""
     layer, sender = make_fragile(capacity=100), make_fragile()
     channel = await warm(layer)
+    inside(layer)._courier.deletions._pause = 1.0
     for number in range(5):
         await layer.send(channel, text(number))
+
+    # What it was warmed with is deleted: a deletion that is about to be done would take others along.
+    await eventually_async(lambda: asyncio.to_thread(lambda: query(fragile_url, WAITING) == [(5,)]))
 
     async def all_here() -> bool:
         return layer.counters["received"] >= 6
 
     await eventually_async(all_here)
-    inside(layer)._courier.deletions._pause = 1.0
     assert await take(layer, channel, 2) == [text(0), text(1)]
     may_come = asyncio.Event()
     recover = inside(layer)._listener._recover
@@ -874,7 +877,7 @@ async def test_thousands_of_messages_during_twenty_events(
     fragile_proxy: SwallowingProxy, make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
 ) -> None:
     """Peer defects 5, 22, 23, 25: of all that was sent nothing is lost, nothing comes twice, and order is kept."""
-    config = {"heartbeat": 0.5, "lease": 20, "send_timeout": 3}
+    config = {"heartbeat": 0.5, "lease": 20, "send_timeout": 3, "expiry": 600}
     layer = make_fragile(url=with_parameters(fragile_proxy.url, connect_timeout=2), **config)
     senders = [make_fragile(**config), make_fragile(url=fragile_proxy.url, **config)]
     channel, member = await warm(layer), await layer.new_channel()

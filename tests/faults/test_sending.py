@@ -153,9 +153,10 @@ async def test_a_connection_whose_end_was_told_is_not_used(make_own_layer: Layer
 @pytest.mark.parametrize("kind", ["send", "group_send", "send_sync"])
 async def test_perhaps_sent(proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str, kind: str) -> None:
     """The connection is lost under the statement: an error at once that says so, and the layer does not try again."""
-    layer = make_own_layer(url=proxy.url)
+    layer = make_own_layer(url=proxy.url, PSYCOPG_OPTIONS={"max_size": 1})
     await layer.group_add("group", "jobs")
-    await VERBS[kind](layer)
+    await VERBS[kind](layer)  # which prepares the statement, on the one connection: that would wait for the lock too
+    await until_rested(layer)
     with locked_messages(layer_url) as locker:
         sending = asyncio.ensure_future(VERBS[kind](layer))
         await until_blocked(layer_url)
@@ -174,8 +175,9 @@ async def test_perhaps_sent_after_a_silence(
     proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
 ) -> None:
     """The network stalls under the statement: after send_timeout the error says that it may have been sent."""
-    layer = make_own_layer(url=proxy.url, send_timeout=1)
-    await layer.send("jobs", text(0))
+    layer = make_own_layer(url=proxy.url, send_timeout=1, PSYCOPG_OPTIONS={"max_size": 1})
+    await layer.send("jobs", text(0))  # which prepares the statement, on the one connection
+    await until_rested(layer)
     with locked_messages(layer_url) as locker:
         sending = asyncio.create_task(layer.send("jobs", text(1)))
         await until_blocked(layer_url)
