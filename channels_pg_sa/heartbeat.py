@@ -17,7 +17,7 @@ from .database import Database
 from .errors import words_of
 from .fate import OUTAGE, log_level
 from .iothread import Spawn
-from .listener import ConnectionLost, Listener
+from .listener import PATIENCE, ConnectionLost, Listener
 from .names import Topics
 from .queries import Pulse, Queries
 
@@ -67,6 +67,7 @@ class Heartbeat:
         spawn: Spawn,
     ) -> None:
         self._interval = interval
+        self._patience = max(interval, PATIENCE)  # with less, what takes long would be broken off and begun for ever
         self._database = database
         self._queries = queries
         self._listener = listener
@@ -144,7 +145,7 @@ class Heartbeat:
         return pulse
 
     async def _look(self) -> None:
-        async with self._database.connection(self._interval) as connection:
+        async with self._database.connection(self._patience) as connection:
             pulse = await self._ask(connection)
         self._heed(pulse)
 
@@ -157,6 +158,6 @@ class Heartbeat:
     async def _sweep(self) -> None:
         deleted: int | None = SWEEP
         while deleted is not None and deleted >= SWEEP:
-            async with self._database.connection(self._interval) as connection:
+            async with self._database.connection(self._patience) as connection:
                 deleted = await self._queries.sweep(connection, SWEEP)
             self._deleted(deleted or 0)

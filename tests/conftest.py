@@ -28,6 +28,7 @@ MARKERS = (
     "in_memory_breaks(reason, broken): InMemoryChannelLayer breaks the rule of this test, and if so must fail it",
     "not_in_memory(reason): the rule of this test means nothing in InMemoryChannelLayer",
     "processes: starts processes, and so gets more time",
+    "any_server: no server is asked for anything that others do not ask it too, so on a second one it is left out",
 )
 
 
@@ -146,5 +147,5 @@ def proxy(layer_url: str) -> Iterator[Proxy]:
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     """Give tests that start processes more time than the rest."""
     for item in items:
-        if "processes" in item.keywords:
+        if "processes" in item.keywords and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(120))

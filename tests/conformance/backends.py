@@ -26,11 +26,13 @@ class Backend:
         name: as the tests' ids show it.
         config: on top of what the test asks for.
         in_memory: Channels' own layer, which lives in one event loop of one process.
+        marks: of its tests.
     """
 
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
     in_memory: bool = False
+    marks: tuple[pytest.MarkDecorator, ...] = ()
 
     @property
     def patience(self) -> float:
@@ -38,11 +40,12 @@ class Backend:
         return 0.2 if self.in_memory else 10
 
 
-IN_MEMORY = Backend("inmemory", in_memory=True)
+ANY_SERVER = (pytest.mark.any_server,)
+IN_MEMORY = Backend("inmemory", in_memory=True, marks=ANY_SERVER)
 OURS = (
     Backend("plain"),
-    Backend("json", {"serializer": "json"}),
-    Backend("encrypted", {"symmetric_encryption_keys": [KEY]}),
+    Backend("json", {"serializer": "json"}, marks=ANY_SERVER),
+    Backend("encrypted", {"symmetric_encryption_keys": [KEY]}, marks=ANY_SERVER),
     Backend("schema", {"schema": SCHEMA}),
 )
 

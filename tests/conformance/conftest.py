@@ -14,12 +14,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
     definition = metafunc.definition
-    parameters = [pytest.param(backend, id=backend.name) for backend in OURS]
+    parameters = [pytest.param(backend, id=backend.name, marks=backend.marks) for backend in OURS]
     if not definition.get_closest_marker("not_in_memory"):
         breaks = definition.get_closest_marker("in_memory_breaks")
         reason, broken = breaks.args if breaks else ("", False)
-        marks = [pytest.mark.xfail(reason=reason, strict=True)] if broken else []
-        parameters.insert(0, pytest.param(IN_MEMORY, id=IN_MEMORY.name, marks=marks))
+        fails = [pytest.mark.xfail(reason=reason, strict=True)] if broken else []
+        parameters.insert(0, pytest.param(IN_MEMORY, id=IN_MEMORY.name, marks=[*IN_MEMORY.marks, *fails]))
     metafunc.parametrize("backend", parameters)
 
 

@@ -186,7 +186,7 @@ async def test_flush_makes_room(make: Maker) -> None:
 
 async def test_expiry_makes_room(make: Maker, talk: Conversation) -> None:
     """What has expired no longer counts."""
-    layer = make(capacity=2, expiry=1)
+    layer = make(capacity=2, expiry=3)
     await fill(layer, "full", 2)
     assert not await accepts(layer, "full")
 

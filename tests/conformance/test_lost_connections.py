@@ -95,7 +95,7 @@ async def test_workers_share_exactly_while_listeners_are_killed(
     for start in range(0, 2000, 200):
         await asyncio.gather(*(sender.send("jobs", text(number)) for number in range(start, start + 200)))
         kill_listener(sender)
-    await eventually_async(all_done, within=20)
+    await eventually_async(all_done, within=40)
     for reader in readers:
         reader.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
@@ -163,21 +163,23 @@ async def test_send_gives_up_in_time_and_says_what_it_knows(make_own_layer: Laye
     from channels_pg_sa import SendError
 
     layer = make_own_layer(url=proxy.url, send_timeout=0.5)
-    channel = await warm(layer)
-    proxy.cut()
-    with pytest.raises(SendError):
-        await asyncio.wait_for(layer.send(channel, text(1)), 10)
-    proxy.heal()
+    channel = await layer.new_channel()
 
     async def sent() -> bool:
         try:
-            await layer.send(channel, text(2))
-        except SendError:
+            await layer.send(channel, text(1))
+        except SendError:  # in that time there may not even be a connection
             return False
         return True
 
     await eventually_async(sent)
-    assert await TALK.next(layer, channel) == text(2)
+    assert await TALK.next(layer, channel) == text(1)
+    proxy.cut()
+    with pytest.raises(SendError):
+        await asyncio.wait_for(layer.send(channel, text(2)), 10)
+    proxy.heal()
+    await eventually_async(sent)
+    assert await TALK.next(layer, channel) == text(1)
 
 
 async def test_callbacks_tell_of_a_lost_connection(make_own_layer: LayerFactory, kill_listener: Kill) -> None:
@@ -239,5 +241,5 @@ async def test_a_session_that_was_killed_is_not_left_behind(
         kill_listener(layer)
         await layer.send(channel, text(number))
         assert await TALK.next(layer, channel) == text(number)
-    assert len(eventually(lambda: make_own_layer.listeners(layer))) == 1
+    eventually(lambda: len(make_own_layer.listeners(layer)) == 1)  # the last that was killed may not be gone yet
     assert len(server.connections(layer_url)) <= 6

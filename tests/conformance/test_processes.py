@@ -56,7 +56,7 @@ async def gather_events(workers: list[LayerProcess], count: int) -> list[Message
     done = asyncio.Event()
     watchers = [asyncio.create_task(watch(worker)) for worker in workers]
     try:
-        await asyncio.wait_for(done.wait(), PATIENCE)
+        await asyncio.wait_for(done.wait(), 4 * PATIENCE)
     finally:
         for watcher in watchers:
             watcher.cancel()

@@ -63,7 +63,7 @@ async def test_competing_layers_share_the_work(make: Maker) -> None:
     received: list[Message] = []
     readers = [asyncio.create_task(collect(layer, "jobs", received)) for layer in workers]
     await asyncio.gather(*(sender.send("jobs", text(number)) for number in range(2000)))
-    await eventually_async(lambda: enough(received, 2000))
+    await eventually_async(lambda: enough(received, 2000), within=4 * PATIENCE)
     await stop(*readers)
     assert sorted(numbers(received)) == list(range(2000))
 
@@ -172,7 +172,7 @@ async def test_polling_with_wait_for_loses_nothing(make: Maker, kind: str, patie
     layer = make(capacity=1000)
     channel = "normal" if kind == "normal" else await layer.new_channel()
     sends = asyncio.gather(*(layer.send(channel, text(number)) for number in range(200)))
-    received = await asyncio.wait_for(poll(layer, channel, patience, 200), PATIENCE)
+    received = await asyncio.wait_for(poll(layer, channel, patience, 200), 4 * PATIENCE)
     await sends
     assert numbers(received) == list(range(200))
 

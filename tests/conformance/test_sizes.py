@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
+
 from tests.support.layers import Layer, Message
 
 from .backends import Conversation, Maker
@@ -19,6 +21,7 @@ def padded(number: int, size: int) -> Message:
     return {"number": number, "bytes": b"\xa5" * size}
 
 
+@pytest.mark.timeout(240)
 async def test_each_size_arrives_once_one_by_one(layer: Layer, talk: Conversation) -> None:
     """Peer defect 17: a payload of exactly 8,000 bytes raised; here each size is alone in its notification."""
     channel = await layer.new_channel()

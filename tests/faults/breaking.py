@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from tests.support.databases import AWAITED, TestServer, query
@@ -285,6 +286,23 @@ async def until_listening(layer: PostgresLayer) -> None:
 def inside(layer: PostgresLayer) -> Any:
     """Return the layer's receiving half, for what no test can see from outside: its sockets, and what it remembers."""
     return layer._node._reception  # type: ignore[attr-defined]
+
+
+def unhurried(*layers: PostgresLayer) -> None:
+    """Let beats be answered late: a busy machine would have the listener make a new connection."""
+    for layer in layers:
+        inside(layer)._listener._patience = PATIENCE
+
+
+@contextlib.contextmanager
+def impatient(layer: PostgresLayer, seconds: float) -> Iterator[None]:
+    """Within the block the layer's calls have so many seconds, in which a busy machine could not even connect."""
+    outbox = layer._node._outbox  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patched:
+        for part in (outbox, outbox._attempts, outbox.memberships, outbox.memberships._leaves):
+            patched.setattr(part, "_timeout", seconds)
+        patched.setattr(outbox._express, "_limit", seconds)
+        yield
 
 
 async def within(layer: PostgresLayer, work: Coroutine[Any, Any, Any]) -> Any:

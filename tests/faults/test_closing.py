@@ -86,9 +86,10 @@ async def test_a_reader_that_was_woken_and_has_not_come(make_own_layer: LayerFac
 
 
 async def test_without_the_connection_that_listens(
-    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was claimed can go back over the other, and is not deleted for want of a recovery."""
+    monkeypatch.setattr(node, "CLOSING_ALONE", 5)  # a busy machine needs more than half a second
     layer, other = make_own_layer(listen_url=proxy.url), make_own_layer()
     reader = await reads(layer, "jobs")
     # No await from here on: this loop does not come round to the reader.

@@ -17,7 +17,7 @@ from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
-from .breaking import SwallowingProxy, text
+from .breaking import SwallowingProxy, impatient, text
 from .test_express import express, hold, interrupted
 
 Change = Callable[[PostgresLayer, str], Awaitable[None]]
@@ -121,7 +121,7 @@ async def test_lost_under_the_statement_and_late(
     proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
 ) -> None:
     """Nobody knows whether it was done, though nothing was under way when its time was over."""
-    layer = make_own_layer(url=proxy.url, send_timeout=1)
+    layer = make_own_layer(url=proxy.url, send_timeout=4)
     await member_of(layer, "join")
     await hold(layer)
     with locked(layer_url):
@@ -221,10 +221,10 @@ async def test_ended_under_the_statement(
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_statement_that_takes_too_long(make_own_layer: LayerFactory, layer_url: str, change: str) -> None:
     """Its caller is told after send_timeout, and the server gives it up: it does not come after what follows."""
-    layer = make_own_layer(send_timeout=1)
+    layer = make_own_layer()
     group = await member_of(layer, change)
     await hold(layer)
-    with locked(layer_url):
+    with locked(layer_url), impatient(layer, 1):
         started = time.monotonic()
         changing = asyncio.ensure_future(CHANGES[change](layer, group))
         await under_way(layer, layer_url)

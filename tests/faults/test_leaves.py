@@ -16,7 +16,7 @@ from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
-from .breaking import SwallowingProxy, inside, take, text, until_listening, warm
+from .breaking import SwallowingProxy, impatient, inside, take, text, until_listening, warm
 from .test_express import hold
 from .test_express_memberships import MEMBERS, locked
 
@@ -71,10 +71,10 @@ async def test_a_leave_that_failed_is_done_when_the_database_answers(
     make_own_layer: LayerFactory, layer_url: str, attempt: Attempt
 ) -> None:
     """However long that takes: the caller is told that it failed, or has gone, and will not come again."""
-    layer = make_own_layer(send_timeout=PATIENCE)
+    layer = make_own_layer()
     channel = await warm(layer)
     await layer.group_add("group", channel)
-    with locked(layer_url):
+    with locked(layer_url), impatient(layer, PATIENCE):
         await attempt(layer, channel)
         await asyncio.sleep(2 * TICK)  # tried again, in vain
     await until_gone(layer_url)
@@ -186,7 +186,7 @@ async def test_channels_of_other_processes_do_not_wait_for_this_one_to_listen(
     make_own_layer: LayerFactory, proxy: SwallowingProxy, layer_url: str
 ) -> None:
     """Their own process hears of it; this one may be unable to listen while it can do all else."""
-    layer, other = make_own_layer(listen_url=proxy.url, send_timeout=PATIENCE), make_own_layer()
+    layer, other = make_own_layer(listen_url=proxy.url), make_own_layer()
     await warm(layer)
     channel = await warm(other)
     proxy.cut()
@@ -195,7 +195,9 @@ async def test_channels_of_other_processes_do_not_wait_for_this_one_to_listen(
         return not inside(layer)._listener.is_listening
 
     await eventually_async(is_deaf)
-    behind = asyncio.create_task(fails_to_join(layer, await layer.new_channel()))
+    with impatient(layer, PATIENCE):
+        behind = asyncio.create_task(fails_to_join(layer, await layer.new_channel()))
+        await asyncio.sleep(0)
     for _ in ("the slow path", "the fast path"):
         await layer.group_add("group", channel)
         assert query(layer_url, MEMBERS) == [("group", channel)]
@@ -209,9 +211,9 @@ async def test_a_channel_that_others_read_too_is_left_to_its_caller(
     make_own_layer: LayerFactory, layer_url: str
 ) -> None:
     """Another process may have made it a member again meanwhile."""
-    layer, other = make_own_layer(send_timeout=PATIENCE), make_own_layer()
+    layer, other = make_own_layer(), make_own_layer()
     await layer.group_add("group", "jobs")
-    with locked(layer_url):
+    with locked(layer_url), impatient(layer, PATIENCE):
         await fails(layer, "jobs")
     await other.group_add("group", "jobs")
     await asyncio.sleep(2 * TICK)

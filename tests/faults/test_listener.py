@@ -34,6 +34,7 @@ from .breaking import (
     make_role,
     take,
     text,
+    unhurried,
     until_beats,
     until_listening,
     url_as,
@@ -326,6 +327,7 @@ async def test_a_healthy_connection_is_left_alone(
     """A listener that hears nothing for many heartbeats is not taken for dead."""
     layer = make_own_layer(heartbeat=0.5, lease=2)
     channel = await warm(layer)
+    unhurried(layer)
     (pid,) = make_own_layer.listeners(layer)
     await until_beats(layer, layer_url, 6)
     assert make_own_layer.listeners(layer) == [pid]
@@ -680,6 +682,7 @@ async def test_the_listener_needs_no_other_connection_to_stay_alive(
     channel = await layer.new_channel()
     reader = asyncio.create_task(take(layer, channel, 1))
     await until_listening(layer)
+    unhurried(layer)
     await until_beats(layer, fragile_url, 6)
     await sender.send(channel, text(1))
     assert await reader == [text(1)]
@@ -707,8 +710,9 @@ async def test_one_connection_fewer_than_wanted_is_enough(
     """At a limit that leaves one connection besides the listener, all kinds of work share it."""
     role = make_role(fragile, fragile_url, "secret", limit=2)
     url = url_as(fragile, fragile_url, role)
-    layer = make_fragile(url=url, heartbeat=0.5, lease=1.5)
+    layer = make_fragile(url=url, heartbeat=0.5, lease=6)
     channel = await warm(layer)
+    unhurried(layer)
     tally = Tally()
     busy = True
 

@@ -23,7 +23,7 @@ from tests.support.databases import TestServer, database_name, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually, eventually_async
 
-from .breaking import WAITING, SwallowingProxy, inside, locked_messages, take, text, until_listening, warm
+from .breaking import WAITING, SwallowingProxy, impatient, inside, locked_messages, take, text, until_listening, warm
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ async def test_a_server_that_only_reads_is_named_as_the_reason(
     for number in range(3):
         await layer.send("jobs", text(number))
     with read_only(server, layer_url), monkeypatch.context() as patched:
-        patched.setattr(Backoff, "next", lambda _: 0.8)  # so that no attempt is under way at the deadline
+        patched.setattr(Backoff, "next", lambda _: 1.2)  # so that no attempt is under way at the deadline
         with pytest.raises(SendError, match="read-only transaction") as caught:
             await layer.send("jobs", text(3))
     assert not caught.value.maybe_sent
@@ -139,10 +139,11 @@ async def test_a_process_that_is_stopped_while_it_sweeps_keeps_nobody_from_start
 
 
 async def test_those_who_wait_behind_hear_the_reason_too(
-    server: TestServer, layer_url: str, make_own_layer: LayerFactory
+    server: TestServer, layer_url: str, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose time is over before the statement is tried for them."""
-    layer = make_own_layer(send_timeout=1)
+    monkeypatch.setattr(Backoff, "next", lambda _: 0.2)  # somebody's is tried while each waits
+    layer = make_own_layer()
     await warm(layer)
 
     async def refused(number: int) -> str:
@@ -151,7 +152,7 @@ async def test_those_who_wait_behind_hear_the_reason_too(
             await layer.send("jobs", text(number))
         return str(caught.value)
 
-    with read_only(server, layer_url):
+    with read_only(server, layer_url), impatient(layer, 1):
         words = await asyncio.gather(*(refused(number) for number in range(30)))
     assert [word for word in words if "read-only transaction" not in word] == []
 
@@ -187,9 +188,9 @@ async def test_a_new_secret_is_learnt(layer_url: str, make_own_layer: LayerFacto
     """By the next heartbeat: who mends a table without its row, as we say one should, makes one."""
     layer, sender = make_own_layer(heartbeat=0.3, lease=2), make_own_layer()
     channel = await warm(layer)
+    old = inside(layer)._topics.own
     query(layer_url, "DELETE FROM channels_pg_sa_installation")
     query(layer_url, f"INSERT INTO channels_pg_sa_installation (revision) VALUES ('{REVISION}')")
-    old = inside(layer)._topics.own
 
     async def has_learnt() -> bool:
         return bool(inside(layer)._topics.own != old and inside(layer)._listener.is_listening)

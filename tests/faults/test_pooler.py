@@ -27,10 +27,12 @@ from .breaking import (
     FragileServer,
     Tally,
     end,
+    impatient,
     inside,
     locked_messages,
     take,
     text,
+    unhurried,
     until_beats,
     until_blocked,
 )
@@ -252,9 +254,9 @@ async def test_a_server_lost_behind_the_pooler(
 @pytest.mark.parametrize("mode", ["transaction", "session"])
 async def test_a_long_lock_piles_up_no_sessions_behind_it(behind: Behind, fragile_url: str, mode: str) -> None:
     """The pooler passes on to the server that a statement is given up, as long as its client is there to ask."""
-    layer = behind(mode, listen_url=fragile_url, send_timeout=0.5)
+    layer = behind(mode, listen_url=fragile_url)
     await layer.send("others", text(0))
-    with locked_messages(fragile_url):
+    with locked_messages(fragile_url), impatient(layer, 0.5):
         for _ in range(4):
             with pytest.raises(SendError):
                 await layer.send("jobs", text(1))
@@ -288,6 +290,7 @@ async def test_session_mode_needs_no_listen_url(behind: Behind, fragile_url: str
     assert await take(layers[0], channels[0], 1) == [text(1)]
     assert await take(layers[1], channels[1], 2) == [text(1), text(2)]
     assert await take(layers[0], "jobs", 1) == [text(3)]
+    unhurried(*layers)
     listener = inside(layers[0])._listener._connection
     await until_beats(layers[0], fragile_url, 3)
     assert inside(layers[0])._listener._connection is listener

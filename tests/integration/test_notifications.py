@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -51,11 +52,11 @@ def insert(connection: psycopg.Connection[Any], messages: list[tuple[str, bytes]
 
 
 def heard(connection: psycopg.Connection[Any]) -> list[tuple[str, list[Frame | None]]]:
-    """The notifications that have come: the channel of each, and its frames."""
-    return [
-        (notification.channel, list(parse(notification.payload.encode())))
-        for notification in connection.notifies(timeout=0.2)
-    ]
+    """The notifications of all that was committed before, in that order: the channel of each, and its frames."""
+    connection.execute("LISTEN mark")
+    connection.execute("NOTIFY mark")
+    before_mark = itertools.takewhile(lambda heard: heard.channel != "mark", connection.notifies())
+    return [(notification.channel, list(parse(notification.payload.encode()))) for notification in before_mark]
 
 
 @pytest.mark.parametrize("count", [1, FEW, FEW + 1, 200])

@@ -319,8 +319,8 @@ def refused(url: str, statement: str) -> None:
 async def test_a_role_for_the_application(as_role: Callable[[str], str], layer_url: str) -> None:
     """It does all that a layer does, and owns nothing."""
     url = as_role("app")
-    layer: Any = Layer(url=url, capacity=10, heartbeat=0.1, lease=1)
-    dead: Any = Layer(url=url, heartbeat=0.1, lease=1)
+    layer: Any = Layer(url=url, capacity=10, heartbeat=0.5, lease=5)
+    dead: Any = Layer(url=url, heartbeat=0.5, lease=5)
     channel = await layer.new_channel()
     await layer.group_add("group", channel)
     await layer.group_add("group", "jobs")

@@ -117,14 +117,14 @@ async def pass_through(url: str, rounds: int) -> int:
     return int(size)
 
 
-@pytest.mark.processes
+@pytest.mark.timeout(300)
 async def test_the_message_table_stays_small(unvacuumed_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Peer defect 31: a message table of 60 GB; 25,000 messages would fill 11 MB, were their pages not used again."""
     monkeypatch.setattr(vacuum, "DELETIONS", 3_000)
     assert await pass_through(unvacuumed_url, 20) < 5_000_000
 
 
-@pytest.mark.processes
+@pytest.mark.timeout(300)
 async def test_who_does_not_own_the_table_leaves_it_to_autovacuum(
     unvacuumed_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +138,7 @@ async def test_who_does_not_own_the_table_leaves_it_to_autovacuum(
     assert query(unvacuumed_url, vacuums) == [(0,)]
 
 
+@pytest.mark.timeout(300)
 async def test_vacuums_get_fewer_where_they_can_remove_nothing(
     unvacuumed_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,8 +172,8 @@ BEATS = "SELECT min(seen_at) FROM channels_pg_sa_node"
 
 
 async def listening(make_layer: LayerFactory, count: int) -> list[PostgresLayer]:
-    """Return layers that are registered."""
-    layers = [make_layer(**BRISK) for _ in range(count)]
+    """Return layers that are registered, and have time for their beats, each of which may look for what to sweep."""
+    layers = [make_layer(heartbeat=1, lease=10) for _ in range(count)]
     for layer in layers:
         await layer.group_add("group", await layer.new_channel())
     return layers

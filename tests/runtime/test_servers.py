@@ -20,7 +20,7 @@ from tests.support.waiting import PATIENCE, eventually
 
 from .programs import PER_PROCESS, STRICT, Watch, at_most, run
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.any_server]
 
 
 SEND = "from tests.runtime.celery_app import tell\nfor number in range(60): tell.delay(number)"

@@ -12,7 +12,7 @@ from tests.support.layers import LayerFactory
 from .programs import at_most, run
 from .test_bounds import take
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.any_server]
 
 
 # The name of each scenario, and how many processes it has at once.

@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
 
 from chatroom.presence import LEASE
-from launcher.member import CheckFailed, Member
+from launcher.member import PATIENCE, CheckFailed, Member
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -208,7 +208,7 @@ class Scenario:
     def _line(self, member: Member, number: int) -> str:
         return f"{number}{LONG}" if number % 10 == 9 else f"{number} from {member.name}"
 
-    async def _all_see_all(self, patience: float = LEASE) -> None:
+    async def _all_see_all(self, patience: float = PATIENCE) -> None:
         places = {member.name: member.server for member in self.members}
         for member in self.members:
             await member.see(ROOM, places, patience)
