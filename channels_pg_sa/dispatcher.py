@@ -26,7 +26,8 @@ class Dispatcher(LocalChannels):
         self._known: dict[int, float] = {}  # when its message expires, by row
         self._unfetched: dict[int, tuple[Entry, list[str]]] = {}
         self._barrier: int | None = None
-        self._gone: set[int] = set()
+        self._is_claiming = False
+        self._gone: set[int] = set()  # ids of deleted rows that we may yet be told of once more
 
     # What is heard -------------------------------------------------------------------------------
 
@@ -69,7 +70,8 @@ class Dispatcher(LocalChannels):
         """
         there = {parcel.id: parcel.expires for parcel in waiting}
         rows = {row for row, expires in known.items() if abs(there.get(row, -math.inf) - expires) > SAME}
-        self._forget(rows)
+        self._gone -= rows & there.keys()  # these ids are others' by now
+        self._forget(rows - self._gone)
         self.fetched(rows & self._unfetched.keys(), {})
         for local in self.unread.values():
             for entry in local.entries:
@@ -91,8 +93,12 @@ class Dispatcher(LocalChannels):
 
     def _end_recovery(self) -> None:
         self._barrier = None
-        self._forget(self._gone)
-        self._gone.clear()
+        self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        if self._barrier is None and not self._is_claiming:
+            self._forget(self._gone)
+            self._gone.clear()
 
     def _arrive(self, parcel: Parcel, now: float) -> None:
         if self._is_known(parcel.id, parcel.expires):  # read from the table after a reconnect, and heard of as well
@@ -150,6 +156,19 @@ class Dispatcher(LocalChannels):
                 if channel in self.unread:
                     self._wake(channel, self.unread[channel])
 
+    def begin_claims(self) -> None:
+        """Note that claims are under way.
+
+        They move rows before they are answered. Until then the mailbox may show such a row, it may be read and deleted,
+        and the answer must not bring it again.
+        """
+        self._is_claiming = True
+
+    def end_claims(self) -> None:
+        """Note that no claim is under way: all have been answered, or never will be."""
+        self._is_claiming = False
+        self._forget_gone()
+
     def claimed(self, rows: Iterable[tuple[int, str, bytes, float]]) -> None:
         """Take in rows of queues that are now this node's: id, channel, payload, expiry."""
         for row, channel, payload, expires in sorted(rows):
@@ -164,11 +183,9 @@ class Dispatcher(LocalChannels):
                 self.put([channel], Entry(row, expires, payload, keeps_row=True, name=channel))
 
     def deleted(self, rows: Iterable[int]) -> None:
-        """Forget ids whose rows are gone."""
-        if self._barrier is not None:
-            self._gone.update(rows)
-            return
-        self._forget(rows)
+        """Forget ids whose rows are gone, as soon as nothing can tell of them any more."""
+        self._gone.update(rows)
+        self._forget_gone()
 
     def announce(self, payload: bytes, expires: float) -> None:
         """Put a message of the layer's own into each channel that is in a group here or was read lately.

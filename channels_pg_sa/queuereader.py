@@ -168,8 +168,11 @@ class QueueReader:
     def _start_claims(self, channels: list[str]) -> list[Claim]:
         with self._decisions() as dispatcher:
             readers = {channel: dispatcher.waiting(channel) for channel in channels if channel != _NO_CHANNEL}
-        started = (self.book.start(channel, min(count, self._most)) for channel, count in readers.items())
-        return [claim for claim in started if claim is not None]
+            started = (self.book.start(channel, min(count, self._most)) for channel, count in readers.items())
+            claims = [claim for claim in started if claim is not None]
+            if claims:
+                dispatcher.begin_claims()
+        return claims
 
     def _take_in(
         self, claims: list[Claim], got: list[list[tuple[int, str, bytes, float]]], *, is_current: bool
@@ -183,6 +186,7 @@ class QueueReader:
                     self.book.ring(claim.queue, claim.floor)
                 if is_current:
                     dispatcher.claimed(rows)
+            dispatcher.end_claims()
         if not is_current:
             self.rereads.add([None])
         self.claims.add(claim.channel for claim in claims if self._may_claim(claim.channel))
@@ -200,6 +204,8 @@ class QueueReader:
         except BaseException as error:
             for claim in claims:
                 self.book.fail(claim)
+            with self._decisions() as dispatcher:
+                dispatcher.end_claims()
             if isinstance(error, psycopg.Error) and fate(error) is Fate.UNKNOWN:
                 self._most = max(1, max(claim.count for claim in claims) // 2)
                 self._doubtful_until = time.monotonic() + self._settings.expiry

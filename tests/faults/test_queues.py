@@ -1,4 +1,4 @@
-"""Queues that are flushed under a claim, and that nobody here reads any more."""
+"""Queues that are flushed, or found, under a claim, and that nobody here reads any more."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from channels_pg_sa.queries import Queries
+from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually, eventually_async
 
-from .breaking import PATIENCE, end, inside, take, text, within
+from .breaking import PATIENCE, WAITING, end, inside, take, text, warm, within
 from .test_closing import reads as begins_to_read
 
 
@@ -151,3 +153,52 @@ async def test_a_claim_whose_answer_was_lost_keeps_its_place(
     assert await take(layer, "jobs", 1) == [text(3)]
     assert rereads == [None]
     assert queues._most > 1
+
+
+async def test_an_answer_that_comes_after_its_row_was_found_read_and_deleted(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim moves a row at once, and tells of it when its answer is read: the mailbox may be read between the two."""
+    layer, sender = make_own_layer(), make_own_layer()
+    claim, moved, may_answer = Queries.claim, threading.Event(), threading.Event()
+
+    async def slow(self: Queries, connection: Any, claims: Any) -> Any:
+        got = await claim(self, connection, claims)
+        if any(got):
+            moved.set()
+            await asyncio.to_thread(may_answer.wait, 10)
+        return got
+
+    await warm(layer)
+    monkeypatch.setattr(Queries, "claim", slow)
+    reader = asyncio.create_task(take(layer, "jobs", 2))
+    await sender.send("jobs", text(1))
+    assert await asyncio.to_thread(moved.wait, 10)
+    await within(layer, inside(layer)._reread())
+    await asyncio.to_thread(eventually, lambda: query(layer_url, WAITING) == [(0,)])
+    await asyncio.to_thread(eventually, inside(layer)._courier.deletions._task.done)
+    may_answer.set()
+    await sender.send("jobs", text(2))
+    assert await reader == [text(1), text(2)]
+
+
+async def test_a_claim_that_failed_is_over(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is deleted afterwards is forgotten, though nobody claims any more."""
+    layer, loop = make_own_layer(), asyncio.get_running_loop()
+    channel = await warm(layer)
+    failed = threading.Event()
+
+    async def fail(_self: Queries, _connection: Any, _claims: Any) -> None:
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(end(reader), loop))
+        failed.set()
+        raise psycopg.OperationalError("the connection was lost")
+
+    monkeypatch.setattr(Queries, "claim", fail)
+    reader = asyncio.create_task(take(layer, "jobs", 1))
+    assert await asyncio.to_thread(failed.wait, 10)
+    await layer.send(channel, text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+    await asyncio.to_thread(eventually, lambda: query(layer_url, WAITING) == [(0,)])
+    await asyncio.to_thread(eventually, lambda: not inside(layer).inbox._dispatcher._known)

@@ -505,6 +505,48 @@ def test_a_later_recovery_waits_for_its_own_mark() -> None:
     assert it._known == {}
 
 
+def test_what_the_mailbox_showed_under_a_claim_is_not_taken_again_by_its_answer() -> None:
+    """Though it is read and deleted before the answer comes, and another recovery finds no row of it."""
+    it = dispatcher()
+    it.begin_claims()
+    it.recover([doorbell(1, "jobs")], 1, NOW)
+    it.fetched([1], {1: b"1"})
+    assert taken(it, "jobs") == [1]
+    it.deleted([1])
+    it.hear([Mark(1)], NOW)
+    it.vanished(it.known, [])
+    it.claimed([(1, "jobs", b"1", LATER)])
+    assert taken(it, "jobs") == []
+    it.end_claims()
+    assert (it._known, it._gone) == ({}, set())
+
+
+def test_a_claim_that_ends_ends_no_recovery() -> None:
+    """Each of the two may yet tell of rows that are gone."""
+    it = dispatcher()
+    it.begin_claims()
+    it.recover([doorbell(1)], 1, NOW)
+    it.deleted([1])
+    it.end_claims()
+    it.hear([parcel(1)], NOW)
+    assert it.counters["received"] == 1
+    it.hear([Mark(1)], NOW)
+    assert it._known == {}
+
+
+def test_an_id_that_was_given_to_another_row_is_not_forgotten_for_the_first() -> None:
+    """A server that crashed began to count again while this node had yet to forget the id of a row it had deleted."""
+    it = dispatcher()
+    it.recover([doorbell(1)], 1, NOW)
+    it.fetched([1], {1: b"1"})
+    assert taken(it) == [1]
+    it.deleted([1])
+    it.vanished(it.known, [doorbell(1, expires=LATER + 5)])
+    it.recover([doorbell(1, expires=LATER + 5)], 2, NOW)
+    it.hear([Mark(2)], NOW)
+    assert it.known == {1: LATER + 5}
+
+
 def test_what_others_answer_to_a_flush_ends_no_recovery() -> None:
     """It has a number as well, which is no mark's."""
     it = dispatcher()
