@@ -124,6 +124,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def races(session: nox.Session) -> None:
+    """Run the tests of faults, or others, while each wait for the server lasts a moment longer at random."""
+    install(session, "tests")
+    chosen = session.posargs or ["-n", "3", "--dist", "worksteal", "tests/faults"]
+    session.run("python", "-m", "pytest", "-p", "tests.support.delays", *chosen)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Run processes and faults for a while and count what came, `-- --minutes 5`; or `-- --messages 1000000`."""
     install(session, "soak")
