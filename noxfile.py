@@ -30,10 +30,11 @@ def install(session: nox.Session, *groups: str, package: bool = True) -> None:
     session.install(*(["-e", "."] if package else []), *tools)
 
 
-def pytest(session: nox.Session) -> None:
-    """Run all tests, or as the arguments say, against servers of their own or that of CHANNELS_PG_SA_TEST_URL."""
+def pytest(session: nox.Session, *options: str, paths: tuple[str, ...] = ()) -> None:
+    """Run all tests, those of paths, or as the arguments say, on servers of their own or CHANNELS_PG_SA_TEST_URL's."""
     workers = min(4, (os.cpu_count() or 1) + 1)  # one more than can work: tests wait a lot
-    session.run("python", "-m", "pytest", *(session.posargs or ["-n", str(workers), "--dist", "worksteal"]))
+    chosen = session.posargs or ["-n", str(workers), "--dist", "worksteal", *paths]
+    session.run("python", "-m", "pytest", *options, *chosen)
 
 
 @nox.session
@@ -127,8 +128,7 @@ def bench(session: nox.Session) -> None:
 def races(session: nox.Session) -> None:
     """Run the tests of faults, or others, while each wait for the server lasts a moment longer at random."""
     install(session, "tests")
-    chosen = session.posargs or ["-n", "3", "--dist", "worksteal", "tests/faults"]
-    session.run("python", "-m", "pytest", "-p", "tests.support.delays", *chosen)
+    pytest(session, "-p", "tests.support.delays", paths=("tests/faults",))
 
 
 @nox.session
