@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import psycopg
 
 from .backlog import Backlog
 from .config import Settings
 from .database import Database
-from .dispatcher import Dispatcher
 from .fate import log_level
+from .inbox import Inbox
 from .iothread import Spawn
 from .queries import Queries
 
@@ -24,7 +23,7 @@ class Courier:
         settings: of the layer.
         database: lends connections.
         queries: the layer's statements.
-        decisions: opens the dispatcher for a block, and afterwards does what it has decided.
+        inbox: whose dispatcher decides.
         deleted: is told how many rows were deleted.
         spawn: starts a task and holds it.
     """
@@ -34,8 +33,8 @@ class Courier:
         settings: Settings,
         database: Database,
         queries: Queries,
+        inbox: Inbox,
         *,
-        decisions: Callable[[], AbstractContextManager[Dispatcher]],
         deleted: Callable[[int], None],
         spawn: Spawn,
     ) -> None:
@@ -44,7 +43,7 @@ class Courier:
         self._patience = settings.send_timeout
         self._database = database
         self._queries = queries
-        self._decisions = decisions
+        self._inbox = inbox
         self._deleted = deleted
         make = functools.partial(Backlog[int], spawn=spawn, level=log_level)
         # Deleting can wait, so that more rows go together: nobody waits for it but senders who count what is unread.
@@ -66,7 +65,7 @@ class Courier:
             found = await self._queries.fetch(connection, rows)
         payloads = {row: payload for row, payload in found.items() if payload is not None}
         left = found.keys() - payloads.keys()
-        with self._decisions() as dispatcher:
+        with self._inbox.decisions() as dispatcher:
             dispatcher.fetched([row for row in rows if row not in left], payloads)
         self.fetches.add(sorted(left))
 
@@ -76,7 +75,7 @@ class Courier:
             rows = [row for row in batch if row in self.deletions.underway]
             await self._queries.forget(connection, rows)
         self._deleted(len(rows))
-        with self._decisions() as dispatcher:
+        with self._inbox.decisions() as dispatcher:
             dispatcher.deleted(rows)
 
     def _check_current(self) -> None:

@@ -20,6 +20,7 @@ from .iothread import Spawn
 from .listener import PATIENCE, ConnectionLost, Listener
 from .names import Topics
 from .queries import Pulse, Queries
+from .queuereader import QueueReader
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ AGAIN = 1.0
 SLOW = 0.25
 """Seconds after which an answer has kept notifications waiting for too long."""
 SWEEP = 5000
-"""Rows deleted in one transaction of a sweep."""
+"""Messages deleted in one transaction of a sweep, beside up to twice as many memberships."""
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
@@ -46,8 +47,7 @@ class Heartbeat:
         listener: lends the connection that listens.
         clock: is told the database's time.
         topics: what the session must LISTEN to.
-        queues: gives the queues to ask about.
-        filled: called with those of them in which rows wait.
+        queues: knows the queues to ask about, and is told of those in which rows wait.
         deleted: is told how many rows were swept.
         spawn: starts a task and holds it.
     """
@@ -61,8 +61,7 @@ class Heartbeat:
         clock: Clock,
         *,
         topics: Topics,
-        queues: Callable[[], list[str]],
-        filled: Callable[[list[str]], None],
+        queues: QueueReader,
         deleted: Callable[[int], None],
         spawn: Spawn,
     ) -> None:
@@ -74,7 +73,6 @@ class Heartbeat:
         self._clock = clock
         self._topics = topics
         self._queues = queues
-        self._filled = filled
         self._deleted = deleted
         self._spawn = spawn
         self._is_quick = True
@@ -133,7 +131,7 @@ class Heartbeat:
     async def _ask(self, connection: Connection) -> Pulse:
         self._is_quick = False  # until it has proved to be
         before = time.monotonic()
-        pulse = await self._queries.beat(connection, self._topics, self._queues())
+        pulse = await self._queries.beat(connection, self._topics, self._queues.queues)
         self._is_quick = time.monotonic() - before < SLOW
         self._clock.observe(before, time.monotonic(), pulse.now)
         return pulse
@@ -150,8 +148,7 @@ class Heartbeat:
         self._heed(pulse)
 
     def _heed(self, pulse: Pulse) -> None:
-        if pulse.filled:
-            self._filled(list(pulse.filled))
+        self._queues.on_filled(pulse.filled)
         if pulse.sweep_due:
             self._start("sweep", self._sweep)
 

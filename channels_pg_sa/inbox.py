@@ -13,6 +13,7 @@ from .clock import Clock
 from .dispatcher import Dispatcher
 from .drops import DropLog
 from .entry import Entry
+from .errors import LayerClosed
 from .localchannels import Effects, Reader
 
 
@@ -86,8 +87,9 @@ class Inbox:
 
     def check(self) -> None:
         """Raise the reason why nobody can be served, if there is one."""
-        if self.failure is not None:
-            raise self.failure.with_traceback(None)  # the same for all: it must not remember each
+        failure = self.failure  # which another thread may take away meanwhile
+        if failure is not None:
+            raise failure.with_traceback(None)  # the same for all: it must not remember each
 
     @contextlib.contextmanager
     def decisions(self) -> Iterator[Dispatcher]:
@@ -103,9 +105,21 @@ class Inbox:
     def fail(self, error: Exception) -> None:
         """Serve nobody any more, and wake those who wait, to see for themselves."""
         with self._lock:
-            self.failure = error
+            if not self.is_closed:
+                self.failure = error
             readers = self._dispatcher.every_reader()
         self._act(Effects(wake=readers))
+
+    def serve(self) -> None:
+        """Serve again, unless the layer was closed."""
+        with self._lock:
+            if not self.is_closed:
+                self.failure = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the layer was closed, so that nobody will be served again."""
+        return isinstance(self.failure, LayerClosed)
 
     def dismiss(self) -> None:
         """Let nobody be waited for who was to take a message: all have been told that they get none."""

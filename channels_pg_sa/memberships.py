@@ -37,9 +37,9 @@ class Memberships:
         queries: the statements of the slow path.
         prepared: those of the fast path.
         absent: takes note of groups and channels that were no members when they left.
-        era: tells which time this is that the node hears of its own memberships, and has back those that it had lost;
-            None while it does not.
-        ready: waits until that is so.
+        session: gives the number of the connection over which the node hears of its own memberships, and has back those
+            that it had lost; None while it hears nothing.
+        ready: waits until it does.
         late: makes the error of a call whose deadline has passed.
         timeout: seconds until a call gives up.
     """
@@ -54,7 +54,7 @@ class Memberships:
         queries: Queries,
         prepared: Prepared,
         absent: Callable[[list[tuple[str, str]]], None],
-        era: Callable[[], int | None],
+        session: Callable[[], int | None],
         ready: Callable[[], Awaitable[None]],
         late: Callable[[Call[Any]], SendError],
         timeout: float,
@@ -64,7 +64,7 @@ class Memberships:
         self._express = express
         self._queries = queries
         self._prepared = prepared
-        self._era = era
+        self._era = session
         self._ready = ready
         self._timeout = timeout
         self._absent = absent
@@ -115,15 +115,15 @@ class Memberships:
     async def _run(self, calls: list[Call[Membership]]) -> None:
         if self._is_own(calls):
             await self._ready()
-        absent, era = False, None
+        absent, session = False, None
 
         async def change(connection: Connection, live: list[Call[Membership]]) -> None:
-            nonlocal absent, era
-            era = self._era()
+            nonlocal absent, session
+            session = self._era()
             absent = await self._change(connection, [call.job for call in live])
 
         await self._attempts.make(calls, change, repeatable=True)
-        self._conclude_leaves(calls, era, absent=absent)
+        self._conclude_leaves(calls, session, absent=absent)
         self._express.note_calls(calls)
 
     def _is_own(self, calls: list[Call[Membership]]) -> bool:
@@ -140,14 +140,16 @@ class Memberships:
 
     def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
         """Join or leave at once, in the calling thread, if there is a connection for it."""
-        era = self._era()
-        if not self._express.is_open or (era is None and self._is_own(calls)):
+        session = self._era()
+        if not self._express.is_open or (session is None and self._is_own(calls)):
             return False
         joins, leaves = _last_of([call.job for call in calls])
         if joins and leaves:  # they take two statements
             return False
         statement = self._prepared.join(joins) if joins else self._prepared.leave(leaves)
-        return self._express.run(statement, functools.partial(self._conclude, calls, over, era=era, left=bool(leaves)))
+        return self._express.run(
+            statement, functools.partial(self._conclude, calls, over, session=session, left=bool(leaves))
+        )
 
     def _conclude(
         self,
@@ -156,7 +158,7 @@ class Memberships:
         error: psycopg.Error | None,
         result: PGresult | None,
         *,
-        era: int | None,
+        session: int | None,
         left: bool,
     ) -> None:
         """Tell the lane. What is not done for certain is done again by the slow path, which does no harm."""
@@ -165,22 +167,22 @@ class Memberships:
                 call.doubtful = True
         done = error is None and not (left and (result is None or result.get_value(0, 0) != b"0"))
         if done and left and result is not None:
-            self._conclude_leaves(calls, era, absent=result.get_value(0, 1) != b"0")
+            self._conclude_leaves(calls, session, absent=result.get_value(0, 1) != b"0")
         over(done)
 
-    def _conclude_leaves(self, calls: list[Call[Membership]], era: int | None, *, absent: bool) -> None:
+    def _conclude_leaves(self, calls: list[Call[Membership]], session: int | None, *, absent: bool) -> None:
         """Forget leaves of this node's own channels that are done.
 
         Args:
             calls: that have been tried.
-            era: when the statement began.
+            session: in which the statement began.
             absent: whether some of them found no member. If this node takes one for a member all the same, it was
                 swept, and does not know it yet: then it must not restore it. If it restores memberships right now, or
                 has done so meanwhile, this may come too late, so the leave is done once more.
         """
         if not self._is_own(calls):
             return
-        if absent and (era is None or era != self._era()):
+        if absent and (session is None or session != self._era()):
             self._leaves.redo(calls)
             return
         self._leaves.tried(calls)

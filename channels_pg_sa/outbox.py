@@ -85,7 +85,7 @@ class Outbox:
             queries=queries,
             prepared=self._prepared,
             absent=reception.doubt,
-            era=reception.era,
+            session=reception.session,
             ready=reception.ready,
             late=self._late,
             timeout=timeout,

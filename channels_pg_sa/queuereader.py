@@ -7,8 +7,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import psycopg
 
@@ -16,11 +15,12 @@ from .backlog import Backlog
 from .claims import Claim, ClaimBook
 from .config import Settings
 from .database import Database
-from .dispatcher import Dispatcher
 from .errors import words_of
 from .fate import Fate, fate, log_level
+from .inbox import Inbox
 from .iothread import Spawn
-from .names import queue_of
+from .listener import Listener
+from .names import Topics, queue_of
 from .queries import Queries
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,9 @@ class QueueReader:
         settings: of the layer.
         database: lends connections.
         queries: the layer's statements.
-        decisions: opens the dispatcher for a block, and afterwards does what it has decided.
-        listen: LISTENs to the doorbells of queues, or stops; tells whether it could.
+        inbox: whose dispatcher decides.
+        listener: hears the doorbells.
+        topics: on which they come.
         reread: reads the node's mailbox again, because something may be in it that nobody knows of.
         spawn: starts a task and holds it.
     """
@@ -49,9 +50,10 @@ class QueueReader:
         settings: Settings,
         database: Database,
         queries: Queries,
+        inbox: Inbox,
         *,
-        decisions: Callable[[], AbstractContextManager[Dispatcher]],
-        listen: Callable[[list[str], bool], Coroutine[None, None, bool]],
+        listener: Listener,
+        topics: Topics,
         reread: Callable[[], Awaitable[None]],
         spawn: Spawn,
     ) -> None:
@@ -59,8 +61,9 @@ class QueueReader:
         self._settings = settings
         self._database = database
         self._queries = queries
-        self._decisions = decisions
-        self._listen = listen
+        self._inbox = inbox
+        self._listener = listener
+        self._topics = topics
         self._reread = reread
         self._doubtful_until = 0.0
         self._is_unread = False
@@ -75,6 +78,11 @@ class QueueReader:
         self.rereads: Backlog[None] = Backlog(
             "channels_pg_sa mailbox", spawn=spawn, level=log_level, batch=1, run=lambda _: reread()
         )
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues whose doorbells this node must hear."""
+        return sorted(self.book.queues)
 
     # What happens --------------------------------------------------------------------------------
 
@@ -116,7 +124,7 @@ class QueueReader:
 
     def give_back(self) -> None:
         """Return what was claimed here and nobody here reads."""
-        with self._decisions() as dispatcher:
+        with self._inbox.decisions() as dispatcher:
             rows = dispatcher.claimed_unread()
         self._returning.update(rows)
         if self._returning:
@@ -129,14 +137,14 @@ class QueueReader:
         """
         if time.monotonic() < self._doubtful_until:
             self.rereads.add([None])
-        with self._decisions() as dispatcher:
+        with self._inbox.decisions() as dispatcher:
             idle = {channel for channel in self.book.channels if not dispatcher.is_read(channel)}
         before = self.book.queues
         for channel in idle & self._idle:
             self.book.close(channel)
         self._idle = idle
         if gone := before - self.book.queues:
-            await self._listen(sorted(gone), True)
+            await self._listen(sorted(gone), stop=True)
             self.listens.add(gone & self.book.queues)  # a reader came while we stopped listening
 
     async def finish(self, timeout: float) -> None:
@@ -146,9 +154,13 @@ class QueueReader:
     # Parts ---------------------------------------------------------------------------------------
 
     async def _hear_doorbells(self, queues: list[str]) -> None:
-        if await self._listen(queues, False):
+        if await self._listen(queues):
             self.on_listening(queues)
         # Otherwise the listener is on its way, and will LISTEN to all queues of the book.
+
+    async def _listen(self, queues: list[str], *, stop: bool = False) -> bool:
+        topics = self._topics.of_queues(queues)
+        return await self._listener.change(lambda connection: self._queries.listen(connection, topics, stop=stop))
 
     async def _claim(self, channels: list[str]) -> None:
         await self._return_if_allowed()
@@ -166,7 +178,7 @@ class QueueReader:
         self._take_in(claims, got, is_current=flushes == self._flushes)
 
     def _start_claims(self, channels: list[str]) -> list[Claim]:
-        with self._decisions() as dispatcher:
+        with self._inbox.decisions() as dispatcher:
             readers = {channel: dispatcher.waiting(channel) for channel in channels if channel != _NO_CHANNEL}
             started = (self.book.start(channel, min(count, self._most)) for channel, count in readers.items())
             claims = [claim for claim in started if claim is not None]
@@ -179,7 +191,7 @@ class QueueReader:
     ) -> None:
         """Hand over what claims have got, unless a flush came between; go on where more may wait."""
         queues = Counter(claim.queue for claim in claims)
-        with self._decisions() as dispatcher:
+        with self._inbox.decisions() as dispatcher:
             for claim, rows in zip(claims, got, strict=True):
                 self.book.finish(claim, [row[0] for row in rows])
                 if rows and queues[claim.queue] > 1:  # another claim of this batch may have picked the same rows
@@ -192,7 +204,7 @@ class QueueReader:
         self.claims.add(claim.channel for claim in claims if self._may_claim(claim.channel))
 
     def _may_claim(self, channel: str) -> bool:
-        with self._decisions() as dispatcher:
+        with self._inbox.decisions() as dispatcher:
             return self.book.is_due(channel) and dispatcher.waiting(channel) > 0
 
     @contextlib.contextmanager
@@ -204,7 +216,7 @@ class QueueReader:
         except BaseException as error:
             for claim in claims:
                 self.book.fail(claim)
-            with self._decisions() as dispatcher:
+            with self._inbox.decisions() as dispatcher:
                 dispatcher.end_claims()
             if isinstance(error, psycopg.Error) and fate(error) is Fate.UNKNOWN:
                 self._most = max(1, max(claim.count for claim in claims) // 2)
@@ -232,7 +244,7 @@ class QueueReader:
                 await self._queries.put_back(connection, rows)
             for row in rows:
                 self._returning.pop(row, None)
-            with self._decisions() as dispatcher:
+            with self._inbox.decisions() as dispatcher:
                 dispatcher.returned(rows)
             # Before their doorbell comes, a claim could pass over them.
             for queue in self.book.queues if rows else ():

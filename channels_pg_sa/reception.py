@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from .call import resolve
 from .clock import Clock
 from .config import Settings
 from .connection import Connection
@@ -19,22 +17,21 @@ from .database import Database
 from .dispatcher import Dispatcher
 from .drops import DropLog
 from .entry import Entry
-from .errors import ChannelLayerError, LayerClosed, words_of
+from .errors import ChannelLayerError
 from .fate import OUTAGE
 from .flushing import Answers, Flushes
 from .heartbeat import Heartbeat
 from .inbox import Inbox
 from .iothread import IOThread
-from .listener import ConnectionLost, Listener
+from .listener import Listener
 from .localchannels import Effects
 from .names import Topics
+from .outages import Outages
 from .parcels import Flushed, parse
 from .queries import Queries
 from .queuereader import QueueReader
 from .recovery import Recovery
 from .vacuum import Vacuum
-
-logger = logging.getLogger(__name__)
 
 RECANCEL = 0.5
 """Seconds after which a task that was cancelled and goes on is cancelled again."""
@@ -64,28 +61,22 @@ class Reception:
         dispatcher: Dispatcher,
         announcements: tuple[bytes | None, bytes | None],
     ) -> None:
-        self._node_id = node_id
-        self._settings = settings
         self._thread = thread
         self._database = database
         self._queries = queries
-        self._announcements = announcements
         self._started = False
-        self._ups = 0
-        self.trouble: str | None = None
-        """Why this node does not hear the server, as far as is known; None if it does."""
-        self._told: set[str] = set()  # the reasons of this outage that are in the log
         self._tasks: list[asyncio.Task[Any]] = []
-        self._clock = Clock()
-        self._topics = Topics(settings.prefix, node_id)
-        self._changed: asyncio.Future[None] = thread.loop.create_future()  # whether this node hears
-        self.inbox = Inbox(
-            dispatcher,
-            self._clock,
-            work=self._work,
-            want=lambda channel: self._soon(self._queues.on_reader, channel),
+        self._clock = clock = Clock()
+        topics = Topics(settings.prefix, node_id)
+        spawn = thread.spawn
+        vacuum = Vacuum(database, queries, spawn)
+        self.inbox = inbox = Inbox(
+            dispatcher, clock, work=self._work, want=lambda channel: self._soon(self._queues.on_reader, channel)
         )
-        self._listener = Listener(
+        self._outages = Outages(
+            node_id, inbox, clock, expiry=settings.expiry, announcements=announcements, loop=thread.loop
+        )
+        self._listener = listener = Listener(
             settings.listen,
             settings.heartbeat,
             recover=self._recover,
@@ -93,33 +84,18 @@ class Reception:
             up=self._came_up,
             down=self._went_down,
         )
-        spawn = thread.spawn
-        vacuum = Vacuum(database, queries, spawn)
-        self._courier = Courier(
-            settings,
-            database,
-            queries,
-            decisions=self.inbox.decisions,
-            deleted=vacuum.note,
-            spawn=spawn,
-        )
+        self._courier = Courier(settings, database, queries, inbox, deleted=vacuum.note, spawn=spawn)
         self._queues = QueueReader(
-            settings,
-            database,
-            queries,
-            decisions=self.inbox.decisions,
-            listen=self._listen_to_queues,
-            reread=self._reread,
-            spawn=spawn,
+            settings, database, queries, inbox, listener=listener, topics=topics, reread=self._reread, spawn=spawn
         )
         self._recovery = Recovery(
             settings,
-            self._topics,
+            topics,
             database=database,
             queries=queries,
-            inbox=self.inbox,
-            clock=self._clock,
-            listener=self._listener,
+            inbox=inbox,
+            clock=clock,
+            listener=listener,
             queues=self._queues,
             courier=self._courier,
             spawn=spawn,
@@ -128,15 +104,14 @@ class Reception:
             settings.heartbeat,
             database,
             queries,
-            self._listener,
-            self._clock,
-            topics=self._topics,
-            queues=lambda: sorted(self._queues.book.queues),
-            filled=self._queues.on_filled,
+            listener,
+            clock,
+            topics=topics,
+            queues=self._queues,
             deleted=vacuum.note,
             spawn=spawn,
         )
-        self._flushes = Flushes(node_id, database, queries, self._topics, timeout=settings.send_timeout)
+        self._flushes = Flushes(node_id, database, queries, topics, timeout=settings.send_timeout)
 
     # For the node --------------------------------------------------------------------------------
 
@@ -168,11 +143,16 @@ class Reception:
         """
         while self._started and not self._listener.is_listening:
             self.check()
-            await asyncio.wait([self._changed])
+            await self._outages.wait()
 
-    def era(self) -> int | None:
-        """Return which time this is that the node hears, None while it does not."""
-        return None if self.is_away else self._ups
+    def session(self) -> int | None:
+        """Return the number of the connection over which this node hears; None while it hears nothing."""
+        return None if self.is_away else self._outages.ended
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this node does not hear the server, as far as is known; None if it does."""
+        return self._outages.trouble
 
     def doubt(self, memberships: Iterable[tuple[str, str]]) -> None:
         """Take note of groups and channels of this node's, of whose memberships the database knows nothing."""
@@ -205,7 +185,7 @@ class Reception:
     def state(self) -> str:
         """How it is doing, in a few words."""
         if self.inbox.failure is not None:
-            word = "closed" if isinstance(self.inbox.failure, LayerClosed) else "failed"
+            word = "closed" if self.inbox.is_closed else "failed"
         elif not self._started:
             word = "not listening yet"
         else:
@@ -215,7 +195,7 @@ class Reception:
     def refuse(self, error: ChannelLayerError) -> None:
         """Serve nobody any more, and tell those who wait."""
         self.inbox.fail(error)
-        self._tell_of_change()
+        self._outages.tell()
 
     async def finish(self, patience: float) -> None:
         """Return what was claimed and not read, do what is still to be done, and stop listening."""
@@ -241,15 +221,15 @@ class Reception:
     # Listening -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        if self._tasks or isinstance(self.inbox.failure, LayerClosed):
+        if self._tasks or self.inbox.is_closed:
             return
         self._tasks = [
             self._thread.spawn(self._listener.run(), "channels_pg_sa listener"),
             self._thread.spawn(self._heartbeat.run(), "channels_pg_sa heartbeat"),
         ]
 
-    async def _recover(self, connection: Connection, renew: Callable[[], None]) -> None:
-        await self._recovery.recover(connection, renew)
+    async def _recover(self, connection: Connection, progressed: Callable[[], None]) -> None:
+        await self._recovery.recover(connection, progressed)
 
     async def _reread(self) -> None:
         await self._recovery.reread()
@@ -257,10 +237,6 @@ class Reception:
     async def _unregister(self, patience: float) -> None:
         async with self._database.connection(patience) as connection:
             await self._queries.unregister(connection)
-
-    async def _listen_to_queues(self, queues: list[str], stop: bool) -> bool:
-        topics = self._topics.of_queues(queues)
-        return await self._listener.change(lambda connection: self._queries.listen(connection, topics, stop=stop))
 
     # What is heard -------------------------------------------------------------------------------
 
@@ -286,48 +262,15 @@ class Reception:
                 self._flushes.hear_answer(flush)
 
     def _came_up(self, away: float | None) -> None:
-        if not isinstance(self.inbox.failure, LayerClosed):
-            self.inbox.failure = None
-        self._ups += 1
+        self._outages.end(away)
         self._queues.listen_to_late()
-        if away is not None:
-            logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, away)
-            self._announce(self._announcements[1])
-        self.trouble = None
-        self._told.clear()
-        self._tell_of_change()
 
     def _went_down(self, error: Exception) -> None:
-        """Say so, once for each reason. If the setup is at fault, those who wait are told; it may yet be mended."""
         self._database.doubt()
         self._courier.is_current = False
-        reason = words_of(error)
-        if reason not in self._told:
-            self._told.add(reason)
-            expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))
-            logger.warning(
-                "Node %s does not hear PostgreSQL, and reconnects: %s",
-                self._node_id,
-                reason,
-                exc_info=None if expected else error,
-            )
-        if self.trouble is None:
-            self._announce(self._announcements[0])
-        self.trouble = reason
-        if isinstance(error, ChannelLayerError) and self.inbox.failure is None:
-            self.refuse(error)
-
-    def _announce(self, payload: bytes | None) -> None:
-        if payload is not None:
-            with self.inbox.decisions() as dispatcher:
-                dispatcher.announce(payload, self._clock.now() + self._settings.expiry)
+        self._outages.begin(error)
 
     # Parts ---------------------------------------------------------------------------------------
-
-    def _tell_of_change(self) -> None:
-        """Let those who wait for this node to hear look again."""
-        resolve([self._changed])
-        self._changed = self._thread.loop.create_future()
 
     def _soon(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended: so has what this was about

@@ -104,7 +104,7 @@ class Recovery:
         await self._enter(connection)
         with self._inbox.decisions() as dispatcher:
             known = dispatcher.known
-        queues = sorted(self._queues.book.queues)
+        queues = self._queues.queues
         await self._queries.listen(connection, [self._topics.own, *self._topics.of_queues(queues)])
         if pooled:
             await self._check_pooler(connection)

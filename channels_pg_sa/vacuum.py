@@ -28,12 +28,7 @@ class Vacuum:
         spawn: starts a task and holds it.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        queries: Queries,
-        spawn: Spawn,
-    ) -> None:
+    def __init__(self, database: Database, queries: Queries, spawn: Spawn) -> None:
         self._database = database
         self._queries = queries
         self._spawn = spawn

@@ -118,7 +118,7 @@ async def test_an_idle_process_wakes_no_other(
     await warm(layer)
     unhurried(layer)
     await until_beats(layer, layer_url, 1)
-    topic = inside(layer)._topics.own
+    topic = inside(layer)._recovery._topics.own
     with psycopg.connect(layer_url, autocommit=True, application_name="tests") as other:
 
         def heard() -> list[str]:

@@ -188,12 +188,12 @@ async def test_a_new_secret_is_learnt(layer_url: str, make_own_layer: LayerFacto
     """By the next heartbeat: who mends a table without its row, as we say one should, makes one."""
     layer, sender = make_own_layer(heartbeat=0.3, lease=2), make_own_layer()
     channel = await warm(layer)
-    old = inside(layer)._topics.own
+    old = inside(layer)._recovery._topics.own
     query(layer_url, "DELETE FROM channels_pg_sa_installation")
     query(layer_url, f"INSERT INTO channels_pg_sa_installation (revision) VALUES ('{REVISION}')")
 
     async def has_learnt() -> bool:
-        return bool(inside(layer)._topics.own != old and inside(layer)._listener.is_listening)
+        return bool(inside(layer)._recovery._topics.own != old and inside(layer)._listener.is_listening)
 
     await eventually_async(has_learnt)
     for number in range(2):

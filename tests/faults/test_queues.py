@@ -63,7 +63,7 @@ async def topics(layer: PostgresLayer) -> set[str]:
 
 def heard(layer: PostgresLayer, *queues: str) -> set[str]:
     """What it has to, for the doorbells of these queues."""
-    topics = inside(layer)._topics
+    topics = inside(layer)._recovery._topics
     return {topics.own, *topics.of_queues(queues)}
 
 
@@ -106,11 +106,11 @@ async def test_a_reader_that_comes_while_its_queue_is_given_up(layer: PostgresLa
     queues = inside(layer)._queues
     listen = queues._listen
 
-    async def just_before(gone: list[str], stop: bool) -> bool:
+    async def just_before(gone: list[str], *, stop: bool = False) -> bool:
         if stop:
             queues.on_reader("jobs")
             await queues.listens.finish(10)
-        done: bool = await listen(gone, stop)
+        done: bool = await listen(gone, stop=stop)
         return done
 
     queues._listen = just_before

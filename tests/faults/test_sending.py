@@ -490,6 +490,32 @@ async def test_a_role_that_may_not_receive_is_told_so(
     assert await take(layer, channel, 1) == [text(1)]
 
 
+async def test_readers_are_told_what_is_wrong_now(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
+) -> None:
+    """Of two things that are wrong one is mended, and the other remains."""
+    role = make_role(fragile, fragile_url, "secret")
+    layer = make_fragile(url=url_as(fragile, fragile_url, role))
+    revoke, grant = ("REVOKE SELECT ON {} FROM {}", "GRANT SELECT ON {} TO {}")
+    tables = [sql.Identifier(f"channels_pg_sa_{name}") for name in ("installation", "membership")]
+    with psycopg.connect(fragile_url, autocommit=True) as connection:
+        for table in tables:
+            connection.execute(sql.SQL(revoke).format(table, sql.Identifier(role)))
+        with pytest.raises(PrivilegeError, match="channels_pg_sa_installation"):
+            await asyncio.wait_for(layer.receive("jobs"), 5)
+        connection.execute(sql.SQL(grant).format(tables[0], sql.Identifier(role)))
+
+        async def says() -> str:
+            with pytest.raises(PrivilegeError) as caught:
+                await asyncio.wait_for(layer.receive("jobs"), 5)
+            return str(caught.value)
+
+        async def names_the_other() -> bool:
+            return "channels_pg_sa_membership" in await says()
+
+        await eventually_async(names_the_other)
+
+
 async def test_a_role_that_may_insert_and_not_read_sends_by_the_slow_path(
     make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
 ) -> None:

@@ -32,9 +32,7 @@ class Mailbox:
         self.dispatcher = Dispatcher(lambda _: None, bounded=True)
         settings: Any = types.SimpleNamespace(send_timeout=5.0, bounded=True)
         mailbox: Any = self
-        self.courier = Courier(
-            settings, mailbox, mailbox, decisions=self._decisions, deleted=self._count, spawn=self._spawn
-        )
+        self.courier = Courier(settings, mailbox, mailbox, mailbox, deleted=self._count, spawn=self._spawn)
         self.courier.deletions._pause = 0.0
 
     @contextlib.asynccontextmanager
@@ -53,7 +51,7 @@ class Mailbox:
         self.deleted.append(rows)
 
     @contextlib.contextmanager
-    def _decisions(self) -> Iterator[Dispatcher]:
+    def decisions(self) -> Iterator[Dispatcher]:
         yield self.dispatcher
 
     def _count(self, rows: int) -> None:

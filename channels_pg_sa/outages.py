@@ -1,0 +1,100 @@
+"""Outages: whether a node hears the server, and who is told when that changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from .call import resolve
+from .clock import Clock
+from .errors import ChannelLayerError, words_of
+from .fate import OUTAGE
+from .inbox import Inbox
+from .listener import ConnectionLost
+
+logger = logging.getLogger(__name__)
+
+
+class Outages:
+    """Tell the log, the local channels and whoever waits when a node hears the server no more, and when it does again.
+
+    Lives on the I/O loop.
+
+    Args:
+        node_id: of the node.
+        inbox: has the local channels, and the readers who are told if the set-up is at fault.
+        clock: the database's.
+        expiry: seconds that an announcement lives.
+        announcements: payloads that local channels get when the server is lost, and when it is back; None for none.
+        loop: the I/O loop.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        inbox: Inbox,
+        clock: Clock,
+        *,
+        expiry: float,
+        announcements: tuple[bytes | None, bytes | None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.trouble: str | None = None
+        """Why this node does not hear the server, as far as is known; None if it does."""
+        self.ended = 0
+        """How often it has begun to hear."""
+        self._node_id = node_id
+        self._inbox = inbox
+        self._clock = clock
+        self._expiry = expiry
+        self._announcements = announcements
+        self._loop = loop
+        self._logged: set[str] = set()  # the reasons of this outage
+        self._change: asyncio.Future[None] = loop.create_future()
+
+    def begin(self, error: Exception) -> None:
+        """The server is not heard any more, or an attempt to hear it has failed; each reason is logged once.
+
+        If the set-up is at fault, readers are told, although it may yet be mended.
+        """
+        reason = words_of(error)
+        if reason not in self._logged:
+            self._logged.add(reason)
+            expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))
+            logger.warning(
+                "Node %s does not hear PostgreSQL, and reconnects: %s",
+                self._node_id,
+                reason,
+                exc_info=None if expected else error,
+            )
+        if self.trouble is None:
+            self._announce(self._announcements[0])
+        self.trouble = reason
+        if isinstance(error, ChannelLayerError):
+            self._inbox.fail(error)
+            self.tell()
+
+    def end(self, seconds: float | None) -> None:
+        """The server is heard, after so many seconds in which it was not; None if it is for the first time."""
+        self._inbox.serve()
+        self.ended += 1
+        if seconds is not None:
+            logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, seconds)
+            self._announce(self._announcements[1])
+        self.trouble = None
+        self._logged.clear()
+        self.tell()
+
+    async def wait(self) -> None:
+        """Wait until this may have changed."""
+        await asyncio.wait([self._change])
+
+    def tell(self) -> None:
+        """Let those who wait look again."""
+        resolve([self._change])
+        self._change = self._loop.create_future()
+
+    def _announce(self, payload: bytes | None) -> None:
+        if payload is not None:
+            with self._inbox.decisions() as dispatcher:
+                dispatcher.announce(payload, self._clock.now() + self._expiry)
