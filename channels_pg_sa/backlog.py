@@ -35,7 +35,7 @@ class Backlog(Generic[T]):
         run: Callable[[list[T]], Awaitable[None]],
         *,
         batch: int,
-        level: Callable[[Exception], int] = lambda _: logging.ERROR,
+        level: Callable[[Exception], int],
         pause: float = 0.0,
     ) -> None:
         self._name = name

@@ -78,7 +78,7 @@ class CallQueue(Generic[J]):
         """
         with self._lock:
             if self._closed is not None:
-                raise self._closed
+                raise self._closed.with_traceback(None)  # the same for all: it must not remember each
             if len(self._waiting) >= self._limit:
                 call.error = SendError(
                     maybe_sent=False, waited=0.0, reason=f"{len(self._waiting):,} calls wait already"

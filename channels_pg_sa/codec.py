@@ -52,11 +52,8 @@ class MessageCodec:
     """
 
     def __init__(self, serializer: str = "msgpack", keys: Sequence[str | bytes] = ()) -> None:
-        self._dumps = SERIALIZERS.get(serializer)
-        self._own: Serializer | None = None
-        if self._dumps is None:
-            self._own = load_serializer(serializer)
-            self._dumps = self._dump_own
+        self._own = None if serializer in SERIALIZERS else load_serializer(serializer)
+        self._dumps = SERIALIZERS.get(serializer, self._dump_own)
         self._fernet = MultiFernet([_fernet(key) for key in keys]) if keys else None
 
     def encode(self, message: Message) -> bytes:
@@ -69,7 +66,6 @@ class MessageCodec:
         """
         if not isinstance(message, dict):
             raise TypeError(f"A message is a dict, not {type(message).__name__}.")
-        assert self._dumps is not None  # noqa: S101 - for the type checker
         try:
             if self._own is None:  # which knows what it takes
                 _weigh(message, 0, {})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Connection = psycopg.AsyncConnection[Any]
 
-# What a host of ours wants to know of a network that went away: not after the kernel's two hours.
+# A network that went away is noticed within a minute, and not after the kernel's two hours.
 # https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-KEEPALIVES
 DEFAULTS: dict[str, Any] = {
     "connect_timeout": 5,  # for each of several hosts

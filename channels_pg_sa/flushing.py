@@ -60,7 +60,7 @@ class Flushes:
             return
         with contextlib.suppress(psycopg.Error):  # who flushed does not wait for ever
             async with self._database.connection(PATIENCE) as connection:
-                await self._queries.tell(connection, flushed.reply, f"A{flushed.number} {self._node_id}")
+                await self._queries.notify(connection, flushed.reply, f"A{flushed.number} {self._node_id}")
 
 
 class Answers:

@@ -48,7 +48,7 @@ class Heartbeat:
         clock: is told the database's time.
         topics: what the session must LISTEN to.
         queues: knows the queues to ask about, and is told of those in which rows wait.
-        deleted: is told how many rows were swept.
+        deleted: is told how many messages were swept.
         spawn: starts a task and holds it.
     """
 
@@ -153,8 +153,9 @@ class Heartbeat:
             self._start("sweep", self._sweep)
 
     async def _sweep(self) -> None:
-        deleted: int | None = SWEEP
-        while deleted is not None and deleted >= SWEEP:
+        swept: tuple[int, int] | None = (SWEEP, 0)
+        while swept is not None and max(swept) >= SWEEP:
             async with self._database.connection(self._patience) as connection:
-                deleted = await self._queries.sweep(connection, SWEEP)
-            self._deleted(deleted or 0)
+                swept = await self._queries.sweep(connection, SWEEP)
+            if swept is not None:
+                self._deleted(swept[0])

@@ -122,7 +122,7 @@ class Inbox:
         return isinstance(self.failure, LayerClosed)
 
     def dismiss(self) -> None:
-        """Let nobody be waited for who was to take a message: all have been told that they get none."""
+        """Remove all readers, who have been told of the failure, so that messages meant for them count as unread."""
         with self.decisions() as dispatcher:
             dispatcher.remove_readers(dispatcher.every_reader())
 

@@ -52,7 +52,7 @@ class IOThread:
         name: of the thread.
 
     Raises:
-        ConfigurationError: threads are patched, and none.
+        ConfigurationError: gevent or eventlet has patched threads, so that it would be none.
     """
 
     def __init__(self, name: str) -> None:

@@ -17,7 +17,7 @@ J = TypeVar("J")
 Over = Callable[[bool], None]
 
 ROUND = 0.1
-"""Seconds that a round of a caller's loop may last for which a batch waits."""
+"""Seconds that a batch waits at most for the end of a round of a caller's loop, and between two looks at deadlines."""
 
 
 class Lane(Generic[J]):

@@ -214,8 +214,8 @@ class Layer(TransactionalSends, Directory):
         """Finish what was begun, leave all groups and close every connection.
 
         Pending receive() calls raise LayerClosed. A later call opens the layer again, as a new node; channels made
-        before are dead. It takes up to 5 s while the database has not done what was begun, half a second if that is
-        away, and 20 s at the worst. It raises nothing: what goes wrong is logged.
+        before are dead. It waits up to 5 s for calls under way, half a second while the database is away, and at the
+        worst takes 20 s. It raises nothing: what goes wrong is logged.
         """
         await asyncio.to_thread(self.close_sync)
 
@@ -237,15 +237,17 @@ class Layer(TransactionalSends, Directory):
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """How many messages this process has `received` since it opened the layer, and dropped: a number a reason.
+        """How many messages this process has `received` since it opened the layer, and dropped, by reason.
 
         The reasons are `expired`, `no_member`, `vanished`, `malformed`, `undecodable`, `over_capacity` and `unsent`;
         docs/configuration.md explains them. One that has not occurred is missing.
         """
-        return Counter() if self._node is None else self._node.counters
+        node = self._node  # which another thread may close meanwhile
+        return Counter() if node is None else node.counters
 
     def __repr__(self) -> str:
-        state = "closed" if self._node is None else self._node.state
+        node = self._node
+        state = "closed" if node is None else node.state
         return f"<{type(self).__name__} node={self._node_id} {state}>"
 
     # Parts ---------------------------------------------------------------------------------------

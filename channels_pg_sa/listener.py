@@ -39,9 +39,10 @@ class Listener:
         patience: seconds that a statement may take while the connection listens, if that is less than it has anyway.
         recover: called with each new connection before anything that it hears is passed on; it must LISTEN first,
             and then read from the tables what has happened meanwhile. It has 15 s, and as much again each time that
-            it calls the other argument.
+            it calls its second argument, `progressed`.
         hear: takes the payloads of notifications, in their order.
-        up: called when notifications flow, with the seconds since they last did; None the first time.
+        up: called when notifications flow, with the seconds since they stopped, or since the first attempt that failed;
+            None if the very first did not.
         down: called when they flow no longer, and with the reason of each attempt that fails.
     """
 
@@ -80,10 +81,10 @@ class Listener:
                 self._report(error)
             await asyncio.sleep(backoff.next())
 
-    async def hears(self, connection: Connection, sign: bytes, patience: float) -> bool:
+    async def hears(self, connection: Connection, payload: bytes, patience: float) -> bool:
         """Tell whether a notification arrives on a connection that `recover` was given, within so many seconds."""
         end = time.monotonic() + patience
-        while sign not in self._heard:
+        while payload not in self._heard:
             if time.monotonic() > end:
                 return False
             await connection.execute("SELECT 1")
@@ -140,8 +141,8 @@ class Listener:
             connection.pgconn.notify_handler = self._collect
             self._lost = loop.create_future()
             self._connection = connection
-            async with time_limit(connection, PATIENCE) as renew:
-                await self._recover(connection, renew)
+            async with time_limit(connection, PATIENCE) as progressed:
+                await self._recover(connection, progressed)
                 await connection.execute(LENT)
             backoff.reset()
             self._start_flow()

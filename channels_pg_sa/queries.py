@@ -255,22 +255,22 @@ class Queries:
         """Delete the node with all that is its own."""
         await self._run(connection, "unregister")
 
-    async def flush(self, connection: Connection, sign: str) -> list[str]:
-        """Delete all messages and memberships; return the live nodes, each of which is told.
+    async def flush(self, connection: Connection, payload: str) -> list[str]:
+        """Delete all messages and memberships, and notify each live node; return their ids.
 
-        Told last, when they have heard of all memberships that are gone. One that joined meanwhile stays.
+        Notified last, when they have heard of all memberships that are gone. One that joined meanwhile stays.
         """
         async with connection.transaction():
             await self._run(connection, "flush")
-            return [node for node, _ in await self._run(connection, "tell_all", sign=sign)]
+            return [node for node, _ in await self._run(connection, "notify_nodes", payload=payload)]
 
     async def listen(self, connection: Connection, topics: Sequence[str], *, stop: bool = False) -> None:
         """LISTEN to topics, or stop."""
         await self._run(connection, "listen", topics=TextArray(topics), stop=stop)
 
-    async def tell(self, connection: Connection, topic: str, sign: str) -> None:
+    async def notify(self, connection: Connection, topic: str, payload: str) -> None:
         """Notify one topic."""
-        await self._run(connection, "tell", topic=topic, sign=sign)
+        await self._run(connection, "notify", topic=topic, payload=payload)
 
     async def vacuum(self, connection: Connection) -> int:
         """Vacuum the table of messages, if this role may; return how many dead rows are left, or were found.
@@ -284,10 +284,10 @@ class Queries:
         ((dead,),) = await self._run(connection, "dead_messages")
         return int(dead)
 
-    async def sweep(self, connection: Connection, batch: int) -> int | None:
-        """Delete `batch` messages, and twice as many memberships, that nobody needs; return how many at most.
+    async def sweep(self, connection: Connection, batch: int) -> tuple[int, int] | None:
+        """Delete up to `batch` messages, and twice as many memberships, that nobody needs; return how many of each.
 
-        None if another sweeps. One transaction: the lock holds until its end.
+        None if another node sweeps. One transaction: the lock holds until its end.
         """
         async with connection.transaction():
             ((mine, *_),) = await self._run(connection, "sweeping")
@@ -295,12 +295,10 @@ class Queries:
                 return None
             await self._run(connection, "adopt_orphans")
             await self._run(connection, "bury_nodes")
-            deleted = 0
-            for name in ("sweep_messages", "sweep_memberships"):
-                swept = await self._execute(connection, name, batch=batch)
-                deleted = max(deleted, swept.rowcount)
+            messages = await self._execute(connection, "sweep_messages", batch=batch)
+            memberships = await self._execute(connection, "sweep_memberships", batch=batch)
             await self._run(connection, "sweep_nodes")
-            return deleted
+            return messages.rowcount, memberships.rowcount
 
 
 def send_columns(sends: Sequence[Send]) -> dict[str, TextArray | BytesArray]:

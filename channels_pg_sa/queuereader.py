@@ -130,13 +130,13 @@ class QueueReader:
         if self._returning:
             self.claims.add([_NO_CHANNEL])  # by the same task as claims, so that no row goes both ways at once
 
-    async def rest(self) -> None:
-        """Stop listening for queues without readers in two successive calls.
-
-        And look for what a claim may have moved that the server did not finish before it was given up.
-        """
+    def reread_if_doubtful(self) -> None:
+        """Look for what a claim may have moved that the server did not finish before it was given up."""
         if time.monotonic() < self._doubtful_until:
             self.rereads.add([None])
+
+    async def rest(self) -> None:
+        """Stop listening for queues without readers in two successive calls."""
         with self._inbox.decisions() as dispatcher:
             idle = {channel for channel in self.book.channels if not dispatcher.is_read(channel)}
         before = self.book.queues

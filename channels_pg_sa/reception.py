@@ -169,6 +169,7 @@ class Reception:
         self.inbox.keep_house(drops, thoroughly=thoroughly)
         self._queues.give_back()
         if thoroughly:
+            self._queues.reread_if_doubtful()
             await self._queues.rest()
 
     @property

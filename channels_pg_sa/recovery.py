@@ -147,7 +147,7 @@ class Recovery:
         Only their order tells: a row can be read before those who listen are notified of it, so the answer to a
         statement, or time, would say nothing. If this fails, the reading must be done again, with a mark of its own.
         """
-        await self._queries.tell(connection, self._topics.own, f"B{self._mark}")
+        await self._queries.notify(connection, self._topics.own, f"B{self._mark}")
 
     async def _enter(self, connection: Connection) -> None:
         before = time.monotonic()
@@ -164,10 +164,10 @@ class Recovery:
     async def _check_pooler(self, connection: Connection) -> None:
         """Notify ourselves by another way: what never comes was swallowed by a pooler in transaction mode."""
         for _ in range(3):  # once may be chance
-            sign = f"B-{secrets.randbelow(2**31)}"
+            payload = f"B-{secrets.randbelow(2**31)}"  # a mark before any other: it means nothing to the dispatcher
             async with self._database.connection(POOLER_PATIENCE) as other:
-                await self._queries.tell(other, self._topics.own, sign)
-            if not await self._listener.hears(connection, sign.encode(), POOLER_PATIENCE):
+                await self._queries.notify(other, self._topics.own, payload)
+            if not await self._listener.hears(connection, payload.encode(), POOLER_PATIENCE):
                 raise PoolerError
 
     async def _check_database(self, connection: Connection) -> None:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 
-from sqlalchemy import Table, Text, and_, bindparam, exists, func, or_, select
+from sqlalchemy import Text, and_, bindparam, exists, func, or_, select
 from sqlalchemy.sql import ColumnElement, Executable, Select
 
 from channels_pg_sa.schema import Tables
 
-from .parts import CLOCK, PREFIX
+from .parts import CLOCK, PREFIX, is_live
 
 Value = ColumnElement[str] | str
-
-
-def _is_live(nodes: Table) -> ColumnElement[bool]:
-    return and_(nodes.c.pid.is_not(None), nodes.c.lease_until > CLOCK)
 
 
 def _counts(there: Tables, prefix: Value) -> ColumnElement[bool]:
     """Whether a membership lasts, and somebody is there to read for it."""
     members, nodes = there.membership, there.node
-    reader = exists().where(nodes.c.id == members.c.node, nodes.c.prefix == members.c.prefix, _is_live(nodes))
+    reader = exists().where(nodes.c.id == members.c.node, nodes.c.prefix == members.c.prefix, is_live(nodes))
     return and_(
         members.c.prefix == prefix, members.c.expires_at > CLOCK, or_(members.c.node == "", reader.correlate(members))
     )
@@ -60,7 +56,7 @@ def nodes(there: Tables, prefix: Value) -> Select[str, str, int, str, dt.datetim
     found = there.node.c
     return (
         select(found.id, found.host, found.pid, found.version, found.started_at, found.seen_at)
-        .where(found.prefix == prefix, _is_live(there.node))
+        .where(found.prefix == prefix, is_live(there.node))
         .order_by(found.started_at, found.id)
     )
 

@@ -10,6 +10,7 @@ from channels_pg_sa.schema import membership, node
 
 from .parts import ASYNCHRONOUS, BATCH, CLOCK, EXPIRY, INFINITY, NODE, NOW, PREFIX, ctid_of, epoch, given_rows, has_ctid
 
+MEMBERSHIP = ["prefix", "group_name", "node", "channel", "expires_at"]
 # The memberships of this node's channels.
 MEMBERS = and_(membership.c.prefix == PREFIX, membership.c.node == NODE, membership.c.node != "")
 
@@ -39,9 +40,7 @@ def join() -> Executable:
     rows = select(PREFIX, given.c.group_name, given.c.node, given.c.channel, until).select_from(
         given.join(ASYNCHRONOUS, literal_column("true"))
     )
-    fresh = upsert(membership).from_select(
-        ["prefix", "group_name", "node", "channel", "expires_at"], rows, include_defaults=False
-    )
+    fresh = upsert(membership).from_select(MEMBERSHIP, rows, include_defaults=False)
     return fresh.on_conflict_do_update(
         index_elements=list(membership.primary_key), set_={"expires_at": fresh.excluded.expires_at}
     )
@@ -79,11 +78,7 @@ def restore() -> Executable:
     """Insert memberships from memory, with the ends they had."""
     given = given_rows(group_name=Text(), channel=Text(), expires=Float())
     rows = select(PREFIX, given.c.group_name, NODE, given.c.channel, func.to_timestamp(given.c.expires))
-    return (
-        upsert(membership)
-        .from_select(["prefix", "group_name", "node", "channel", "expires_at"], rows, include_defaults=False)
-        .on_conflict_do_nothing()
-    )
+    return upsert(membership).from_select(MEMBERSHIP, rows, include_defaults=False).on_conflict_do_nothing()
 
 
 def plain_members() -> Executable:

@@ -31,10 +31,25 @@ from sqlalchemy import (
 from sqlalchemy.sql import ColumnElement, Executable, FromClause, Select
 
 from channels_pg_sa.entry import SAME
-from channels_pg_sa.schema import installation, membership, message
+from channels_pg_sa.schema import membership, message
 
 from .memberships import next_node_of, plain_members_of
-from .parts import BATCH, CLOCK, CTID, EXPIRY, NO_NODE, NODE, NOW, PREFIX, ROWS, ctid_of, epoch, given_rows, has_ctid
+from .parts import (
+    BATCH,
+    CLOCK,
+    CTID,
+    EXPIRY,
+    NO_NODE,
+    NODE,
+    NOW,
+    PREFIX,
+    ROWS,
+    SECRET,
+    ctid_of,
+    epoch,
+    given_rows,
+    has_ctid,
+)
 
 MESSAGE = ["prefix", "recipient", "channel", "group_name", "payload", "expires_at"]
 
@@ -212,8 +227,7 @@ def put_back(topic: Any) -> Executable:
     )
     rows = back.cte("back")
     ring = literal_column("'Q'", Text) + cast(func.min(rows.c.id), Text) + " " + rows.c.recipient
-    secret = select(installation.c.secret).scalar_subquery()
-    return select(func.pg_notify(topic(secret, "queue", PREFIX, rows.c.recipient), ring)).group_by(rows.c.recipient)
+    return select(func.pg_notify(topic(SECRET, "queue", PREFIX, rows.c.recipient), ring)).group_by(rows.c.recipient)
 
 
 def sweep_messages() -> Executable:

@@ -26,7 +26,7 @@ from sqlalchemy.sql import ColumnElement, Executable
 from channels_pg_sa.schema import installation, membership, message, node
 
 from .memberships import MEMBERS
-from .parts import ASYNCHRONOUS, CLOCK, INFINITY, NO_NODE, NODE, NOW, PREFIX, epoch
+from .parts import ASYNCHRONOUS, CLOCK, INFINITY, NO_NODE, NODE, NOW, PREFIX, SECRET, epoch, is_live
 
 LINGER = "3s"
 """How long a process may leave a transaction alone in which it keeps others waiting."""
@@ -121,18 +121,17 @@ def listen(listening: Any) -> Executable:
     return select(listening(bindparam("topics", type_=ARRAY(Text)), bindparam("stop", type_=Boolean)))
 
 
-def tell_all(topic: Any) -> Executable:
+def notify_nodes(topic: Any) -> Executable:
     """Notify each node of the prefix that lives; return their ids."""
-    secret = select(installation.c.secret).scalar_subquery()
-    sign = bindparam("sign", type_=Text)
-    return select(node.c.id, func.pg_notify(topic(secret, "node", PREFIX, node.c.id), sign)).where(
-        node.c.prefix == PREFIX, node.c.pid.is_not(None), node.c.lease_until > CLOCK
+    payload = bindparam("payload", type_=Text)
+    return select(node.c.id, func.pg_notify(topic(SECRET, "node", PREFIX, node.c.id), payload)).where(
+        node.c.prefix == PREFIX, is_live(node)
     )
 
 
-def tell() -> Executable:
+def notify() -> Executable:
     """Notify one topic."""
-    return select(func.pg_notify(bindparam("topic", type_=Text), bindparam("sign", type_=Text)))
+    return select(func.pg_notify(bindparam("topic", type_=Text), bindparam("payload", type_=Text)))
 
 
 def sweep_lock(*, exclusive: bool) -> Executable:

@@ -24,14 +24,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import ColumnElement, Executable
 
-from channels_pg_sa.schema import Tables, installation, message, tables
+from channels_pg_sa.schema import Tables, message, tables
 
 from .memberships import next_node_of
 from .messages import MESSAGE, queue_of
-from .parts import CLOCK, EXPIRY, NO_NODE, PREFIX
+from .parts import CLOCK, EXPIRY, NO_NODE, PREFIX, SECRET
 
 Value = ColumnElement[str]
-_SECRET = select(installation.c.secret).scalar_subquery()
 
 
 def insert_message(
@@ -94,7 +93,7 @@ def send_one(routines: Any) -> Executable:
         expiry=EXPIRY,
     )
     # The topic is the caller's, unless the tables have been made anew under its session, with another secret.
-    is_right = func.starts_with(_SECRET, bindparam("sign", type_=Text))
+    is_right = func.starts_with(SECRET, bindparam("sign", type_=Text))
     return _notifying(one, routines, bindparam("topic", type_=Text), case((is_right, "on"), else_="no"))
 
 
@@ -108,7 +107,7 @@ def publish_one(routines: Any) -> Executable:
         expiry=EXPIRY,
     )
     kind = case((routines.channels_pg_sa_queued(message.c.channel, message.c.recipient), "queue"), else_="node")
-    topic = routines.channels_pg_sa_topic(_SECRET, kind, PREFIX, message.c.recipient)
+    topic = routines.channels_pg_sa_topic(SECRET, kind, PREFIX, message.c.recipient)
     return _notifying(one, routines, topic, literal_column("'on'"))
 
 

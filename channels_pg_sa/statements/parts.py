@@ -13,6 +13,7 @@ from sqlalchemy import (
     Interval,
     Table,
     Text,
+    and_,
     any_,
     bindparam,
     cast,
@@ -25,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.sql import ColumnElement, FromClause, Select
 from sqlalchemy.types import TypeEngine
 
-from channels_pg_sa.schema import Timestamp
+from channels_pg_sa.schema import Timestamp, installation
 
 
 def given_rows(**columns: TypeEngine[Any]) -> FromClause:
@@ -46,8 +47,9 @@ ROWS = bindparam("rows", type_=ARRAY(BigInteger))
 EXPIRY = bindparam("expiry", type_=Interval)
 BATCH = bindparam("batch", type_=Integer)
 CLOCK = func.clock_timestamp(type_=Timestamp)
-# The same for who looks for what is over: this one does not change within a statement, so it can bound an index scan.
+# For conditions on what is over: this one does not change within a statement, so it can bound an index scan.
 NOW = func.statement_timestamp(type_=Timestamp)
+SECRET = select(installation.c.secret).scalar_subquery()
 INFINITY: ColumnElement[Any] = literal_column("'infinity'::timestamptz")
 # Memberships survive a crash but for the last moments; nodes restore those. So joins need not wait for the disk. Set
 # for the one transaction only, because behind a pooler the session is not ours.
@@ -56,6 +58,11 @@ ASYNCHRONOUS = select(func.set_config("synchronous_commit", "off", literal_colum
 # consider the partial index on prefix and node, which seems to cost no more while it takes the table for empty.
 NO_NODE: ColumnElement[str] = literal_column("'' COLLATE \"C\"", Text)
 CTID: ColumnElement[Any] = literal_column("ctid")
+
+
+def is_live(nodes: Table) -> ColumnElement[bool]:
+    """Whether a node has a lease, and is no sweeper's placeholder."""
+    return and_(nodes.c.pid.is_not(None), nodes.c.lease_until > CLOCK)
 
 
 def ctid_of(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -> ColumnElement[Any]:

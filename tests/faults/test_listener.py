@@ -454,15 +454,15 @@ async def test_a_mailbox_that_was_read_without_a_mark_is_read_again(
     layer = make_own_layer(heartbeat=60, lease=200)
     channel = await warm(layer)
     marks: list[str] = []
-    tell = Queries.tell
+    notify = Queries.notify
 
-    async def lost_twice(self: Queries, connection: Any, topic: str, sign: str) -> None:
-        marks.append(sign)
+    async def lost_twice(self: Queries, connection: Any, topic: str, payload: str) -> None:
+        marks.append(payload)
         if len(marks) < 3:
             raise psycopg.OperationalError("the connection is lost")
-        await tell(self, connection, topic, sign)
+        await notify(self, connection, topic, payload)
 
-    monkeypatch.setattr(Queries, "tell", lost_twice)
+    monkeypatch.setattr(Queries, "notify", lost_twice)
 
     async def reread() -> None:
         inside(layer)._queues.rereads.add([None])

@@ -100,9 +100,9 @@ async def test_a_join_that_a_flush_overlooks_is_heard_of(make_own_layer: LayerFa
     channel = await layer.new_channel()
     await layer.group_add("other", channel)
     statements = compiled(None)
-    constants = {"prefix": "asgi", "sign": "Fn nowhere"}
+    constants = {"prefix": "asgi", "payload": "Fn nowhere"}
     with psycopg.connect(layer_url, application_name="tests") as flushing:
-        for name in ("flush", "tell_all"):
+        for name in ("flush", "notify_nodes"):
             flushing.execute(statements[name].sql.encode(), {**statements[name].literals, **constants})
             if name == "flush":
                 await layer.group_add("group", channel)

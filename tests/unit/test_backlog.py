@@ -24,7 +24,9 @@ class Work:
         self.gate = asyncio.Event()
         self.entered = asyncio.Semaphore(0)
         self.tasks: list[asyncio.Task[None]] = []
-        self.backlog = Backlog[str]("test work", self._spawn, self._run, batch=batch, pause=pause)
+        self.backlog = Backlog[str](
+            "test work", self._spawn, self._run, batch=batch, level=lambda _: logging.ERROR, pause=pause
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         self.tasks.append(asyncio.get_running_loop().create_task(work, name=name))
