@@ -73,5 +73,5 @@ class Unconfirmed(ChannelsPgSa):
     """The same with sends that do not wait for their commit, as those of NATS do not wait either."""
 
     name = "channels_pg_sa unconfirmed"
-    only = frozenset({"send_1", "send_64", "group_1x100", "group_4x250"})
+    only = frozenset({"send_1", "send_64", "group_1x100", "group_4x250", "async_to_sync"})
     config: ClassVar[dict[str, Any]] = {"confirm_sends": False}
