@@ -96,8 +96,12 @@ def check_keywords(parameters: Mapping[str, Any], key: str) -> None:
 def _from_text(url: str, key: str) -> dict[str, Any]:
     scheme = _scheme(url, key)
     if scheme.startswith("postgresql+") or _repeats_host(url):
-        return _from_sqlalchemy(_parsed(url.replace("postgres://", "postgresql://", 1), key), key)
-    return _from_libpq(url, key)
+        parameters = _from_sqlalchemy(_parsed(url.replace("postgres://", "postgresql://", 1), key), key)
+    else:
+        parameters = _from_libpq(url, key)
+    if scheme and "@" in str(parameters.get("dbname", "")) and "%40" not in url:
+        raise _unreadable(key)  # what stands before it is rather the end of a password than of a host
+    return parameters
 
 
 def _scheme(url: str, key: str) -> str:

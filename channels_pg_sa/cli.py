@@ -74,12 +74,12 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigurationError: it does not.
     """
+    if "://" in (arguments.revision or ""):
+        raise ConfigurationError("An address stands where a revision is expected: write --url before it.")
     if arguments.command == "downgrade" and not arguments.revision:
         raise ConfigurationError("downgrade needs a revision; `downgrade base` removes all tables.")
     if arguments.command in {"current", "check", "history"} and arguments.revision:
         raise ConfigurationError(f"{arguments.command} takes no revision.")
-    if "://" in (arguments.revision or ""):
-        raise ConfigurationError("An address stands where a revision is expected: write --url before it.")
 
 
 def run(arguments: argparse.Namespace, database: migrate.Database | None, schema: str | None, output: TextIO) -> None:

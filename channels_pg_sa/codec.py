@@ -180,7 +180,7 @@ def _weigh(value: object, depth: int, weighed: _Weighed) -> int:
         return known[2]
     if not isinstance(value, (str, float, bytes, bytearray)):
         right = "messages hold str, bytes, int, float, bool, None, lists and dicts"
-        raise _Refusal("", f" is a {kind.__qualname__}; {right}.")
+        raise _Refusal("", f" is of type {kind.__qualname__}; {right}.")
     return 1
 
 
@@ -188,7 +188,7 @@ def _weigh_dict(value: dict[object, object], depth: int, weighed: _Weighed) -> i
     total = 1
     for key, item in value.items():
         if not isinstance(key, str):
-            raise _Refusal("", f" has the key {short(key)}, which is a {type(key).__name__}, not a str.")
+            raise _Refusal("", f" has the key {short(key)} of type {type(key).__name__}, not str.")
         try:
             total += 1 + _weigh(item, depth + 1, weighed)
         except _Refusal as refusal:

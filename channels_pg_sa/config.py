@@ -6,11 +6,11 @@ import datetime as dt
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
-from .address import Connector, overlaid
+from .address import Connector, Url, overlaid
 from .errors import ConfigurationError
 from .rules import RULES, Rule, named
 
@@ -35,6 +35,33 @@ _HINTS = {
     "random_prefix_length": "Leave it out: messages need no random prefix here.",
     "connection_kwargs": 'Connection parameters go into "url" or "OPTIONS", pool options into "PSYCOPG_OPTIONS".',
 }
+
+
+_Address: TypeAlias = "Url | Callable[[], Url]"
+_Pattern: TypeAlias = "str | re.Pattern[str]"
+
+
+class Config(TypedDict, total=False):
+    """The keys that a Layer or a Publisher takes, for type checkers; docs/configuration.md tells what they mean."""
+
+    url: _Address
+    listen_url: _Address | None
+    prefix: str
+    expiry: float
+    group_expiry: float
+    capacity: int | None
+    channel_capacity: Mapping[str, int] | Mapping[re.Pattern[str], int] | Mapping[_Pattern, int] | None
+    symmetric_encryption_keys: list[str] | list[bytes] | list[str | bytes] | tuple[str | bytes, ...] | None
+    allow_unencrypted: list[str] | list[re.Pattern[str]] | list[_Pattern] | tuple[_Pattern, ...] | None
+    serializer: str
+    schema: str | None
+    PSYCOPG_OPTIONS: Mapping[str, Any] | None
+    send_timeout: float
+    confirm_sends: bool
+    heartbeat: float
+    lease: float
+    on_disconnect: str | None
+    on_reconnect: str | None
 
 
 @dataclass(frozen=True, slots=True)

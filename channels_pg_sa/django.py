@@ -71,6 +71,8 @@ async def lifespan(_scope: Any, receive: Callable[[], Awaitable[Any]], send: Cal
 
 def _layer(name: str) -> Layer:
     layer = get_channel_layer(name)
+    if layer is None:
+        raise ImproperlyConfigured(f'CHANNEL_LAYERS has no entry "{name}".')
     if not isinstance(layer, Layer):
         raise ImproperlyConfigured(
             f'CHANNEL_LAYERS["{name}"] is no layer of channels_pg_sa, so that nothing can be sent through a database.'

@@ -70,11 +70,11 @@ class SchemaError(ChannelLayerError):
         self.schema = schema
         self.reason = reason
         name = "The database" if not database else f'The database "{database}"'
-        where = "" if schema is None else f' in the schema "{schema}"'
-        super().__init__(f"{name} {_state(found, needed, where, reason)}")
+        super().__init__(f"{name} {_state(found, needed, schema, reason)}")
 
 
-def _state(found: str | None, needed: str, where: str, reason: str | None) -> str:
+def _state(found: str | None, needed: str, schema: str | None, reason: str | None) -> str:
+    where, option = ("", "") if schema is None else (f' in the schema "{schema}"', f" --schema {schema}")
     if found == "":
         state = (
             f"has channels_pg_sa tables{where}, but in channels_pg_sa_installation no row, or none that this role may "
@@ -89,13 +89,14 @@ def _state(found: str | None, needed: str, where: str, reason: str | None) -> st
     if found == needed:
         return (
             f"is at schema revision {found}{where}, but not all of it is there: {reason}. Make again what was removed, "
-            "or all of it: `channels-pg-sa downgrade base`, then `upgrade`. (A schema that has the tables cannot be "
-            "renamed.)"
+            f"or all of it: `channels-pg-sa downgrade base{option}`, then `upgrade{option}`. If it was the schema's "
+            "name that changed, give it back: the functions hold it."
         )
     state = "has no channels_pg_sa tables" if found is None else f"is at schema revision {found}"
     remedy = (
-        "Run `manage.py channels_pg_sa upgrade` (Django) or `channels-pg-sa upgrade`, or the migrations of the "
-        "project that keeps these tables; in tests see channels_pg_sa.testing."
+        f"Run `manage.py channels_pg_sa upgrade` (Django) or `channels-pg-sa upgrade{option}`, or the migrations of "
+        "the project that keeps these tables; for `manage.py test` set "
+        'TEST_RUNNER = "channels_pg_sa.testing.Runner".'
     )
     if found is not None and found > needed:
         remedy = "A newer version has made the tables: update the package."

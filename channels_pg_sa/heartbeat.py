@@ -120,7 +120,7 @@ class Heartbeat:
             raise
         self._is_answered = True
         if not pulse.alive:
-            self._listener.restart("its lease had run out")
+            self._listener.restart("it was not registered any more: its lease had run out, or its row was deleted")
         elif not pulse.hears:
             self._listener.restart("its session was reset, or the tables made anew: it LISTENs to nothing of ours")
         if is_whole:

@@ -9,12 +9,13 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import errors
+from .closing import Closing
 from .codec import Message, MessageCodec
 from .compiled import Compiled, compiled
-from .config import Settings, settings_from_mapping
+from .config import Config, Settings, settings_from_mapping
 from .directory import Directory, Rows
 from .entry import Entry
 from .errors import DecodeError, MessageTooLarge
@@ -22,16 +23,20 @@ from .names import check_channel, check_group, check_prefix, new_channel, new_no
 from .node import Node, is_thread_of
 from .transactional import TransactionalSends
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 CHILD_PRIORITY = 10
 """When a child process of multiprocessing's closes its layers: with its queues, and after its pools."""
 TAKES = 64
 """Messages that readers may take without giving other tasks a turn."""
 
 
-class Layer(TransactionalSends, Directory):
+class Layer(TransactionalSends, Directory, Closing):
     """Send and receive messages through PostgreSQL; one object serves every thread and event loop of a process.
 
-    It opens no connection before it is used, and closes all of them in close(), at exit or with the last reference.
+    It opens no connection before it is used, and closes all of them in close(), at the end of an `async with`, at exit
+    or with the last reference.
 
     Args:
         config: the keys of docs/configuration.md, at least `url`.
@@ -44,7 +49,7 @@ class Layer(TransactionalSends, Directory):
     ChannelFull: type[errors.ChannelFull] = errors.ChannelFull
     MessageTooLarge: type[Exception] = MessageTooLarge
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, **config: Unpack[Config]) -> None:
         self._set_up(settings_from_mapping(config))
 
     def _set_up(self, settings: Settings) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import Executable
 
+from .closing import Closing
 from .codec import Message, MessageCodec
-from .config import check_keys, settings_from_mapping
+from .config import Config, check_keys, settings_from_mapping
 from .directory import Directory, Rows
 from .errors import ConfigurationError
 from .layer import Layer
@@ -21,10 +22,13 @@ from .schema import tables
 from .statements import listings, one_message
 from .transactional import TransactionalSends
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _WITH_ENGINE = frozenset({"prefix", "expiry", "symmetric_encryption_keys", "serializer", "schema"})
 
 
-class Publisher(TransactionalSends, Directory):
+class Publisher(TransactionalSends, Directory, Closing):
     """Send to the channels and groups of a layer; one object serves every thread and event loop of a process.
 
     With a `url` it has connections of its own, opened at the first send, on which the sends of all callers go together
@@ -40,7 +44,7 @@ class Publisher(TransactionalSends, Directory):
         ConfigurationError: a key is unknown or its value wrong; the message names it.
     """
 
-    def __init__(self, *, engine: Engine | AsyncEngine | None = None, **config: Any) -> None:
+    def __init__(self, *, engine: Engine | AsyncEngine | None = None, **config: Unpack[Config]) -> None:
         self._sender = Layer(**config) if engine is None else _EngineSender(engine, config)
         self._settings, self._codec = self._sender._settings, self._sender._codec  # noqa: SLF001 - one of each is enough
 

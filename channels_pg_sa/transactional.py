@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Insert, Interval, LargeBinary, Text, literal
 
@@ -13,6 +13,9 @@ from .config import Settings
 from .names import check_channel, check_group, recipient_of
 from .schema import tables
 from .statements.one_message import insert_group_message, insert_message
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 
 class TransactionalSends:
@@ -59,7 +62,7 @@ class TransactionalSends:
         addressed = literal(check_group(group), Text)
         return insert_group_message(tables(self._settings.schema), group=addressed, **self._values(message))
 
-    def send_sql(self, channel: str, message: Message) -> tuple[str, Mapping[str, Any]]:
+    def send_sql(self, channel: str, message: Message) -> tuple[LiteralString, Mapping[str, Any]]:
         """Return SQL and parameters that send a message, for a cursor of psycopg or psycopg2.
 
         So: `cursor.execute(*layer.send_sql("jobs", {"type": "job"}))`.
@@ -69,7 +72,7 @@ class TransactionalSends:
         payload = self._codec.encode(message)
         return self._sql("send", recipient=[recipient_of(check_channel(channel))], channel=[channel], payload=[payload])
 
-    def group_send_sql(self, group: str, message: Message) -> tuple[str, Mapping[str, Any]]:
+    def group_send_sql(self, group: str, message: Message) -> tuple[LiteralString, Mapping[str, Any]]:
         """Return SQL and parameters that send a message to a group, for a cursor of psycopg or psycopg2.
 
         Args, raises: as `group_send_statement`.
@@ -85,7 +88,7 @@ class TransactionalSends:
             "expiry": literal(self._settings.message_life, Interval),
         }
 
-    def _sql(self, name: str, **parameters: Any) -> tuple[str, Mapping[str, Any]]:
+    def _sql(self, name: str, **parameters: Any) -> tuple[LiteralString, Mapping[str, Any]]:
         constants = {"prefix": self._settings.prefix, "expiry": self._settings.message_life}
         statement = compiled(self._settings.schema)[name].given(**constants, **parameters)
         return statement.sql, statement.literals

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from channels_pg_sa import Layer, Publisher
 from tests.support.processes import ROOT
 
 PAGES = sorted(
@@ -58,3 +59,15 @@ def test_the_table_of_modules_is_complete() -> None:
     package = ROOT / "channels_pg_sa"
     there = {path.stem for path in package.glob("*.py")} | {"schema.sql", "statements/", "management"}
     assert {*re.findall(r"`([\w./]+)`", table), "__init__", "__main__", "version"} == there
+
+
+def test_the_reference_is_complete() -> None:
+    """Each method and attribute of a layer is named, and of each row it is said whether a Publisher has it."""
+    page = read("docs/reference.md")
+    assert {name for name in dir(Layer) if not name.startswith("_")} <= set(re.findall(r"\w+", page))
+    rows = [row.strip("| ").split(" | ") for row in page.splitlines() if row.startswith("| `")]
+    assert rows
+    for row in rows:
+        named = re.findall(r"`(\w+)(?:\(.*?\))?`", " ".join(row[:2]))
+        assert all(hasattr(Layer, name) for name in named), row
+        assert {hasattr(Publisher, name) for name in named} == {row[-1] == "yes"}, row

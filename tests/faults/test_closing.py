@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from channels_pg_sa import LayerClosed, node
+from channels_pg_sa import LayerClosed, Publisher, node
 from channels_pg_sa.database import Database
-from tests.support.databases import TestServer, query
+from tests.support.databases import OURS, TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.processes import ROOT, environment
 from tests.support.waiting import eventually, eventually_async
@@ -193,6 +193,39 @@ async def test_who_closes_waits_for_who_opens(make_own_layer: LayerFactory, monk
     await closing
     await asyncio.gather(sending, return_exceptions=True)  # it may have been in time, or not
     assert "closed" in repr(layer)
+
+
+async def test_the_end_of_a_block_closes(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """However it ends, of a layer as of a Publisher, in a coroutine and in other code."""
+    async with make_own_layer() as layer:
+        await warm(layer)
+        waiting = asyncio.create_task(layer.receive("jobs"))
+        await layer.send("others", text(1))
+    with pytest.raises(LayerClosed):
+        await waiting
+
+    async def fail(make: Callable[[], Any]) -> None:
+        async with make() as sender:
+            await sender.send("others", text(2))
+            raise KeyError
+
+    def fail_without_loop(make: Callable[[], Any]) -> None:
+        with make() as sender:
+            sender.send_sync("others", text(3))
+            raise KeyError
+
+    for make in (make_own_layer, lambda: Publisher(url=layer_url)):
+        with pytest.raises(KeyError):
+            await fail(make)
+        with pytest.raises(KeyError):
+            await asyncio.to_thread(fail_without_loop, make)
+    assert await asyncio.to_thread(query, layer_url, "SELECT count(*) FROM channels_pg_sa_node") == [(0,)]
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE %s"
+
+    async def are_gone() -> bool:
+        return await asyncio.to_thread(query, layer_url, sessions, (OURS,)) == [(0,)]
+
+    await eventually_async(are_gone)
 
 
 async def test_what_was_dropped_last_is_told(make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture) -> None:

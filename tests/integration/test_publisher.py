@@ -431,7 +431,7 @@ def test_what_is_wrong_is_told_when_the_statement_is_made(shared_url: str) -> No
     ):
         with pytest.raises(TypeError, match="name must be a string"):
             make("not a name", {})
-        with pytest.raises(TypeError, match="is a set"):
+        with pytest.raises(TypeError, match="is of type set"):
             make("name", {"tags": {1}})
         with pytest.raises(MessageTooLarge):
             make("name", {"text": "x" * 17_000_000})

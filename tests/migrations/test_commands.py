@@ -179,6 +179,7 @@ def test_history_and_sql_need_no_database(run: Callable[..., tuple[int, str, str
         (["current", "0001", "--url", "{url}"], 2, "current takes no revision"),
         (["check", "0001", "--url", "{url}"], 2, "check takes no revision"),
         (["history", "0001"], 2, "history takes no revision"),
+        (["check", "postgresql://u:tiger@h/db"], 2, "write --url before it"),
         (["current", "--url", "{nowhere}"], 1, 'database "nowhere" does not exist'),
     ],
 )
@@ -281,13 +282,28 @@ def test_the_django_command_uses_the_layer_s_database_and_schema(
 ) -> None:
     """A CONFIG says both where the layer is and where its tables go."""
     layers(default={"url": database_url, "schema": "tenant"}, other={"url": database_url})
-    assert manage("current") == NOTHING
-    assert manage("upgrade") == f"{REVISION}\n"
-    assert manage("check") == f"{REVISION}\n"
+    assert manage("current", layer="default") == NOTHING
+    assert manage("upgrade", layer="default") == f"{REVISION}\n"
+    assert manage("check", layer="default") == f"{REVISION}\n"
     assert "CREATE UNLOGGED TABLE" in manage("sql")
     assert manage("current", layer="other") == NOTHING
     migrate.check(database_url, schema="tenant")
     assert manage("downgrade", "base") == NOTHING
+
+
+def test_the_django_command_does_all_layers_if_none_is_named(database_url: str, layers: Callable[..., None]) -> None:
+    """What asks for an upgrade does not say of which; the same tables are told of once, and a downgrade is for one."""
+    layers(
+        first={"url": database_url, "schema": "one"},
+        default={"url": database_url, "schema": "two"},
+        third={"url": database_url, "schema": "one", "prefix": "third"},
+    )
+    assert manage("upgrade") == f"first: {REVISION}\ndefault: {REVISION}\n"
+    assert manage("check") == manage("current") == f"first: {REVISION}\ndefault: {REVISION}\n"
+    assert manage("downgrade", "base") == NOTHING
+    assert manage("current") == f"first: {REVISION}\ndefault: {NOTHING}"
+    with pytest.raises(CommandError, match=r'in the schema "two".*upgrade --schema two'):
+        manage("check")
 
 
 def test_the_django_command_takes_the_keys_of_a_databases_entry(database_url: str, layers: Callable[..., None]) -> None:
@@ -312,7 +328,7 @@ def test_the_django_command_fails_as_a_command_does(database_url: str, layers: C
     """With 1 for the database's state and 2 for a wrong argument or CONFIG."""
     layers(default={"url": database_url}, wrong={"url": database_url, "expirey": 5}, redis={"url": "host=h"})
     with pytest.raises(CommandError, match="needs revision") as caught:
-        manage("check")
+        manage("check", layer="default")
     assert caught.value.returncode == 1
     with pytest.raises(CommandError, match='Did you mean "expiry"') as caught:
         manage("check", layer="wrong")

@@ -159,12 +159,12 @@ def test_subclasses_of_the_allowed_types_arrive_as_those(codec: MessageCodec) ->
     [
         ([], "A message is a dict, not list."),
         (None, "A message is a dict, not NoneType."),
-        ({"a": [0, {"b": {1}}]}, "message['a'][1]['b'] is a set; messages hold str"),
+        ({"a": [0, {"b": {1}}]}, "message['a'][1]['b'] is of type set; messages hold str"),
         ({"a": 2**63}, "message['a'] is an integer of more than 64 bits."),
-        ({"a": {"b": {3: 4}}}, "message['a']['b'] has the key 3, which is a int, not a str."),
-        ({"{}": ({b"{0}": 4},)}, "message['{}'][0] has the key b'{0}', which is a bytes, not a str."),
-        ({"a": gettext_lazy("a")}, "message['a'] is a lazy.<locals>.__proxy__; messages hold str"),
-        ({"k" * 200: object()}, f"message['{'k' * 31}…{'k' * 38}'] is a object;"),
+        ({"a": {"b": {3: 4}}}, "message['a']['b'] has the key 3 of type int, not str."),
+        ({"{}": ({b"{0}": 4},)}, "message['{}'][0] has the key b'{0}' of type bytes, not str."),
+        ({"a": gettext_lazy("a")}, "message['a'] is of type lazy.<locals>.__proxy__; messages hold str"),
+        ({"k" * 200: object()}, f"message['{'k' * 31}…{'k' * 38}'] is of type object;"),
     ],
 )
 @each_codec

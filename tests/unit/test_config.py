@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import URL
 
-from channels_pg_sa.config import ALL_KEYS, Settings, checked_schema, settings_from_mapping
+from channels_pg_sa.config import ALL_KEYS, Config, Settings, checked_schema, settings_from_mapping
 from channels_pg_sa.errors import ConfigurationError
+from channels_pg_sa.rules import RULES
 from tests.support.serializers import COMPRESSED_PATH
 
 SECRET = "tiger"
@@ -58,6 +59,7 @@ def complaint(**config: Any) -> str:
             URL.create("postgresql+asyncpg", "u", "p/@", "h", 5, "db"),
             {"user": "u", "password": "p/@", "host": "h", "port": 5, "dbname": "db"},
         ),
+        ("postgresql://h/d%40b", {"host": "h", "dbname": "d@b"}),
     ],
 )
 def test_an_address_in_any_usual_form_becomes_libpq_parameters(url: str | URL, parameters: dict[str, Any]) -> None:
@@ -114,6 +116,8 @@ def test_parameters_belong_to_the_one_who_asks() -> None:
         ("postgresql://u:se@tiger@h/db", "with special characters percent-encoded"),
         ("postgres://u:t/tiger@h/db", "with special characters percent-encoded"),
         ("postgresql+psycopg://u:se@tiger@h/db", "with special characters percent-encoded"),
+        ("postgresql://u:p@tiger/word@h/db", "with special characters percent-encoded"),
+        ("postgresql+psycopg://u:p@tiger/word@h/db", "with special characters percent-encoded"),
         ("postgresql://h:tiger/db", "with special characters percent-encoded"),
         ("postgresql+psycopg://u:tiger@h:port/db", '"url" is not a URL that SQLAlchemy can read.'),
         ("", '"url" must be an address of a PostgreSQL server, such as postgresql://user:password@host/name'),
@@ -186,6 +190,11 @@ def test_the_defaults() -> None:
     assert (made.channel_capacity, made.symmetric_encryption_keys, made.serializer) == ((), (), "msgpack")
     assert (made.schema, made.pool, made.send_timeout, made.heartbeat, made.lease) == (None, {}, 10, 5, 60)
     assert (made.on_disconnect, made.on_reconnect, made.confirm_sends) == (None, None, True)
+
+
+def test_type_checkers_know_every_key() -> None:
+    """And no other."""
+    assert set(Config.__annotations__) == set(RULES)
 
 
 def test_every_key_arrives() -> None:
