@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 import threading
@@ -76,15 +77,19 @@ def run(*arguments: str, status: int = 0, strict: bool = True, **environ: str) -
     Raises:
         AssertionError: it ended with another status, or wrote to stdout.
     """
-    done = subprocess.run(
-        [sys.executable, *(STRICT if strict else ()), *arguments],
+    process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", *(STRICT if strict else ()), *arguments],
         cwd=ROOT,
         env=environment(**environ),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=10 * PATIENCE,
-        check=False,
     )
-    assert (done.returncode, done.stdout) == (status, ""), done.stdout + done.stderr
-    return done.stderr
+    try:
+        stdout, stderr = process.communicate(timeout=10 * PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # and Python writes where each thread stands
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout) == (status, ""), stdout + stderr
+    return stderr
