@@ -72,7 +72,7 @@ class Outages:
         self.trouble = reason
         if isinstance(error, ChannelLayerError):
             self._inbox.fail(error)
-            self.tell()
+            self.wake()
 
     def end(self, seconds: float | None) -> None:
         """The server is heard, after so many seconds in which it was not; None if it is for the first time."""
@@ -83,13 +83,13 @@ class Outages:
             self._announce(self._announcements[1])
         self.trouble = None
         self._logged.clear()
-        self.tell()
+        self.wake()
 
     async def wait(self) -> None:
         """Wait until this may have changed."""
         await asyncio.wait([self._change])
 
-    def tell(self) -> None:
+    def wake(self) -> None:
         """Let those who wait look again."""
         resolve([self._change])
         self._change = self._loop.create_future()

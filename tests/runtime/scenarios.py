@@ -40,9 +40,9 @@ def text(number: int) -> Message:
     return {"type": "test.message", "number": number}
 
 
-async def take(layer: Layer, channel: str, count: int) -> list[int]:
-    """Receive so many messages, and return their numbers."""
-    return [(await asyncio.wait_for(layer.receive(channel), PATIENCE))["number"] for _ in range(count)]
+async def take(layer: Layer, channel: str, count: int, *, within: float = PATIENCE) -> list[int]:
+    """Receive so many messages, each in so many seconds, and return their numbers."""
+    return [(await asyncio.wait_for(layer.receive(channel), within))["number"] for _ in range(count)]
 
 
 def new_channel(layer: Layer) -> str:
@@ -426,7 +426,7 @@ def worker_processes(layer: Layer) -> None:
     assert [node.id for node in layer.nodes_sync()] == [layer.node], "the children's are gone"
     last = multiprocessing.get_context("spawn").Process(target=send_unconfirmed)
     last.start()
-    assert asyncio.run(take(layer, "last", 1)) == [1]
+    assert asyncio.run(take(layer, "last", 1, within=3 * PATIENCE)) == [1]  # as a process takes long to begin
     last.join(3 * PATIENCE)
 
 
@@ -503,6 +503,7 @@ def exit_at_once(layer: Layer) -> None:
 
 def interrupted(layer: Layer) -> None:
     """Control-C while a loop receives and sends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in what runs in the background
 
     async def main() -> None:
         channel = await layer.new_channel()
