@@ -64,7 +64,7 @@ class Memberships:
         self._express = express
         self._queries = queries
         self._prepared = prepared
-        self._era = session
+        self._session = session
         self._ready = ready
         self._timeout = timeout
         self._absent = absent
@@ -119,7 +119,7 @@ class Memberships:
 
         async def change(connection: Connection, live: list[Call[Membership]]) -> None:
             nonlocal absent, session
-            session = self._era()
+            session = self._session()
             absent = await self._change(connection, [call.job for call in live])
 
         await self._attempts.make(calls, change, repeatable=True)
@@ -140,7 +140,7 @@ class Memberships:
 
     def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
         """Join or leave at once, in the calling thread, if there is a connection for it."""
-        session = self._era()
+        session = self._session()
         if not self._express.is_open or (session is None and self._is_own(calls)):
             return False
         joins, leaves = _last_of([call.job for call in calls])
@@ -182,7 +182,7 @@ class Memberships:
         """
         if not self._is_own(calls):
             return
-        if absent and (session is None or session != self._era()):
+        if absent and (session is None or session != self._session()):
             self._leaves.redo(calls)
             return
         self._leaves.tried(calls)
