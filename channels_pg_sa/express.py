@@ -57,18 +57,18 @@ class Express:
         self._prepared = prepared
         self._limit = limit
         self._lock = threading.Lock()  # of the connection, of which libpq allows one user at a time
-        self._held: Held | None = None
-        self._socket = -1
-        self._done: Done | None = None
-        self._at_rest: list[Callable[[], None]] = []
-        self._error: psycopg.Error | None = None
+        self._held: Held | None = None  # the connection, while statements may be begun on it
+        self._socket = -1  # its twin, which the loop watches
+        self._done: Done | None = None  # whom to tell of the statement under way; None while there is none
+        self._at_rest: list[Callable[[], None]] = []  # what waits for that statement to be over
+        self._error: psycopg.Error | None = None  # what has come of its answer
         self._result: PGresult | None = None
-        self._since = 0.0
-        self._leaving = False
-        self._left: asyncio.Future[None] = loop.create_future()
-        self._asked = float("-inf")
-        self._not_before = float("-inf")
-        self._task: asyncio.Task[None] | None = None
+        self._since = 0.0  # when it, or the last one, began
+        self._leaving = False  # whether the connection is given back after that
+        self._left: asyncio.Future[None] = loop.create_future()  # done when the connection is wanted no more
+        self._slow_at = float("-inf")  # when calls last took the slow path
+        self._not_before = float("-inf")  # when a connection may be held again
+        self._task: asyncio.Task[None] | None = None  # which holds the connection
         database.when_wanted = self.release_soon
 
     # From any thread -----------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class Express:
         if any(call.error is not None for call in calls):
             return
         now = time.monotonic()
-        closely, self._asked = now - self._asked < KEPT, now
+        closely, self._slow_at = now - self._slow_at < KEPT, now
         if closely and self._task is None and now > self._not_before and not self._database.is_exhausted:
             self._task = self._loop.create_task(self._hold(), name="channels_pg_sa express")
             self._task.add_done_callback(self._ended)
