@@ -129,7 +129,7 @@ class Database:
         return self.trouble is not None and not self._lent and not self._kept
 
     def doubt(self) -> None:
-        """Ask every connection for a sign of life before its next use: another has been lost in silence."""
+        """Ask every connection for a sign of life before its next use: another has been lost, perhaps in silence."""
         for held in (*self._kept, *self._lent):
             held.doubted = True
 
@@ -186,6 +186,8 @@ class Database:
         return offer.result() if offer.done() else None
 
     async def _put(self, held: Held) -> None:
+        if held.driver.closed:
+            self.doubt()
         if self._closed or held.driver.closed:
             await held.give_back()
         elif self._wanted and not held.doubted:  # in doubt it is asked first, by who takes it from what is kept

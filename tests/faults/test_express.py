@@ -32,6 +32,7 @@ from .breaking import (
     text,
     until_blocked,
     url_as,
+    within,
 )
 from .test_sending import VERBS, LastWords
 
@@ -145,6 +146,29 @@ async def test_a_connection_that_died_between_two_sends(
         await eventually_async(lambda: sent(layer))
     await VERBS[kind](layer)
     assert query(layer_url, WAITING) == [(1,)]
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+async def test_connections_that_were_lost_together(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, is_held: bool
+) -> None:
+    """In silence: one call waits until its time is over; the next one's connection is asked for a sign of life."""
+    monkeypatch.setattr("channels_pg_sa.database.KEPT", 60)  # so that both are at hand
+    layer = make_own_layer(url=proxy.url, heartbeat=60, lease=200, send_timeout=3)
+    await layer.send("others", text(0))
+    database = inside(layer)._database
+
+    async def use_both() -> None:
+        async with database.hold(), database.hold():
+            pass
+
+    await within(layer, use_both())
+    if is_held:
+        await hold(layer)
+    proxy.forget()
+    with pytest.raises(SendError, match="may have been done"):
+        await layer.send("jobs", text(1))
+    await layer.send("others", text(2))
 
 
 async def sent(layer: PostgresLayer) -> bool:
