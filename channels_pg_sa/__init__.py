@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .config import Config
 from .directory import LiveNode
 from .errors import (
     ChannelFull,
@@ -22,6 +23,7 @@ from .version import __version__
 __all__ = [
     "ChannelFull",
     "ChannelLayerError",
+    "Config",
     "ConfigurationError",
     "DecodeError",
     "Layer",

@@ -99,8 +99,9 @@ def _from_text(url: str, key: str) -> dict[str, Any]:
         parameters = _from_sqlalchemy(_parsed(url.replace("postgres://", "postgresql://", 1), key), key)
     else:
         parameters = _from_libpq(url, key)
-    if scheme and "@" in str(parameters.get("dbname", "")) and "%40" not in url:
-        raise _unreadable(key)  # what stands before it is rather the end of a password than of a host
+    path = url.partition("://")[2].partition("?")[0].partition("/")[2]
+    if scheme and "@" in path and "@" in str(parameters.get("dbname")):
+        raise _unreadable(key)  # what stands before it is rather a piece of a password than a database's name
     return parameters
 
 

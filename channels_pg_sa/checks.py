@@ -52,7 +52,8 @@ def _about_tables(name: str, config: Mapping[str, Any], databases: Sequence[str]
     try:
         migrate.check(made.connect, schema=made.schema)
     except (ChannelLayerError, DBAPIError) as error:
-        return checks.Warning(migrate.reason_of(error), obj=_place(name), id="channels_pg_sa.W001")
+        hint = f"For this layer: manage.py channels_pg_sa upgrade --layer {name}"
+        return checks.Warning(migrate.reason_of(error), hint, obj=_place(name), id="channels_pg_sa.W001")
     return None
 
 

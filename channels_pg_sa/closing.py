@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 
 class Closing:
-    """Something with connections, for `async with` in a coroutine and `with` in other code."""
+    """Something with connections, for `async with` in a coroutine and `with` in other code.
+
+    The end of a block closes it for all who use it; whoever uses it after that opens it again.
+    """
 
     async def close(self) -> None:
         """Close it."""

@@ -6,7 +6,7 @@ import datetime as dt
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypedDict
 
@@ -38,11 +38,13 @@ _HINTS = {
 
 
 _Address: TypeAlias = "Url | Callable[[], Url]"
-_Pattern: TypeAlias = "str | re.Pattern[str]"
 
 
 class Config(TypedDict, total=False):
-    """The keys that a Layer or a Publisher takes, for type checkers; docs/configuration.md tells what they mean."""
+    """The keys that a Layer or a Publisher takes, for type checkers; docs/configuration.md tells what they mean.
+
+    Mappings of their own need an annotation: `config: Config = {"url": …, "expiry": 5}`, then `Layer(**config)`.
+    """
 
     url: _Address
     listen_url: _Address | None
@@ -50,9 +52,9 @@ class Config(TypedDict, total=False):
     expiry: float
     group_expiry: float
     capacity: int | None
-    channel_capacity: Mapping[str, int] | Mapping[re.Pattern[str], int] | Mapping[_Pattern, int] | None
-    symmetric_encryption_keys: list[str] | list[bytes] | list[str | bytes] | tuple[str | bytes, ...] | None
-    allow_unencrypted: list[str] | list[re.Pattern[str]] | list[_Pattern] | tuple[_Pattern, ...] | None
+    channel_capacity: Mapping[Any, int] | None
+    symmetric_encryption_keys: Sequence[str | bytes] | None
+    allow_unencrypted: Sequence[str | re.Pattern[str]] | None
     serializer: str
     schema: str | None
     PSYCOPG_OPTIONS: Mapping[str, Any] | None

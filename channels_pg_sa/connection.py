@@ -74,13 +74,25 @@ async def _cancel(connection: Connection) -> None:
 
 
 @contextlib.asynccontextmanager
-async def time_limit(connection: Connection, seconds: float) -> AsyncIterator[Callable[[], None]]:
-    """Give the connection up if the statements in the block take longer; yield what makes the time begin anew."""
+async def time_limit(
+    connection: Connection, seconds: float, *, late: Callable[[], None] = lambda: None
+) -> AsyncIterator[Callable[[], None]]:
+    """Give the connection up if the statements in the block take longer; yield what makes the time begin anew.
+
+    Args:
+        connection: which they run on.
+        seconds: that they may take.
+        late: called when they have taken longer.
+    """
     given_up: list[asyncio.Future[None]] = []
     loop = asyncio.get_running_loop()
 
+    def end() -> None:
+        late()
+        given_up.append(asyncio.ensure_future(give_up(connection)))
+
     def start() -> asyncio.TimerHandle:
-        return loop.call_later(seconds, lambda: given_up.append(asyncio.ensure_future(give_up(connection))))
+        return loop.call_later(seconds, end)
 
     timer = start()
 

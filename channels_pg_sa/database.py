@@ -97,7 +97,7 @@ class Database:
         Args:
             timeout: seconds that the statements on it may take; then the connection is broken off.
         """
-        async with self.hold() as held, time_limit(held.driver, timeout):
+        async with self.hold() as held, time_limit(held.driver, timeout, late=self.doubt):
             yield held.driver
 
     @contextlib.asynccontextmanager
@@ -186,8 +186,6 @@ class Database:
         return offer.result() if offer.done() else None
 
     async def _put(self, held: Held) -> None:
-        if held.driver.closed:
-            self.doubt()
         if self._closed or held.driver.closed:
             await held.give_back()
         elif self._wanted and not held.doubted:  # in doubt it is asked first, by who takes it from what is kept

@@ -94,9 +94,9 @@ def _state(found: str | None, needed: str, schema: str | None, reason: str | Non
         )
     state = "has no channels_pg_sa tables" if found is None else f"is at schema revision {found}"
     remedy = (
-        f"Run `manage.py channels_pg_sa upgrade` (Django) or `channels-pg-sa upgrade{option}`, or the migrations of "
-        "the project that keeps these tables; for `manage.py test` set "
-        'TEST_RUNNER = "channels_pg_sa.testing.Runner".'
+        "Run `manage.py channels_pg_sa upgrade` (Django; with `--layer` for another than the default) or "
+        f"`channels-pg-sa upgrade{option}`, or the migrations of the project that keeps these tables; for "
+        '`manage.py test` set TEST_RUNNER = "channels_pg_sa.testing.Runner".'
     )
     if found is not None and found > needed:
         remedy = "A newer version has made the tables: update the package."

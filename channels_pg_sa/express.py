@@ -214,6 +214,7 @@ class Express:
                 self._leaving = self._leaving or late  # nothing begins on it that would be given up too
                 pause = max(0.01, min(KEPT, self._limit - quiet))
             if late:
+                self._database.doubt()
                 await give_up(held.driver)
                 return  # whether the loop sees the end of a socket or not, the caller is told
 

@@ -9,7 +9,9 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+from typing_extensions import Unpack
 
 from . import errors
 from .closing import Closing
@@ -22,9 +24,6 @@ from .errors import DecodeError, MessageTooLarge
 from .names import check_channel, check_group, check_prefix, new_channel, new_node
 from .node import Node, is_thread_of
 from .transactional import TransactionalSends
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 CHILD_PRIORITY = 10
 """When a child process of multiprocessing's closes its layers: with its queues, and after its pools."""

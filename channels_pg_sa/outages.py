@@ -73,9 +73,11 @@ class Outages:
         if isinstance(error, ChannelLayerError):
             self._inbox.fail(error)
             self.wake()
+        else:
+            self._inbox.serve()  # who receives outlasts an outage, whatever was wrong before it
 
     def end(self, seconds: float | None) -> None:
-        """The server is heard, after so many seconds in which it was not; None if it is for the first time."""
+        """The server is heard, after so many seconds of an outage; None if the very first attempt did it."""
         self._inbox.serve()
         self.ended += 1
         if seconds is not None:

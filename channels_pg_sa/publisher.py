@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import Executable
+from typing_extensions import Unpack
 
 from .closing import Closing
 from .codec import Message, MessageCodec
@@ -21,9 +22,6 @@ from .names import check_channel, check_group, recipient_of
 from .schema import tables
 from .statements import listings, one_message
 from .transactional import TransactionalSends
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _WITH_ENGINE = frozenset({"prefix", "expiry", "symmetric_encryption_keys", "serializer", "schema"})
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Insert, Interval, LargeBinary, Text, literal
+from typing_extensions import LiteralString
 
 from .codec import Message, MessageCodec
 from .compiled import compiled
@@ -13,9 +14,6 @@ from .config import Settings
 from .names import check_channel, check_group, recipient_of
 from .schema import tables
 from .statements.one_message import insert_group_message, insert_message
-
-if TYPE_CHECKING:
-    from typing_extensions import LiteralString
 
 
 class TransactionalSends:

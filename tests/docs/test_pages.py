@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from django.test import override_settings
 
 from channels_pg_sa import Layer, Publisher
 from tests.support.processes import ROOT
@@ -62,12 +63,21 @@ def test_the_table_of_modules_is_complete() -> None:
 
 
 def test_the_reference_is_complete() -> None:
-    """Each method and attribute of a layer is named, and of each row it is said whether a Publisher has it."""
+    """Each method of a layer has its place, and of each it is said whether a Publisher has it; so have attributes."""
     page = read("docs/reference.md")
-    assert {name for name in dir(Layer) if not name.startswith("_")} <= set(re.findall(r"\w+", page))
     rows = [row.strip("| ").split(" | ") for row in page.splitlines() if row.startswith("| `")]
-    assert rows
+    methods: set[str] = set()
     for row in rows:
-        named = re.findall(r"`(\w+)(?:\(.*?\))?`", " ".join(row[:2]))
-        assert all(hasattr(Layer, name) for name in named), row
+        named = set(re.findall(r"`(\w+)(?:\(.*?\))?`", " ".join(row[:2]))) & set(dir(Layer))
         assert {hasattr(Publisher, name) for name in named} == {row[-1] == "yes"}, row
+        methods |= named
+    attributes = set(re.findall(r"`(\w+)`", page.partition("A layer also has")[2].partition("\n\n")[0]))
+    assert methods | attributes == {name for name in dir(Layer) if not name.startswith("_")}
+
+
+def test_the_code_of_the_reference_runs() -> None:
+    """Type checkers are told what is so."""
+    (code,) = re.findall(r"```python\n(.*?)```", read("docs/reference.md"), re.DOTALL)
+    entry = {"BACKEND": "channels_pg_sa.core.PostgresChannelLayer", "CONFIG": {"url": "postgresql://nowhere"}}
+    with override_settings(CHANNEL_LAYERS={"default": entry}):
+        exec(compile(code, "docs/reference.md", "exec"), {})

@@ -493,7 +493,7 @@ async def test_a_role_that_may_not_receive_is_told_so(
 async def test_readers_are_told_what_is_wrong_now(
     make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
 ) -> None:
-    """Of two things that are wrong one is mended, and the other remains."""
+    """Of two things that are wrong one is mended, and the other remains; then the server lets nobody in."""
     role = make_role(fragile, fragile_url, "secret")
     layer = make_fragile(url=url_as(fragile, fragile_url, role))
     revoke, grant = ("REVOKE SELECT ON {} FROM {}", "GRANT SELECT ON {} TO {}")
@@ -514,6 +514,18 @@ async def test_readers_are_told_what_is_wrong_now(
             return "channels_pg_sa_membership" in await says()
 
         await eventually_async(names_the_other)
+        connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(role)))
+
+        async def waits() -> bool:
+            try:
+                await asyncio.wait_for(layer.receive("jobs"), 0.5)
+            except asyncio.TimeoutError:
+                return True
+            except PrivilegeError:
+                return False
+            raise AssertionError
+
+        await eventually_async(waits)
 
 
 async def test_a_role_that_may_insert_and_not_read_sends_by_the_slow_path(

@@ -282,28 +282,13 @@ def test_the_django_command_uses_the_layer_s_database_and_schema(
 ) -> None:
     """A CONFIG says both where the layer is and where its tables go."""
     layers(default={"url": database_url, "schema": "tenant"}, other={"url": database_url})
-    assert manage("current", layer="default") == NOTHING
-    assert manage("upgrade", layer="default") == f"{REVISION}\n"
-    assert manage("check", layer="default") == f"{REVISION}\n"
+    assert manage("current") == NOTHING
+    assert manage("upgrade") == f"{REVISION}\n"
+    assert manage("check") == f"{REVISION}\n"
     assert "CREATE UNLOGGED TABLE" in manage("sql")
     assert manage("current", layer="other") == NOTHING
     migrate.check(database_url, schema="tenant")
     assert manage("downgrade", "base") == NOTHING
-
-
-def test_the_django_command_does_all_layers_if_none_is_named(database_url: str, layers: Callable[..., None]) -> None:
-    """What asks for an upgrade does not say of which; the same tables are told of once, and a downgrade is for one."""
-    layers(
-        first={"url": database_url, "schema": "one"},
-        default={"url": database_url, "schema": "two"},
-        third={"url": database_url, "schema": "one", "prefix": "third"},
-    )
-    assert manage("upgrade") == f"first: {REVISION}\ndefault: {REVISION}\n"
-    assert manage("check") == manage("current") == f"first: {REVISION}\ndefault: {REVISION}\n"
-    assert manage("downgrade", "base") == NOTHING
-    assert manage("current") == f"first: {REVISION}\ndefault: {NOTHING}"
-    with pytest.raises(CommandError, match=r'in the schema "two".*upgrade --schema two'):
-        manage("check")
 
 
 def test_the_django_command_takes_the_keys_of_a_databases_entry(database_url: str, layers: Callable[..., None]) -> None:
@@ -328,7 +313,7 @@ def test_the_django_command_fails_as_a_command_does(database_url: str, layers: C
     """With 1 for the database's state and 2 for a wrong argument or CONFIG."""
     layers(default={"url": database_url}, wrong={"url": database_url, "expirey": 5}, redis={"url": "host=h"})
     with pytest.raises(CommandError, match="needs revision") as caught:
-        manage("check", layer="default")
+        manage("check")
     assert caught.value.returncode == 1
     with pytest.raises(CommandError, match='Did you mean "expiry"') as caught:
         manage("check", layer="wrong")
@@ -447,6 +432,9 @@ def test_each_layer_s_tables_are_looked_for_where_they_are(database_url: str, la
     migrate.upgrade(database_url, schema="two")
     messages = check_tables(databases=["default"])
     assert [message.obj for message in messages] == ['CHANNEL_LAYERS["one"]', 'CHANNEL_LAYERS["three"]']
+    assert [message.hint for message in messages] == [
+        f"For this layer: manage.py channels_pg_sa upgrade --layer {name}" for name in ("one", "three")
+    ]
 
 
 def test_django_runs_the_checks_when_it_should(

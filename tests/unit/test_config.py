@@ -60,6 +60,8 @@ def complaint(**config: Any) -> str:
             {"user": "u", "password": "p/@", "host": "h", "port": 5, "dbname": "db"},
         ),
         ("postgresql://h/d%40b", {"host": "h", "dbname": "d@b"}),
+        ("postgresql://h/?dbname=d@b", {"host": "h", "dbname": "d@b"}),
+        ("postgresql+psycopg://u:p/w@h/d", {"user": "u", "password": "p/w", "host": "h", "dbname": "d"}),
     ],
 )
 def test_an_address_in_any_usual_form_becomes_libpq_parameters(url: str | URL, parameters: dict[str, Any]) -> None:
@@ -117,6 +119,7 @@ def test_parameters_belong_to_the_one_who_asks() -> None:
         ("postgres://u:t/tiger@h/db", "with special characters percent-encoded"),
         ("postgresql+psycopg://u:se@tiger@h/db", "with special characters percent-encoded"),
         ("postgresql://u:p@tiger/word@h/db", "with special characters percent-encoded"),
+        ("postgresql://u:p%40@tiger/word@h/db", "with special characters percent-encoded"),
         ("postgresql+psycopg://u:p@tiger/word@h/db", "with special characters percent-encoded"),
         ("postgresql://h:tiger/db", "with special characters percent-encoded"),
         ("postgresql+psycopg://u:tiger@h:port/db", '"url" is not a URL that SQLAlchemy can read.'),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -18,24 +17,17 @@ from channels_pg_sa.django_settings import BACKEND, configs, settings_from_confi
 from channels_pg_sa.errors import ChannelLayerError, ConfigurationError
 from channels_pg_sa.migrate import reason_of
 
-FOR_ALL = frozenset({"upgrade", "check", "current"})
-"""Commands that do every layer if none is named: nobody regrets that, as they might a downgrade."""
-
 
 class Command(BaseCommand):
-    """Run `channels-pg-sa` on the databases of entries of CHANNEL_LAYERS."""
+    """Run `channels-pg-sa` on the database of an entry of CHANNEL_LAYERS."""
 
-    help = "Install, update, check and remove the tables of the channel layers."
+    help = "Install, update, check and remove the tables of the channel layer."
     requires_system_checks: Sequence[str] = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add what `channels-pg-sa` has, and which layer or database is meant."""
         add_commands(parser)
-        parser.add_argument(
-            "--layer",
-            help="an entry of CHANNEL_LAYERS; without it upgrade, check and current are for all that are ours, and the "
-            'others for "default"',
-        )
+        parser.add_argument("--layer", default="default", help="the entry of CHANNEL_LAYERS; default: default")
         parser.add_argument("--database", help="an alias of DATABASES, in place of the layer's own database")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -47,29 +39,12 @@ class Command(BaseCommand):
         try:
             arguments = Namespace(**options)
             check_arguments(arguments)
-            places = places_for(options["command"], options["layer"], options["database"])
-            for name, settings in places.items():
-                output = io.StringIO()
-                run(arguments, settings.connect, settings.schema, output)
-                self.stdout.write(f"{name}: {output.getvalue()}" if len(places) > 1 else output.getvalue())
+            settings = settings_for(options["layer"], options["database"])
+            run(arguments, settings.connect, settings.schema, self.stdout)
         except (ImproperlyConfigured, ConfigurationError, AlembicError) as error:
             raise CommandError(str(error), returncode=MISUSED) from error
         except (ChannelLayerError, DBAPIError) as error:
             raise CommandError(reason_of(error)) from error
-
-
-def places_for(command: str, layer: str | None, database: str | None) -> dict[str, Settings]:
-    """Return the settings of the layers that a command is for, by name; of several with the same tables the first.
-
-    Raises:
-        CommandError, django.core.exceptions.ImproperlyConfigured: as `settings_for`.
-    """
-    if layer is not None or database is not None or command not in FOR_ALL:
-        name = layer or "default"
-        return {name: settings_for(name, database)}
-    every = {name: settings_from_config(config) for name, config in configs()}
-    places = {(repr(sorted(each.connect().items())), each.schema): name for name, each in reversed(every.items())}
-    return {name: every[name] for name in every if name in places.values()} or {"default": settings_for("default")}
 
 
 def settings_for(layer: str, database: str | None = None) -> Settings:
