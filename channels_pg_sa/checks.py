@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from sqlalchemy.exc import DBAPIError
 
 from .django_settings import configs, database_alias, settings_from_config
-from .errors import ChannelLayerError
+from .errors import ChannelLayerError, SchemaError
 
 
 @checks.register("channels")
@@ -52,7 +52,8 @@ def _about_tables(name: str, config: Mapping[str, Any], databases: Sequence[str]
     try:
         migrate.check(made.connect, schema=made.schema)
     except (ChannelLayerError, DBAPIError) as error:
-        hint = f"For this layer: manage.py channels_pg_sa upgrade --layer {name}"
+        is_to_upgrade = isinstance(error, SchemaError)
+        hint = f"For this layer: manage.py channels_pg_sa upgrade --layer {name}" if is_to_upgrade else None
         return checks.Warning(migrate.reason_of(error), hint, obj=_place(name), id="channels_pg_sa.W001")
     return None
 

@@ -455,7 +455,7 @@ def test_an_unreachable_database_is_a_warning_too(database_url: str, layers: Cal
     """The checks of a build machine without a server still end."""
     layers(default={"url": with_database(database_url, "nowhere")})
     (message,) = check_tables(databases=["default"])
-    assert 'database "nowhere" does not exist' in message.msg
+    assert ('database "nowhere" does not exist' in message.msg, message.hint) == (True, None)
 
 
 def test_a_wrong_config_is_told_once(layers: Callable[..., None]) -> None:
