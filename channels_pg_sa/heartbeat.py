@@ -153,9 +153,8 @@ class Heartbeat:
             self._start("sweep", self._sweep)
 
     async def _sweep(self) -> None:
-        swept: tuple[int, int] | None = (SWEEP, 0)
-        while swept is not None and max(swept) >= SWEEP:
+        messages = memberships = SWEEP
+        while max(messages, memberships) >= SWEEP:
             async with self._database.connection(self._patience) as connection:
-                swept = await self._queries.sweep(connection, SWEEP)
-            if swept is not None:
-                self._deleted(swept[0])
+                messages, memberships = await self._queries.sweep(connection, SWEEP)
+            self._deleted(messages)

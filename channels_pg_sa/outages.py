@@ -71,8 +71,7 @@ class Outages:
             self._announce(self._announcements[0])
         self.trouble = reason
         if isinstance(error, ChannelLayerError):
-            self._inbox.fail(error)
-            self.wake()
+            self.refuse(error)
         else:
             self._inbox.serve()  # who receives outlasts an outage, whatever was wrong before it
 
@@ -85,13 +84,18 @@ class Outages:
             self._announce(self._announcements[1])
         self.trouble = None
         self._logged.clear()
-        self.wake()
+        self._wake()
+
+    def refuse(self, error: ChannelLayerError) -> None:
+        """Serve nobody any more, and tell those who wait."""
+        self._inbox.fail(error)
+        self._wake()
 
     async def wait(self) -> None:
         """Wait until this may have changed."""
         await asyncio.wait([self._change])
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         """Let those who wait look again."""
         resolve([self._change])
         self._change = self._loop.create_future()

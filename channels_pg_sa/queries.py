@@ -284,15 +284,15 @@ class Queries:
         ((dead,),) = await self._run(connection, "dead_messages")
         return int(dead)
 
-    async def sweep(self, connection: Connection, batch: int) -> tuple[int, int] | None:
+    async def sweep(self, connection: Connection, batch: int) -> tuple[int, int]:
         """Delete up to `batch` messages, and twice as many memberships, that nobody needs; return how many of each.
 
-        None if another node sweeps. One transaction: the lock holds until its end.
+        None while another node sweeps. One transaction: the lock holds until its end.
         """
         async with connection.transaction():
             ((mine, *_),) = await self._run(connection, "sweeping")
             if not mine:
-                return None
+                return 0, 0
             await self._run(connection, "adopt_orphans")
             await self._run(connection, "bury_nodes")
             messages = await self._execute(connection, "sweep_messages", batch=batch)

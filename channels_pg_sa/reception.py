@@ -195,8 +195,7 @@ class Reception:
 
     def refuse(self, error: ChannelLayerError) -> None:
         """Serve nobody any more, and tell those who wait."""
-        self.inbox.fail(error)
-        self._outages.wake()
+        self._outages.refuse(error)
 
     async def finish(self, patience: float) -> None:
         """Return what was claimed and not read, do what is still to be done, and stop listening."""

@@ -14,7 +14,7 @@ import pytest
 
 from channels_pg_sa import LayerClosed, Publisher, node
 from channels_pg_sa.database import Database
-from tests.support.databases import OURS, TestServer, query
+from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.processes import ROOT, environment
 from tests.support.waiting import eventually, eventually_async
@@ -195,7 +195,7 @@ async def test_who_closes_waits_for_who_opens(make_own_layer: LayerFactory, monk
     assert "closed" in repr(layer)
 
 
-async def test_the_end_of_a_block_closes(make_own_layer: LayerFactory, layer_url: str) -> None:
+async def test_the_end_of_a_block_closes(make_own_layer: LayerFactory, server: TestServer, layer_url: str) -> None:
     """However it ends, of a layer as of a Publisher, in a coroutine and in other code."""
     async with make_own_layer() as layer:
         await warm(layer)
@@ -220,12 +220,7 @@ async def test_the_end_of_a_block_closes(make_own_layer: LayerFactory, layer_url
         with pytest.raises(KeyError):
             await asyncio.to_thread(fail_without_loop, make)
     assert await asyncio.to_thread(query, layer_url, "SELECT count(*) FROM channels_pg_sa_node") == [(0,)]
-    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE %s"
-
-    async def are_gone() -> bool:
-        return await asyncio.to_thread(query, layer_url, sessions, (OURS,)) == [(0,)]
-
-    await eventually_async(are_gone)
+    eventually(lambda: not server.connections(layer_url))
 
 
 async def test_what_was_dropped_last_is_told(make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,11 +12,10 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
 import pytest
 
 from channels_pg_sa import SendError
-from tests.support.databases import OURS
+from tests.support.databases import TestServer
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import let_pass
 
@@ -30,8 +29,6 @@ BYTES = (10, 10, 10, 200, 7_000, 30_000)
 QUEUES = ("queue-1", "queue-2")
 GROUPS = ("group-1", "group-2", "group-3")
 ALL = "all"  # who is in it stays there
-KILL = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name LIKE %s AND random() < 0.5"""
 
 
 @dataclass
@@ -145,13 +142,13 @@ class Conversation:
         """Whether it has not been long enough."""
         return time.monotonic() < self._until
 
-    async def kill(self, url: str) -> None:
+    async def kill(self, server: TestServer, url: str) -> None:
         """Kill half of the sessions now and then."""
-        async with await psycopg.AsyncConnection.connect(url, autocommit=True, application_name="tests") as connection:
-            while self.goes_on:
-                await asyncio.sleep(self.random.uniform(0.2, 1.5))
-                self.book.kills.append(time.monotonic())
-                await connection.execute(KILL, (OURS,))
+        while self.goes_on:
+            await asyncio.sleep(self.random.uniform(0.2, 1.5))
+            sessions = await asyncio.to_thread(server.connections, url)
+            self.book.kills.append(time.monotonic())
+            await asyncio.to_thread(server.terminate, [pid for pid in sessions if self.random.random() < 0.5])
 
     async def _read(self, layer: PostgresLayer, channel: str) -> None:
         """Receive, and give up waiting now and then: a message is either received or still there."""
@@ -209,11 +206,13 @@ class Conversation:
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-async def test_each_gets_what_it_should(make_own_layer: LayerFactory, layer_url: str, is_killed: bool) -> None:
+async def test_each_gets_what_it_should(
+    make_own_layer: LayerFactory, server: TestServer, layer_url: str, is_killed: bool
+) -> None:
     """Under joins and leaves, cancellations at any moment, large messages and small, whatever the interleaving."""
     seed = random.randrange(1 << 32)
     conversation = Conversation([make_own_layer(heartbeat=1) for _ in range(3)], seed)
-    await conversation.hold(conversation.kill(layer_url) if is_killed else None)
+    await conversation.hold(conversation.kill(server, layer_url) if is_killed else None)
     book = conversation.book
     assert book.mistakes([*conversation.channels, *QUEUES]) == [], seed
     assert bool(book.kills) == is_killed

@@ -505,13 +505,10 @@ async def test_readers_are_told_what_is_wrong_now(
             await asyncio.wait_for(layer.receive("jobs"), 5)
         connection.execute(sql.SQL(grant).format(tables[0], sql.Identifier(role)))
 
-        async def says() -> str:
+        async def names_the_other() -> bool:
             with pytest.raises(PrivilegeError) as caught:
                 await asyncio.wait_for(layer.receive("jobs"), 5)
-            return str(caught.value)
-
-        async def names_the_other() -> bool:
-            return "channels_pg_sa_membership" in await says()
+            return "channels_pg_sa_membership" in str(caught.value)
 
         await eventually_async(names_the_other)
         connection.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(role)))
