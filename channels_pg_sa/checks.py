@@ -52,8 +52,8 @@ def _about_tables(name: str, config: Mapping[str, Any], databases: Sequence[str]
     try:
         migrate.check(made.connect, schema=made.schema)
     except (ChannelLayerError, DBAPIError) as error:
-        is_to_upgrade = isinstance(error, SchemaError)
-        hint = f"For this layer: manage.py channels_pg_sa upgrade --layer {name}" if is_to_upgrade else None
+        outdated = isinstance(error, SchemaError) and error.is_outdated
+        hint = f"For this layer: manage.py channels_pg_sa upgrade --layer {name}" if outdated else None
         return checks.Warning(migrate.reason_of(error), hint, obj=_place(name), id="channels_pg_sa.W001")
     return None
 

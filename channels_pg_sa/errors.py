@@ -72,6 +72,11 @@ class SchemaError(ChannelLayerError):
         name = "The database" if not database else f'The database "{database}"'
         super().__init__(f"{name} {_state(found, needed, schema, reason)}")
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether `upgrade` mends it: there are no tables, or older ones."""
+        return self.found is None or "" < self.found < self.needed
+
 
 def _state(found: str | None, needed: str, schema: str | None, reason: str | None) -> str:
     where, option = ("", "") if schema is None else (f' in the schema "{schema}"', f" --schema {schema}")

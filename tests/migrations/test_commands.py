@@ -23,7 +23,7 @@ from channels_pg_sa.config import Settings
 from channels_pg_sa.django_settings import BACKEND
 from channels_pg_sa.management.commands.channels_pg_sa import Command
 from channels_pg_sa.schema import REVISION
-from tests.support.databases import run_script
+from tests.support.databases import query, run_script
 from tests.support.urls import with_database
 
 ROOT = Path(__file__).parent.parent.parent
@@ -435,6 +435,16 @@ def test_each_layer_s_tables_are_looked_for_where_they_are(database_url: str, la
     assert [message.hint for message in messages] == [
         f"For this layer: manage.py channels_pg_sa upgrade --layer {name}" for name in ("one", "three")
     ]
+
+
+def test_what_an_upgrade_does_not_mend_has_no_hint_to_it(database_url: str, layers: Callable[..., None]) -> None:
+    """Such as a function that somebody dropped; the message says what does."""
+    layers(default={"url": database_url})
+    migrate.upgrade(database_url)
+    assert check_tables(databases=["default"]) == []
+    query(database_url, "DROP FUNCTION channels_pg_sa_listen")
+    (message,) = check_tables(databases=["default"])
+    assert ("downgrade base" in message.msg, message.hint) == (True, None)
 
 
 def test_django_runs_the_checks_when_it_should(

@@ -29,6 +29,14 @@ def test_a_schema_error_says_what_to_run() -> None:
     assert "update the package" in str(errors.SchemaError("0003", "0002"))
 
 
+@pytest.mark.parametrize(
+    ("found", "is_outdated"), [(None, True), ("0001", True), ("0002", False), ("0003", False), ("", False)]
+)
+def test_an_upgrade_mends_only_tables_that_are_missing_or_old(found: str | None, is_outdated: bool) -> None:
+    """Not what is newer, damaged or without data."""
+    assert errors.SchemaError(found, "0002").is_outdated == is_outdated
+
+
 def test_a_schema_error_of_the_right_revision_says_what_is_missing() -> None:
     """To upgrade would do nothing."""
     error = errors.SchemaError("0002", "0002", database="shop", reason='function "channels_pg_sa_frame" is not there')
