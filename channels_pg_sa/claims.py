@@ -32,7 +32,7 @@ class Claim:
 
 
 @dataclass(slots=True)
-class _Desk:
+class _State:
     floor: int | None = None  # the lowest id that may wait; None: nothing does, as far as we have heard
     busy: bool = False  # a claim is under way
     heard: bool = False  # its queue's doorbell reaches us
@@ -42,13 +42,13 @@ class ClaimBook:
     """Decide on claims from doorbells, waiting readers and the outcomes of earlier claims."""
 
     def __init__(self) -> None:
-        self._desks: dict[str, _Desk] = {}
+        self._states: dict[str, _State] = {}
         self._channels: dict[str, dict[str, None]] = {}  # of each queue, in the order they came
 
     @property
     def channels(self) -> list[str]:
         """The channels that somebody here reads, or read a while ago."""
-        return list(self._desks)
+        return list(self._states)
 
     @property
     def queues(self) -> set[str]:
@@ -58,21 +58,21 @@ class ClaimBook:
     @property
     def deaf(self) -> set[str]:
         """The queues whose doorbells have not been listened for yet."""
-        return {queue_of(channel) for channel, desk in self._desks.items() if not desk.heard}
+        return {queue_of(channel) for channel, state in self._states.items() if not state.heard}
 
     def open(self, channel: str) -> bool:
         """Take note of a reader; return whether the queue's doorbell must be listened for first."""
-        if channel in self._desks:
+        if channel in self._states:
             return False
-        self._desks[channel] = _Desk()
+        self._states[channel] = _State()
         self._channels.setdefault(queue_of(channel), {})[channel] = None
         return True
 
     def close(self, channel: str) -> None:
         """Forget a channel that nobody here reads any more, unless a claim for it is under way."""
-        desk = self._desks.get(channel)
-        if desk is not None and not desk.busy:
-            del self._desks[channel]
+        state = self._states.get(channel)
+        if state is not None and not state.busy:
+            del self._states[channel]
             queue = queue_of(channel)
             del self._channels[queue][channel]
             if not self._channels[queue]:
@@ -89,34 +89,34 @@ class ClaimBook:
     def _ring(self, queue: str, row: int, *, heard: bool) -> list[str]:
         rung = list(self._channels.get(queue, ()))
         for channel in rung:
-            desk = self._desks[channel]
-            desk.heard = desk.heard or heard
-            desk.floor = row if desk.floor is None else min(desk.floor, row)
+            state = self._states[channel]
+            state.heard = state.heard or heard
+            state.floor = row if state.floor is None else min(state.floor, row)
         return rung
 
     def is_due(self, channel: str) -> bool:
         """Tell whether rows may wait that a claim would get."""
-        desk = self._desks.get(channel)
-        return desk is not None and desk.floor is not None and not desk.busy
+        state = self._states.get(channel)
+        return state is not None and state.floor is not None and not state.busy
 
     def start(self, channel: str, readers: int) -> Claim | None:
         """Return the claim to make for so many waiting readers, None if there is nothing to do now."""
-        desk = self._desks.get(channel)
-        if desk is None or desk.floor is None or desk.busy or not desk.heard or readers < 1:
+        state = self._states.get(channel)
+        if state is None or state.floor is None or state.busy or not state.heard or readers < 1:
             return None
-        claim = Claim(channel, desk.floor, readers)
-        desk.busy, desk.floor = True, None  # what rings from now on is news
+        claim = Claim(channel, state.floor, readers)
+        state.busy, state.floor = True, None  # what rings from now on is news
         return claim
 
     def finish(self, claim: Claim, rows: list[int]) -> None:
         """Note the ids that were claimed. Fewer than asked for: nothing waits but what rang meanwhile."""
-        desk = self._desks[claim.channel]
-        desk.busy = False
+        state = self._states[claim.channel]
+        state.busy = False
         if len(rows) == claim.count:
             above = max(rows) + 1
-            desk.floor = above if desk.floor is None else min(desk.floor, above)
+            state.floor = above if state.floor is None else min(state.floor, above)
 
     def fail(self, claim: Claim) -> None:
         """Note that the claim's outcome is unknown: everything may wait."""
-        desk = self._desks[claim.channel]
-        desk.busy, desk.floor = False, 0
+        state = self._states[claim.channel]
+        state.busy, state.floor = False, 0

@@ -12,9 +12,9 @@ import psycopg
 
 from .connection import Connection
 from .database import Database
-from .names import Topics
 from .parcels import Acknowledged, Flushed
 from .queries import Queries
+from .topics import Topics
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from .errors import words_of
 from .fate import OUTAGE, log_level
 from .iothread import Spawn
 from .listener import PATIENCE, ConnectionLost, Listener
-from .names import Topics
 from .queries import Pulse, Queries
 from .queuereader import QueueReader
+from .topics import Topics
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from .call import Call
-from .queries import Join, Leave
+from .jobs import Join, Leave
 
 
 class Leaves:

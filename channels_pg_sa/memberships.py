@@ -15,13 +15,14 @@ from .attempts import Attempts
 from .call import Call
 from .connection import Connection
 from .errors import LayerClosed, SendError
-from .express import Express
+from .fastpath import FastPath
 from .fate import Fate, fate
+from .jobs import Join, Leave
 from .lane import Lane, Over
 from .leaves import Leaves, is_done
 from .names import node_of
 from .prepared import Prepared
-from .queries import Join, Leave, Queries
+from .queries import Queries
 
 Membership = Join | Leave
 
@@ -33,7 +34,7 @@ class Memberships:
         node_id: of the node, whose own channels join only while it listens, and leave in any case.
         loop: the I/O loop.
         attempts: the slow path.
-        express: the fast path.
+        fast_path: the fast path.
         queries: the statements of the slow path.
         prepared: those of the fast path.
         absent: takes note of groups and channels that were no members when they left.
@@ -49,7 +50,7 @@ class Memberships:
         node_id: str,
         loop: asyncio.AbstractEventLoop,
         attempts: Attempts,
-        express: Express,
+        fast_path: FastPath,
         *,
         queries: Queries,
         prepared: Prepared,
@@ -61,7 +62,7 @@ class Memberships:
     ) -> None:
         self._node_id = node_id
         self._attempts = attempts
-        self._express = express
+        self._fast_path = fast_path
         self._queries = queries
         self._prepared = prepared
         self._session = session
@@ -70,7 +71,7 @@ class Memberships:
         self._absent = absent
         self._leaves = Leaves(timeout)
         make = functools.partial(
-            Lane, loop=loop, run=self._run, late=late, fast_path=self._begin, at_rest=express.when_at_rest
+            Lane, loop=loop, run=self._run, late=late, fast_path=self._begin, at_rest=fast_path.when_at_rest
         )
         # Of its own channels this node must hear, and may have to wait until it does; nobody else's wait behind them.
         self.own: Lane[Membership] = make("channels_pg_sa memberships")
@@ -124,7 +125,7 @@ class Memberships:
 
         await self._attempts.make(calls, change, repeatable=True)
         self._conclude_leaves(calls, session, absent=absent)
-        self._express.note_calls(calls)
+        self._fast_path.note_calls(calls)
 
     def _is_own(self, calls: list[Call[Membership]]) -> bool:
         """Tell whether a batch is of this node's own channels, as all its calls are then."""
@@ -141,13 +142,13 @@ class Memberships:
     def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
         """Join or leave at once, in the calling thread, if there is a connection for it."""
         session = self._session()
-        if not self._express.is_open or (session is None and self._is_own(calls)):
+        if not self._fast_path.is_open or (session is None and self._is_own(calls)):
             return False
         joins, leaves = _last_of([call.job for call in calls])
         if joins and leaves:  # they take two statements
             return False
         statement = self._prepared.join(joins) if joins else self._prepared.leave(leaves)
-        return self._express.run(
+        return self._fast_path.run(
             statement, functools.partial(self._conclude, calls, over, session=session, left=bool(leaves))
         )
 

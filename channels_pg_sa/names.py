@@ -1,18 +1,15 @@
-"""Channel and group names, the node in a name, and the NOTIFY channels they map to."""
+"""Channel and group names, and the node in a name."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 import secrets
 import uuid
-from collections.abc import Iterable
 
 from .errors import short
 
 MAX_LENGTH = 100  # exclusive, as in channels.layers.BaseChannelLayer
-SIGN = 8  # characters of the secret that are told to statements
 CACHED = 1_000  # channels whose names need not be looked at again with each message
 MAX_PREFIX = 53  # what is left beside the node and the 32 digits that make a name unique
 
@@ -80,46 +77,3 @@ def queue_of(channel: str) -> str:
 def recipient_of(channel: str) -> str:
     """Return the `recipient` of a message to the channel: the node that reads it, or the queue that it waits in."""
     return node_of(channel) or queue_of(channel)
-
-
-def topic(secret: str, kind: str, prefix: str, name: str) -> str:
-    """Return the NOTIFY channel of a node (kind "node") or of a queue (kind "queue").
-
-    Hashed, because PostgreSQL cuts identifiers at 63 bytes; with the installation's secret, so that nobody who cannot
-    read our tables can forge a notification. The database's function channels_pg_sa_topic is its twin.
-    """
-    text = "\x1f".join((secret, kind, prefix, name))
-    return "channels_pg_sa_" + hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def sign_of(secret: str) -> str:
-    """Return what the secret begins with, by which a statement knows it: logs of statements would have the whole."""
-    return secret[:SIGN]
-
-
-class Topics:
-    """The NOTIFY channels that a node listens on, as soon as the installation's secret is known.
-
-    Args:
-        prefix: of the layer.
-        node_id: of the node.
-    """
-
-    def __init__(self, prefix: str, node_id: str) -> None:
-        self.secret = ""
-        self._prefix = prefix
-        self._node_id = node_id
-
-    @property
-    def sign(self) -> str:
-        """What the secret begins with."""
-        return sign_of(self.secret)
-
-    @property
-    def own(self) -> str:
-        """Where the node hears."""
-        return topic(self.secret, "node", self._prefix, self._node_id)
-
-    def of_queues(self, queues: Iterable[str]) -> list[str]:
-        """Return where the doorbells of queues are heard."""
-        return [topic(self.secret, "queue", self._prefix, queue) for queue in queues]

@@ -20,9 +20,10 @@ from .drops import DropLog
 from .entry import Entry
 from .errors import LayerClosed
 from .iothread import IOThread
+from .jobs import GroupSend, Send
 from .names import node_of, recipient_of
 from .outbox import Outbox, Sending
-from .queries import GroupSend, Queries, Send
+from .queries import Queries
 from .reception import Reception
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,9 @@ Loop = asyncio.AbstractEventLoop
 
 TICK = 1.0
 """Seconds between two rounds of housekeeping in memory."""
-TRUSTED = 1000
+MOST_UNCONFIRMED = 1000
 """Sends that may wait in the lane before one that need not be confirmed waits for its commit after all."""
-SMALL = 65_536
+LARGEST_UNCONFIRMED = 65_536
 """Bytes of a message that need not be confirmed; more of so many would fill the memory."""
 CLOSING = 5.0
 """Seconds that closing may take for what is still to be done."""
@@ -117,8 +118,11 @@ class Node:
 
     def _submit(self, job: Sending, loop: Loop | None) -> Call[Any]:
         """Queue a send. It goes unconfirmed if the layer is set so, it is small, and the lane has room."""
-        waiting = len(self._outbox.sends)
-        confirmed = self._settings.confirm_sends or len(job.payload) > SMALL or waiting >= TRUSTED
+        confirmed = (
+            self._settings.confirm_sends
+            or len(job.payload) > LARGEST_UNCONFIRMED
+            or len(self._outbox.sends) >= MOST_UNCONFIRMED
+        )
         return self._outbox.send(job, loop, None if confirmed else self._note_outcome)
 
     def _note_outcome(self, call: Call[Sending]) -> None:

@@ -20,14 +20,15 @@ from .connection import Connection
 from .database import Database
 from .drops import DropLog
 from .errors import SendError
-from .express import Express
+from .fastpath import FastPath
 from .fate import Fate, fate
 from .flushing import Answers
+from .jobs import GroupSend, Send
 from .lane import Lane, Over
 from .memberships import Memberships
 from .names import recipient_of
 from .prepared import Prepared
-from .queries import GroupSend, Queries, Send
+from .queries import Queries
 from .reception import Reception
 
 Loop = asyncio.AbstractEventLoop
@@ -67,21 +68,21 @@ class Outbox:
         self._timeout = timeout
         self._attempts = Attempts(database, queries, timeout)
         self._prepared = Prepared(settings)
-        self._express = Express(loop, database, self._prepared, limit=timeout)
+        self._fast_path = FastPath(loop, database, self._prepared, limit=timeout)
         self.sends: Lane[Sending] = Lane(
             "channels_pg_sa sends",
             loop,
             self._run_sends,
             late=self._attempts.late,
             fast_path=None if settings.bounded else self._begin_sends,
-            at_rest=self._express.when_at_rest,
+            at_rest=self._fast_path.when_at_rest,
             cost=lambda job: len(job.payload),
         )
         self.memberships = Memberships(
             node_id,
             loop,
             self._attempts,
-            self._express,
+            self._fast_path,
             queries=queries,
             prepared=self._prepared,
             absent=reception.doubt,
@@ -119,12 +120,12 @@ class Outbox:
         memberships = self.memberships
         lanes: list[Lane[Any]] = [self.sends, memberships.own, memberships.others, self.reads, self.flushes]
         await asyncio.gather(*(lane.close(error, timeout) for lane in lanes))
-        await self._express.close()
+        await self._fast_path.close()
 
     async def _run_sends(self, calls: list[Call[Sending]]) -> None:
         if not self._settings.bounded:
             await self._attempts.make(calls, self._send, repeatable=False)
-            self._express.note_calls(calls)
+            self._fast_path.note_calls(calls)
             return
         # Channels with a capacity are asked for room: each kind has its statement, in the callers' order.
         for kind, some in itertools.groupby(calls, key=lambda call: type(call.job)):
@@ -133,10 +134,10 @@ class Outbox:
 
     def _begin_sends(self, calls: list[Call[Sending]], over: Over) -> bool:
         """Send at once, in the calling thread, if there is a connection for it."""
-        if not self._express.is_open:
+        if not self._fast_path.is_open:
             return False
         statement = self._prepared.send([call.job for call in calls])
-        return self._express.run(statement, functools.partial(self._conclude_sends, calls, over))
+        return self._fast_path.run(statement, functools.partial(self._conclude_sends, calls, over))
 
     @staticmethod
     def _conclude_sends(

@@ -18,8 +18,9 @@ from psycopg.adapt import Buffer
 from .arrays import BytesArray, TextArray, dumped
 from .compiled import compiled
 from .config import Settings
-from .names import node_of, sign_of, topic
-from .queries import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
+from .jobs import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
+from .names import node_of
+from .topics import sign_of, topic
 
 
 @dataclass(frozen=True, slots=True)

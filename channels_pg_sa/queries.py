@@ -10,16 +10,17 @@ from typing import Any
 
 import psycopg
 
-from .arrays import BytesArray, IntArray, TextArray
+from .arrays import IntArray, TextArray
 from .claims import Claim
 from .compiled import compiled
 from .config import Settings
 from .connection import Connection
 from .errors import SchemaError, words_of
+from .jobs import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
 from .members import Member
-from .names import Topics
 from .parcels import Parcel
 from .schema import REVISION
+from .topics import Topics
 
 BUDGET = 4 * 1024 * 1024
 """Bytes of payloads after which an answer ends: it must come within `send_timeout` over a slow line, too."""
@@ -27,47 +28,6 @@ BUDGET = 4 * 1024 * 1024
 
 RESTORED = 5000
 """Memberships that one statement restores."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A message to a channel.
-
-    Args:
-        recipient: the mailbox it goes to (names.recipient_of).
-        capacity: refuse it if so many messages wait there already; None for no limit.
-    """
-
-    recipient: str
-    channel: str
-    payload: bytes
-    capacity: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSend:
-    """A message to the members of a group."""
-
-    group: str
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """A channel's membership of a group; node: who reads the channel, "" if any process may."""
-
-    group: str
-    node: str
-    channel: str
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """The end of a membership."""
-
-    group: str
-    node: str
-    channel: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +247,7 @@ class Queries:
     async def sweep(self, connection: Connection, batch: int) -> tuple[int, int]:
         """Delete up to `batch` messages, and twice as many memberships, that nobody needs; return how many of each.
 
-        None while another node sweeps. One transaction: the lock holds until its end.
+        Zero, and zero, while another node sweeps. One transaction: the lock holds until its end.
         """
         async with connection.transaction():
             ((mine, *_),) = await self._run(connection, "sweeping")
@@ -299,31 +259,3 @@ class Queries:
             memberships = await self._execute(connection, "sweep_memberships", batch=batch)
             await self._run(connection, "sweep_nodes")
             return messages.rowcount, memberships.rowcount
-
-
-def send_columns(sends: Sequence[Send]) -> dict[str, TextArray | BytesArray]:
-    """Return the parameters of `send`."""
-    return {
-        "recipient": TextArray(send.recipient for send in sends),
-        "channel": TextArray(send.channel for send in sends),
-        "payload": BytesArray(send.payload for send in sends),
-    }
-
-
-def publish_columns(batch: Sequence[Send | GroupSend]) -> dict[str, TextArray | BytesArray]:
-    """Return the parameters of `publish`."""
-    return {
-        "recipient": TextArray(item.recipient if isinstance(item, Send) else None for item in batch),
-        "channel": TextArray(item.channel if isinstance(item, Send) else None for item in batch),
-        "group_name": TextArray(item.group if isinstance(item, GroupSend) else None for item in batch),
-        "payload": BytesArray(item.payload for item in batch),
-    }
-
-
-def membership_columns(rows: Sequence[Join | Leave]) -> dict[str, TextArray]:
-    """Return the parameters of `join` and `leave`."""
-    return {
-        "group_name": TextArray(row.group for row in rows),
-        "node": TextArray(row.node for row in rows),
-        "channel": TextArray(row.channel for row in rows),
-    }

@@ -20,8 +20,9 @@ from .fate import Fate, fate, log_level
 from .inbox import Inbox
 from .iothread import Spawn
 from .listener import Listener
-from .names import Topics, queue_of
+from .names import queue_of
 from .queries import Queries
+from .topics import Topics
 
 logger = logging.getLogger(__name__)
 

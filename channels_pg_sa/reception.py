@@ -25,12 +25,12 @@ from .inbox import Inbox
 from .iothread import IOThread
 from .listener import Listener
 from .localchannels import Effects
-from .names import Topics
 from .outages import Outages
 from .parcels import Flushed, parse
 from .queries import Queries
 from .queuereader import QueueReader
 from .recovery import Recovery
+from .topics import Topics
 from .vacuum import Vacuum
 
 RECANCEL = 0.5

@@ -23,11 +23,12 @@ from .fate import OUTAGE, Fate, fate
 from .inbox import Inbox
 from .iothread import Spawn
 from .listener import Listener
-from .names import Topics, node_of
+from .names import node_of
 from .parcels import Parcel
 from .queries import Queries
 from .queuereader import QueueReader
 from .schema import REVISION
+from .topics import Topics
 from .version import __version__
 
 POOLER_PATIENCE = 2.0

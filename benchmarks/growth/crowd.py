@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from channels_pg_sa.names import topic
+from channels_pg_sa.topics import topic
 
 PREFIX = "growth"
 

@@ -214,7 +214,8 @@ async def test_a_forged_notification_stops_nobody(
 
 def topics(connection: psycopg.Connection[tuple[str]], channel: str) -> list[str]:
     """Return the NOTIFY channels that the layer of this channel may listen on."""
-    from channels_pg_sa.names import node_of, topic
+    from channels_pg_sa.names import node_of
+    from channels_pg_sa.topics import topic
 
     (secret,) = connection.execute("SELECT secret FROM channels_pg_sa_installation").fetchone() or ("",)
     names = [("node", node_of(channel) or ""), ("queue", "normal")]

@@ -301,7 +301,7 @@ def impatient(layer: PostgresLayer, seconds: float) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for part in (outbox, outbox._attempts, outbox.memberships, outbox.memberships._leaves):
             patched.setattr(part, "_timeout", seconds)
-        patched.setattr(outbox._express, "_limit", seconds)
+        patched.setattr(outbox._fast_path, "_limit", seconds)
         yield
 
 

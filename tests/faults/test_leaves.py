@@ -17,8 +17,8 @@ from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
 from .breaking import SwallowingProxy, impatient, inside, take, text, until_listening, warm
-from .test_express import hold
-from .test_express_memberships import MEMBERS, locked
+from .test_fast_path import hold
+from .test_fast_path_memberships import MEMBERS, locked
 
 Attempt = Callable[[PostgresLayer, str], Awaitable[None]]
 PATIENCE = 0.5

@@ -79,15 +79,15 @@ async def test_the_held_connection_of_the_fast_path_is_not_kept_either(
     """Once it leads to a server that only reads."""
     layer = make_own_layer()
     await layer.send("jobs", text(0))
-    express = layer._node._outbox._express  # type: ignore[attr-defined]
+    fast_path = layer._node._outbox._fast_path  # type: ignore[attr-defined]
 
     async def is_open() -> bool:
         await layer.send("jobs", text(1))
-        return bool(express.is_open)
+        return bool(fast_path.is_open)
 
     await eventually_async(is_open)
-    with express._lock:
-        driver = express._held.driver
+    with fast_path._lock:
+        driver = fast_path._held.driver
         driver.pgconn.exec_(b"SET default_transaction_read_only = on")
     await layer.send("jobs", text(2))
     assert driver.closed

@@ -535,7 +535,7 @@ async def test_a_role_that_may_insert_and_not_read_sends_by_the_slow_path(
     url = url_as(fragile, fragile_url, role)
     layer = make_fragile(url=url)
     await layer.send("jobs", text(0))
-    fast_path = layer._node._outbox._express  # type: ignore[attr-defined]
+    fast_path = layer._node._outbox._fast_path  # type: ignore[attr-defined]
     number = 1
     while fast_path._not_before < time.monotonic() + KEPT:
         await layer.send("jobs", text(number))
@@ -665,7 +665,7 @@ async def test_unconfirmed_sends_wait_when_too_many_do(
     make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So memory is bounded, and who sends faster than the database can take is slowed down."""
-    monkeypatch.setattr(node, "TRUSTED", 10)
+    monkeypatch.setattr(node, "MOST_UNCONFIRMED", 10)
     layer = make_own_layer(confirm_sends=False)
 
     async def flood() -> None:
@@ -686,7 +686,7 @@ async def test_unconfirmed_sends_wait_when_too_many_do(
 async def test_a_large_message_is_confirmed_all_the_same(make_own_layer: LayerFactory, layer_url: str) -> None:
     """A thousand of them would fill the memory; and one that is not quite so large is not."""
     layer = make_own_layer(confirm_sends=False)
-    small = node.SMALL - len(layer._codec.encode({"text": "x" * 1_000}))  # type: ignore[attr-defined]
+    small = node.LARGEST_UNCONFIRMED - len(layer._codec.encode({"text": "x" * 1_000}))  # type: ignore[attr-defined]
     with locked_messages(layer_url) as locker:
         await layer.send("jobs", {"text": "x" * (small + 1_000)})
         sending = asyncio.create_task(layer.send("jobs", {"text": "x" * (small + 1_001)}))

@@ -10,7 +10,8 @@ import pytest_asyncio
 
 from channels_pg_sa.compiled import compiled
 from channels_pg_sa.config import Settings
-from channels_pg_sa.queries import Join, Leave, Queries
+from channels_pg_sa.jobs import Join, Leave
+from channels_pg_sa.queries import Queries
 from tests.support.databases import AWAITED, query
 from tests.support.layers import LayerFactory
 from tests.support.urls import with_parameters

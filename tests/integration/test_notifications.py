@@ -13,10 +13,11 @@ import pytest
 from psycopg.pq import ExecStatus
 
 from channels_pg_sa.config import Settings
-from channels_pg_sa.names import node_of, recipient_of, topic
+from channels_pg_sa.jobs import GroupSend, Send
+from channels_pg_sa.names import node_of, recipient_of
 from channels_pg_sa.parcels import Frame, Parcel, Ring, parse
 from channels_pg_sa.prepared import Bound, Prepared
-from channels_pg_sa.queries import GroupSend, Send
+from channels_pg_sa.topics import topic
 
 NODES = ["0123456789a0", "0123456789a1"]
 # In a statement of at most so many rows, each has a notification of its own.

@@ -1,9 +1,7 @@
-"""Names of channels and groups, and the NOTIFY channels made of them."""
+"""Names of channels and groups."""
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable
 
 import pytest
@@ -101,29 +99,6 @@ def test_other_channels_have_no_node(channel: str) -> None:
 def test_a_channel_without_a_node_waits_in_the_queue_of_its_non_local_part(channel: str, queue: str) -> None:
     """The local part tells readers of one queue apart."""
     assert names.queue_of(channel) == names.recipient_of(channel) == queue
-
-
-@given(secret=st.text(max_size=9), kind=st.sampled_from(["node", "queue"]), prefix=st.text(max_size=9), name=PLAIN)
-def test_a_topic_fits_an_identifier_and_depends_on_all_it_is_made_of(
-    secret: str, kind: str, prefix: str, name: str
-) -> None:
-    """PostgreSQL cuts at 63 bytes and folds what is not quoted."""
-    topic = names.topic(secret, kind, prefix, name)
-    assert re.fullmatch("channels_pg_sa_[0-9a-f]{32}", topic)
-    others = [
-        names.topic(secret + "x", kind, prefix, name),
-        names.topic(secret, kind + "x", prefix, name),
-        names.topic(secret, kind, prefix + "x", name),
-        names.topic(secret, kind, prefix, name + "x"),
-        names.topic(secret, kind, prefix + name[0], name[1:]),
-    ]
-    assert topic not in others
-
-
-def test_a_topic_is_what_the_database_makes_of_it() -> None:
-    """The separator and the cut are those of its twin in SQL."""
-    digest = hashlib.sha256(b"s\x1fnode\x1fasgi\x1f0123456789ab").hexdigest()
-    assert names.topic("s", "node", "asgi", "0123456789ab") == f"channels_pg_sa_{digest[:32]}"
 
 
 @pytest.mark.parametrize("check", [names.check_channel, names.check_group, names.check_prefix])

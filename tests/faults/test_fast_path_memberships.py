@@ -18,7 +18,7 @@ from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
 from .breaking import SwallowingProxy, impatient, text
-from .test_express import express, hold, interrupted
+from .test_fast_path import fast_path, hold, interrupted
 
 Change = Callable[[PostgresLayer, str], Awaitable[None]]
 
@@ -63,7 +63,7 @@ async def under_way(layer: PostgresLayer, url: str) -> None:
         return query(url, BLOCKED) == [(1,)]
 
     await eventually_async(look)
-    assert express(layer)._done is not None
+    assert fast_path(layer)._done is not None
 
 
 async def member_of(layer: PostgresLayer, change: str) -> str:
@@ -109,7 +109,7 @@ async def test_lost_under_the_statement(
     with locked(layer_url) as locker:
         changing = asyncio.ensure_future(CHANGES[change](layer, group))
         await under_way(layer, layer_url)
-        session = express(layer)._held.driver.info.backend_pid
+        session = fast_path(layer)._held.driver.info.backend_pid
         proxy.drop()
         server.terminate([session])  # which would go on, and do it
         locker.commit()
@@ -164,7 +164,7 @@ async def test_a_caller_that_is_interrupted_cleans_up(
     await member_of(layer, change)
     await hold(layer)
     if place == "within":
-        Interrupted(express(layer)._held.driver, sent=True)
+        Interrupted(fast_path(layer)._held.driver, sent=True)
     else:
         monkeypatch.setattr(layer._node._outbox.memberships.others, "_watch_soon", interrupted)  # type: ignore[attr-defined]
     verbs = [layer.group_add_sync, layer.group_discard_sync]
@@ -187,12 +187,12 @@ async def test_a_caller_that_is_interrupted_before_anything_is_sent(
     """Nothing was done, and the connection is as good as before."""
     layer = await hold(make_own_layer())
     await layer.group_add("group", "jobs")
-    Interrupted(express(layer)._held.driver, sent=False)
+    Interrupted(fast_path(layer)._held.driver, sent=False)
     with pytest.raises(KeyboardInterrupt):
         layer.group_discard_sync("group", "jobs")
-    assert express(layer).is_open
+    assert fast_path(layer).is_open
     await layer.group_add("group", "others")
-    assert express(layer).is_open
+    assert fast_path(layer).is_open
     assert query(layer_url, MEMBERS) == [("group", "jobs"), ("group", "others")]
 
 
@@ -247,7 +247,7 @@ async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(
         other.execute("UPDATE channels_pg_sa_membership SET expires_at = expires_at + interval '0'")
         leaving = asyncio.create_task(layer.group_discard("group", "jobs"))
         await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, AWAITED) == [(1,)]))
-        assert express(layer)._done is not None
+        assert fast_path(layer)._done is not None
         other.commit()
     await leaving
     assert query(layer_url, MEMBERS) == []
@@ -310,6 +310,6 @@ async def test_a_layer_whose_channels_have_a_capacity(make_own_layer: LayerFacto
 
     async def look() -> bool:
         await layer.group_add("group", "jobs")
-        return bool(express(layer).is_open)
+        return bool(fast_path(layer).is_open)
 
     await eventually_async(look)

@@ -36,7 +36,7 @@ REFUSED = 60.0
 Done = Callable[[psycopg.Error | None, PGresult | None], None]
 
 
-class Express:
+class FastPath:
     """Run prepared statements one by one on a connection that is held while they follow each other closely.
 
     What it does not do for certain, it leaves to whoever asked: it never waits for a connection, and never does a
@@ -120,7 +120,7 @@ class Express:
         now = time.monotonic()
         closely, self._slow_at = now - self._slow_at < KEPT, now
         if closely and self._task is None and now > self._not_before and not self._database.is_exhausted:
-            self._task = self._loop.create_task(self._hold(), name="channels_pg_sa express")
+            self._task = self._loop.create_task(self._hold(), name="channels_pg_sa fast path")
             self._task.add_done_callback(self._ended)
 
     def release_soon(self) -> None:

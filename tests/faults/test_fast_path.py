@@ -42,9 +42,9 @@ PREPARED = "SELECT name FROM pg_prepared_statements WHERE starts_with(name, 'cha
 """Selects which statements this library has prepared in a session under its own names."""
 
 
-def express(layer: PostgresLayer) -> Any:
+def fast_path(layer: PostgresLayer) -> Any:
     """Return what the layer sends its lone messages by."""
-    return layer._node._outbox._express  # type: ignore[attr-defined]
+    return layer._node._outbox._fast_path  # type: ignore[attr-defined]
 
 
 async def hold(layer: PostgresLayer) -> PostgresLayer:
@@ -52,23 +52,23 @@ async def hold(layer: PostgresLayer) -> PostgresLayer:
 
     async def look() -> bool:
         await layer.group_send("nobody", text(0))
-        return bool(express(layer).is_open)
+        return bool(fast_path(layer).is_open)
 
     await eventually_async(look)
     await layer.group_send("nobody", text(0))
-    express(layer)._since += 60  # until the next statement, however long a busy machine takes until then
+    fast_path(layer)._since += 60  # until the next statement, however long a busy machine takes until then
     return layer
 
 
 async def given_back(layer: PostgresLayer) -> bool:
     """Tell whether no connection is held."""
-    return express(layer)._task is None
+    return fast_path(layer)._task is None
 
 
 async def under_way(layer: PostgresLayer, url: str) -> None:
     """Wait until a statement of the layer's waits for the locked table, on the connection that is held."""
     await until_blocked(url)
-    assert express(layer)._done is not None
+    assert fast_path(layer)._done is not None
 
 
 async def test_a_lone_send_is_begun_by_its_own_thread(make_own_layer: LayerFactory, layer_url: str) -> None:
@@ -123,7 +123,7 @@ async def test_large_messages(make_own_layer: LayerFactory, size: int) -> None:
     message = {"value": "x" * size}
     for _ in range(3):
         await layer.send("large", message)
-        assert express(layer).is_open
+        assert fast_path(layer).is_open
     assert await take(layer, "large", 3) == [message] * 3
 
 
@@ -219,7 +219,7 @@ async def test_an_end_that_was_told_with_an_answer(make_own_layer: LayerFactory,
     """Its connection is not used for the next send."""
     with LastWords(layer_url) as proxy:
         layer = await hold(make_own_layer(url=proxy.url))
-        backend = express(layer)._held.driver.info.backend_pid
+        backend = fast_path(layer)._held.driver.info.backend_pid
         proxy.gathers = True
         sending = asyncio.ensure_future(layer.send("jobs", text(2)))
         await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITING) == [(1,)]))
@@ -262,12 +262,12 @@ async def test_nothing_begins_on_a_connection_that_is_given_up(
 
     async def answered_first(connection: Any) -> None:
         locker.commit()
-        while express(layer)._done is not None:  # noqa: ASYNC110 - it tells nobody
+        while fast_path(layer)._done is not None:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
-        refused.append(not express(layer).run(Bound(b"channels_pg_sa_send_one", ()), lambda *_: None))
+        refused.append(not fast_path(layer).run(Bound(b"channels_pg_sa_send_one", ()), lambda *_: None))
         await give_up(connection)
 
-    monkeypatch.setattr("channels_pg_sa.express.give_up", answered_first)
+    monkeypatch.setattr("channels_pg_sa.fastpath.give_up", answered_first)
     with locked_messages(layer_url) as locker, impatient(layer, 1):
         with pytest.raises(SendError):
             await layer.send("jobs", text(1))
@@ -312,29 +312,29 @@ async def test_news_while_nothing_is_under_way_ends_no_statement(
     layer = await hold(make_own_layer())
     ended: list[object] = []
     read = asyncio.Event()
-    held, loop = express(layer)._held, asyncio.get_running_loop()
+    held, loop = fast_path(layer)._held, asyncio.get_running_loop()
 
     def look() -> None:
-        express(layer)._readable(held)
+        fast_path(layer)._readable(held)
         loop.call_soon_threadsafe(read.set)
 
     with monkeypatch.context() as patch:
-        patch.setattr(express(layer), "_conclude", ended.append)
+        patch.setattr(fast_path(layer), "_conclude", ended.append)
         layer._node._thread.loop.call_soon_threadsafe(look)  # type: ignore[attr-defined]
         await read.wait()
     assert ended == []
-    assert express(layer).is_open
+    assert fast_path(layer).is_open
 
 
 async def test_a_connection_in_doubt_is_asked_and_held_again(make_own_layer: LayerFactory) -> None:
     """Nothing of its first time stands in the way."""
     layer = await hold(make_own_layer(PSYCOPG_OPTIONS={"max_size": 1}))
-    backend = express(layer)._held.driver.info.backend_pid
+    backend = fast_path(layer)._held.driver.info.backend_pid
     inside(layer)._database.doubt()
     await layer.send("jobs", text(1))
     await eventually_async(lambda: given_back(layer))
     await hold(layer)
-    assert express(layer)._held.driver.info.backend_pid == backend
+    assert fast_path(layer)._held.driver.info.backend_pid == backend
 
 
 async def test_a_server_that_grants_one_connection(
@@ -481,7 +481,7 @@ async def test_closing_while_statements_are_prepared(
     """The connection is not broken off for that: the pool would warn of it."""
     layer = make_own_layer()
     await layer.send("jobs", text(1))
-    express(layer)._prepared = SlowlyPrepared()
+    fast_path(layer)._prepared = SlowlyPrepared()
     await layer.send("jobs", text(2))
     preparing = (
         f"SELECT pid FROM pg_stat_activity WHERE query = '{SlowlyPrepared.prepare}' AND datname = current_database()"
@@ -498,7 +498,7 @@ async def test_a_role_that_may_not_read_sends_by_the_slow_path(
     layer = make_own_layer()
     await layer.send("jobs", text(1))
     refused = RefusedPrepared()
-    express(layer)._prepared = refused
+    fast_path(layer)._prepared = refused
     for number in range(2, 6):
         await layer.send("jobs", text(number))
         await eventually_async(lambda: at_rest(layer))
@@ -521,7 +521,7 @@ class RefusedPrepared:
 
 async def at_rest(layer: PostgresLayer) -> bool:
     """Tell whether no connection is held, nor about to be."""
-    return express(layer)._task is None
+    return fast_path(layer)._task is None
 
 
 async def test_closing_while_a_statement_is_under_way(make_own_layer: LayerFactory, layer_url: str) -> None:
