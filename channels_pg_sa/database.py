@@ -65,7 +65,7 @@ class Database:
         )
         self._slots = asyncio.Semaphore(self._pool.max_size)
         self._kept: deque[Held] = deque()
-        self._wanted: deque[asyncio.Future[Held]] = deque()
+        self._wanted: deque[asyncio.Future[Held | None]] = deque()
         self.check_timeout = min(CHECK, settings.send_timeout / 4)
         self._lent: set[Held] = set()
         self._closed = False
@@ -170,28 +170,34 @@ class Database:
         return None
 
     async def _left_over(self, seconds: float) -> Held | None:
-        """Wait, but take a connection that another has done with: the server may allow no more of them."""
+        """Wait, but take a connection that another has done with: the server may allow no more of them.
+
+        If that one is in doubt, wait no longer: it is kept at hand, and has to be asked for a sign of life first.
+        """
         self.when_wanted()
-        offer: asyncio.Future[Held] = asyncio.get_running_loop().create_future()
+        offer: asyncio.Future[Held | None] = asyncio.get_running_loop().create_future()
         self._wanted.append(offer)
         try:
             await asyncio.wait([offer], timeout=seconds)
         except asyncio.CancelledError:
             if offer.done():
-                self._keep(offer.result())
+                await self._put(offer.result())
             raise
         finally:
             if offer in self._wanted:
                 self._wanted.remove(offer)
         return offer.result() if offer.done() else None
 
-    async def _put(self, held: Held) -> None:
-        if self._closed or held.driver.closed:
+    async def _put(self, held: Held | None) -> None:
+        """Hand a connection to who has waited longest, or keep it at hand; for one in doubt they have to look there."""
+        if held is not None and (self._closed or held.driver.closed):
             await held.give_back()
-        elif self._wanted and not held.doubted:  # in doubt it is asked first, by who takes it from what is kept
-            self._wanted.popleft().set_result(held)
-        else:
+            return
+        if held is not None and (held.doubted or not self._wanted):
             self._keep(held)
+            held = None
+        if self._wanted:
+            self._wanted.popleft().set_result(held)
 
     def _keep(self, held: Held) -> None:
         self._kept.append(held)
@@ -229,8 +235,13 @@ class Database:
 
         If it is not, or nobody waits for the answer any more, the connection is given back.
         """
+
+        def end() -> None:
+            self.doubt()
+            sever(held.driver)
+
         answers = False
-        timer = asyncio.get_running_loop().call_later(self.check_timeout, sever, held.driver)
+        timer = asyncio.get_running_loop().call_later(self.check_timeout, end)
         try:
             with contextlib.suppress(psycopg.Error):
                 await AsyncConnectionPool.check_connection(held.driver)
