@@ -112,6 +112,7 @@ def send_error(call: Call[Any], error: psycopg.Error, outcome: Fate) -> SendErro
     """Return what a caller is told of an error that the statement met."""
     waited = time.monotonic() - call.since
     maybe_sent = outcome is Fate.UNKNOWN or call.doubtful
-    sent = SendError(maybe_sent=maybe_sent, waited=waited, reason=words_of(error))
+    hint = ". docs/sqlalchemy.md has the GRANTs" if isinstance(error, psycopg.errors.InsufficientPrivilege) else ""
+    sent = SendError(maybe_sent=maybe_sent, waited=waited, reason=words_of(error) + hint)
     sent.__cause__ = error
     return sent

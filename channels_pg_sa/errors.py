@@ -168,7 +168,7 @@ class SendError(ChannelLayerError):
         maybe_sent: False if certainly nothing was done; True if the time was over, or the connection died, while the
             statement ran, so that nobody can tell whether it was committed.
         waited: seconds since the call.
-        reason: what the driver or the server says, None if they say nothing.
+        reason: what the driver or the server says, and what helps if that is known; None if they say nothing.
     """
 
     def __init__(self, *, maybe_sent: bool, waited: float, reason: str | None = None) -> None:
