@@ -49,8 +49,8 @@ class MemberIndex:
             self._absent.add((group, channel))
 
     def to_restore(self) -> list[Member]:
-        """Return the memberships that the database must have, if it has lost them."""
-        return [member for member in self if member[:2] not in self._absent]
+        """Return the memberships that the database must have, if it has lost them, in the order of their keys."""
+        return sorted(member for member in self if member[:2] not in self._absent)
 
     def replace(self, members: Iterable[Member]) -> None:
         """Forget all, and take these."""

@@ -145,7 +145,7 @@ class Memberships:
         if not self._fast_path.is_open or (session is None and self._is_own(calls)):
             return False
         joins, leaves = _last_of([call.job for call in calls])
-        if joins and leaves:  # they take two statements
+        if joins and leaves:  # they take two statements: one could not lock them all in one order
             return False
         statement = self._prepared.join(joins) if joins else self._prepared.leave(leaves)
         return self._fast_path.run(
@@ -193,6 +193,10 @@ class Memberships:
 
 
 def _last_of(jobs: Sequence[Membership]) -> tuple[list[Join], list[Leave]]:
-    """Return what was asked for last of each membership."""
-    last = {(job.group, job.channel): job for job in jobs}.values()
+    """Return what was asked for last of each membership.
+
+    In the order of their keys, in which all processes lock them: so none waits for another that waits for it.
+    """
+    latest = {(job.group, job.channel): job for job in jobs}
+    last = [latest[key] for key in sorted(latest)]
     return [job for job in last if isinstance(job, Join)], [job for job in last if isinstance(job, Leave)]

@@ -34,7 +34,7 @@ def next_node_of(
 
 
 def join() -> Executable:
-    """Insert or renew a batch of memberships."""
+    """Insert or renew a batch of memberships, in its order."""
     given = given_rows(group_name=Text(), node=Text(), channel=Text())
     until = func.coalesce(CLOCK + EXPIRY, INFINITY)
     rows = select(PREFIX, given.c.group_name, given.c.node, given.c.channel, until).select_from(
@@ -47,18 +47,16 @@ def join() -> Executable:
 
 
 def leave() -> Executable:
-    """Delete a batch of memberships; select how many more were found, and how many were not.
+    """Delete a batch of memberships; select how many were found and not deleted, and how many were not found.
 
-    What was found and not deleted was renewed or ended by others meanwhile. A renewed row has a new ctid: for that the
-    caller runs the statement again.
+    They are locked in the order of the batch, as those that join are; the delete alone would lock them by their places.
+    What was found and not deleted was renewed by others while this statement waited for it. Such a row has a new ctid,
+    and is in no snapshot of this statement: for that the caller runs it again.
     """
     given = given_rows(group_name=Text(), node=Text(), channel=Text())
     same = [membership.c[name] == given.c[name] for name in ("group_name", "node", "channel")]
-    found = (
-        select(ctid_of(membership, [membership.c.prefix == PREFIX, *same], given).label("tid"))
-        .select_from(given)
-        .cte("found")
-    )
+    tid = ctid_of(membership, [membership.c.prefix == PREFIX, *same], given, lock=True).label("tid")
+    found = select(tid).select_from(given).cte("found")
     gone = (
         delete(membership)
         .where(has_ctid(select(found.c.tid)), select(ASYNCHRONOUS).exists())

@@ -65,9 +65,12 @@ def is_live(nodes: Table) -> ColumnElement[bool]:
     return and_(nodes.c.pid.is_not(None), nodes.c.lease_until > CLOCK)
 
 
-def ctid_of(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -> ColumnElement[Any]:
-    """The place of the row with the key of a given one, NULL if there is none."""
-    return select(CTID).select_from(whole).where(*key).correlate(given).scalar_subquery()
+def ctid_of(
+    whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause, *, lock: bool = False
+) -> ColumnElement[Any]:
+    """The place of the row with the key of a given one, NULL if there is none; lock: keep others from changing it."""
+    place = select(CTID).select_from(whole).where(*key).correlate(given)
+    return (place.with_for_update() if lock else place).scalar_subquery()
 
 
 def has_ctid(places: Select[Any]) -> ColumnElement[bool]:

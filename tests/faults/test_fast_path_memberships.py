@@ -254,7 +254,7 @@ async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(
 
 
 async def test_joins_and_leaves_together(make_own_layer: LayerFactory, layer_url: str) -> None:
-    """Of each membership what was asked for last is done, whether they make one statement or two."""
+    """Of each membership what was asked for last is done."""
     layer = make_own_layer()
     channels = [f"jobs-{number}" for number in range(40)]
     leaving = [f"leaving-{number}" for number in range(5)]
@@ -274,6 +274,40 @@ async def test_joins_and_leaves_together(make_own_layer: LayerFactory, layer_url
         *(layer.group_add("group", channel) for channel in joining),
     )
     assert query(layer_url, MEMBERS) == sorted(("group", channel) for channel in [*channels[::2], *joining])
+
+
+@contextmanager
+def held(url: str, channel: str) -> Iterator[None]:
+    """Keep others from changing a channel's membership."""
+    with psycopg.connect(url, application_name="tests") as other:
+        other.execute("SELECT 1 FROM channels_pg_sa_membership WHERE channel = %s FOR UPDATE", [channel])
+        yield
+
+
+@pytest.mark.parametrize("changes", [("join", "join"), ("leave", "leave"), ("join", "leave"), ("leave", "join")])
+async def test_processes_that_change_the_same_memberships_never_wait_for_each_other(
+    make_own_layer: LayerFactory, layer_url: str, changes: tuple[str, str]
+) -> None:
+    """In whatever order they are asked: who waits for one has locked none behind it."""
+    layer = make_own_layer()
+    verbs = {"join": layer.group_add, "leave": layer.group_discard}
+    for channel in ("first", "jobs-2", "jobs-1"):
+        await layer.group_add("group", channel)
+    with held(layer_url, "jobs-1"):
+        with held(layer_url, "first"):
+            first = asyncio.ensure_future(layer.group_add("group", "first"))
+            await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, AWAITED) == [(1,)]))
+            together = [
+                asyncio.ensure_future(verbs[change]("group", channel))
+                for change, channel in zip(changes, ("jobs-2", "jobs-1"), strict=True)
+            ]
+            await asyncio.sleep(0)
+        await first
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, AWAITED) == [(1,)]))
+        query(layer_url, "SELECT 1 FROM channels_pg_sa_membership WHERE channel = 'jobs-2' FOR UPDATE NOWAIT")
+    await asyncio.gather(*together)
+    left = [("group", f"jobs-{number}") for number, change in zip((2, 1), changes, strict=True) if change == "join"]
+    assert query(layer_url, MEMBERS) == sorted([("group", "first"), *left])
 
 
 async def test_a_member_hears_what_is_sent_at_once(make_own_layer: LayerFactory) -> None:
