@@ -13,13 +13,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import psycopg
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format, TransactionStatus
-from psycopg.pq.abc import PGconn, PGresult
+from psycopg.pq.abc import PGresult
 
 from .call import Call, resolve
 from .connection import give_up, sever, time_limit
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 REFUSED = 60.0
 """Seconds until another attempt where the role may not do what these statements do; the slow path needs less."""
 
-Done = Callable[[psycopg.Error | None, PGresult | None], None]
+Done = Callable[[psycopg.Error | None, list[PGresult]], None]
 
 
 class FastPath:
@@ -60,10 +60,11 @@ class FastPath:
         self._held: Held | None = None  # the connection, while statements may be begun on it
         self._socket = -1  # its twin, which the loop watches
         self._done: Done | None = None  # whom to tell of the statement under way; None while there is none
-        self._at_rest: list[Callable[[], None]] = []  # what waits for that statement to be over
-        self._error: psycopg.Error | None = None  # what has come of its answer
-        self._result: PGresult | None = None
-        self._since = 0.0  # when it, or the last one, began
+        self._following: list[Bound] = []  # what is to be run after it, before anybody is told
+        self._at_rest: list[Callable[[], None]] = []  # what waits for all that to be over
+        self._error: psycopg.Error | None = None  # what has come of the answers
+        self._results: list[PGresult] = []
+        self._since = 0.0  # when it, or the last, began
         self._leaving = False  # whether the connection is given back after that
         self._left: asyncio.Future[None] = loop.create_future()  # done when the connection is wanted no more
         self._slow_at = float("-inf")  # when calls last took the slow path
@@ -78,12 +79,12 @@ class FastPath:
         """Whether there is a connection, as far as one can tell without asking."""
         return self._held is not None
 
-    def run(self, statement: Bound, done: Done) -> bool:
-        """Start a statement; return False, with nothing begun, if that cannot be done here and now.
+    def run(self, statements: Sequence[Bound], done: Done) -> bool:
+        """Start statements, one after the other; return False, with nothing begun, if that cannot be done here and now.
 
         Args:
-            statement: one of the prepared.
-            done: called on the I/O loop with its error, None when it is committed, and its result.
+            statements: some of the prepared. Each commits by itself, and none is begun after one that failed.
+            done: called on the I/O loop with the error, None when all are committed, and their results.
         """
         with self._lock:
             held = self._held
@@ -93,23 +94,27 @@ class FastPath:
                 return False
             try:
                 self._done, self._since = done, time.monotonic()
-                self._error = self._result = None
-                pgconn = held.driver.pgconn
-                formats = [Format.BINARY] * len(statement.values)
-                pgconn.send_query_prepared(statement.name, statement.values, formats)
-                if pgconn.flush():
-                    self._loop.call_soon_threadsafe(self._write_rest, held)
+                self._error, self._results, self._following = None, [], list(statements)
+                self._send_next(held)
             except psycopg.Error as error:
                 sever(held.driver)  # whatever has gone out of it, nothing may follow
                 self._error = error
                 self._loop.call_soon_threadsafe(self._conclude, held)
             except BaseException:  # a thread may be interrupted anywhere: libpq has all of the statement, or nothing
                 if held.driver.pgconn.transaction_status == TransactionStatus.IDLE:
-                    self._done = None
+                    self._done, self._following = None, []
                 else:
                     self._loop.call_soon_threadsafe(self._write_rest, held)
                 raise
         return True
+
+    def _send_next(self, held: Held) -> None:
+        """Hand the next statement to libpq; with the lock held."""
+        statement, pgconn = self._following.pop(0), held.driver.pgconn
+        formats = [Format.BINARY] * len(statement.values)
+        pgconn.send_query_prepared(statement.name, statement.values, formats)
+        if pgconn.flush():
+            self._loop.call_soon_threadsafe(self._write_rest, held)
 
     # On the I/O loop -----------------------------------------------------------------------------
 
@@ -238,7 +243,7 @@ class FastPath:
 
     def _readable(self, held: Held) -> None:
         with self._lock:
-            answered = self._read(held.driver.pgconn)
+            answered = self._read(held)
             if answered and self._done is None:
                 if self._error is not None or held.doubted:
                     self._release()  # it ended while nothing was under way
@@ -246,18 +251,23 @@ class FastPath:
         if answered:
             self._conclude(held)
 
-    def _read(self, pgconn: PGconn) -> bool:
-        """Take what has arrived; return whether nothing more is to come."""
+    def _read(self, held: Held) -> bool:
+        """Take what has arrived, and go on with what follows; return whether nothing more is to come."""
+        pgconn = held.driver.pgconn
         try:
             pgconn.consume_input()
             while not pgconn.is_busy():
                 result = pgconn.get_result()
-                if result is None:
+                if result is not None:
+                    self._results.append(result)
+                    if result.status == ExecStatus.FATAL_ERROR:
+                        self._error = error_from_result(result)
+                elif self._following and self._error is None:
+                    self._send_next(held)
+                else:
                     return True
-                self._result = result
-                if result.status == ExecStatus.FATAL_ERROR:
-                    self._error = error_from_result(result)
         except psycopg.OperationalError as error:
+            sever(held.driver)
             self._error = self._error or error
             return True
         return False
@@ -265,8 +275,8 @@ class FastPath:
     def _conclude(self, held: Held) -> None:
         """Tell of the statement's outcome; after an error the connection is not used here again."""
         with self._lock:
-            done, self._done = self._done, None
-            error, result = self._error, self._result
+            done, self._done, self._following = self._done, None, []
+            error, results = self._error, self._results
             if (error is not None or self._leaving) and self._held is held:
                 self._release()
             if error is not None and _is_refused(error):
@@ -274,7 +284,7 @@ class FastPath:
             if error is not None and needs_other_connection(error):
                 held.driver.pgconn.finish()
         if done is not None:
-            done(error, result)
+            done(error, results)
         at_rest, self._at_rest = self._at_rest, []
         for function in at_rest:
             function()

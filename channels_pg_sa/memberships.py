@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import psycopg
@@ -116,24 +116,28 @@ class Memberships:
     async def _run(self, calls: list[Call[Membership]]) -> None:
         if self._is_own(calls):
             await self._ready()
+        for alike in _ending_and_lasting(calls):  # so that who leaves is not told of a join that fails
+            await self._run_alike(alike)
+        self._fast_path.note_calls(calls)
+
+    async def _run_alike(self, calls: list[Call[Membership]]) -> None:
         absent, session = False, None
 
         async def change(connection: Connection, live: list[Call[Membership]]) -> None:
             nonlocal absent, session
             session = self._session()
-            absent = await self._change(connection, [call.job for call in live])
+            absent = await self._change(connection, live)
 
         await self._attempts.make(calls, change, repeatable=True)
         self._conclude_leaves(calls, session, absent=absent)
-        self._fast_path.note_calls(calls)
 
     def _is_own(self, calls: list[Call[Membership]]) -> bool:
         """Tell whether a batch is of this node's own channels, as all its calls are then."""
         return calls[0].job.node == self._node_id
 
-    async def _change(self, connection: Connection, jobs: list[Membership]) -> bool:
+    async def _change(self, connection: Connection, calls: list[Call[Membership]]) -> bool:
         """Return whether some who leave were no members."""
-        joins, leaves = _last_of(jobs)
+        joins, leaves = _last_of(calls)
         absent = bool(leaves) and await self._queries.leave(connection, leaves)
         if joins:
             await self._queries.join(connection, joins)
@@ -144,12 +148,12 @@ class Memberships:
         session = self._session()
         if not self._fast_path.is_open or (session is None and self._is_own(calls)):
             return False
-        joins, leaves = _last_of([call.job for call in calls])
-        if joins and leaves:  # they take two statements: one could not lock them all in one order
-            return False
-        statement = self._prepared.join(joins) if joins else self._prepared.leave(leaves)
+        joins, leaves = _last_of(calls)
+        statements = [self._prepared.leave(leaves)] if leaves else []
+        if joins:
+            statements.append(self._prepared.join(joins))
         return self._fast_path.run(
-            statement, functools.partial(self._conclude, calls, over, session=session, left=bool(leaves))
+            statements, functools.partial(self._conclude, calls, over, session=session, left=bool(leaves))
         )
 
     def _conclude(
@@ -157,7 +161,7 @@ class Memberships:
         calls: list[Call[Membership]],
         over: Over,
         error: psycopg.Error | None,
-        result: PGresult | None,
+        results: list[PGresult],
         *,
         session: int | None,
         left: bool,
@@ -166,9 +170,12 @@ class Memberships:
         if error is not None and fate(error) is Fate.UNKNOWN:
             for call in calls:
                 call.doubtful = True
-        done = error is None and not (left and (result is None or result.get_value(0, 0) != b"0"))
-        if done and left and result is not None:
-            self._conclude_leaves(calls, session, absent=result.get_value(0, 1) != b"0")
+        done = error is None
+        if done and left:
+            missed, absent = (results[0].get_value(0, column) != b"0" for column in range(2))
+            done = not missed
+            if done:
+                self._conclude_leaves(calls, session, absent=absent)
         over(done)
 
     def _conclude_leaves(self, calls: list[Call[Membership]], session: int | None, *, absent: bool) -> None:
@@ -192,11 +199,20 @@ class Memberships:
             self._absent([(job.group, job.channel) for job in left])
 
 
-def _last_of(jobs: Sequence[Membership]) -> tuple[list[Join], list[Leave]]:
+def _last_of(calls: Iterable[Call[Membership]]) -> tuple[list[Join], list[Leave]]:
     """Return what was asked for last of each membership.
 
-    In the order of their keys, in which all processes lock them: so none waits for another that waits for it.
+    In the order of their keys, in which all processes lock them: so none waits for another that waits for it. Hence two
+    statements too: one that did both would lock twice in that order.
     """
-    latest = {(job.group, job.channel): job for job in jobs}
+    latest = {(call.job.group, call.job.channel): call.job for call in calls}
     last = [latest[key] for key in sorted(latest)]
     return [job for job in last if isinstance(job, Join)], [job for job in last if isinstance(job, Leave)]
+
+
+def _ending_and_lasting(calls: Sequence[Call[Membership]]) -> list[list[Call[Membership]]]:
+    """Return apart the calls about memberships that end, and about those that last."""
+    latest = {(call.job.group, call.job.channel): call.job for call in calls}
+    ending = [call for call in calls if isinstance(latest[call.job.group, call.job.channel], Leave)]
+    lasting = [call for call in calls if isinstance(latest[call.job.group, call.job.channel], Join)]
+    return [alike for alike in (ending, lasting) if alike]

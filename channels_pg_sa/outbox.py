@@ -137,11 +137,11 @@ class Outbox:
         if not self._fast_path.is_open:
             return False
         statement = self._prepared.send([call.job for call in calls])
-        return self._fast_path.run(statement, functools.partial(self._conclude_sends, calls, over))
+        return self._fast_path.run([statement], functools.partial(self._conclude_sends, calls, over))
 
     @staticmethod
     def _conclude_sends(
-        calls: list[Call[Sending]], over: Over, error: psycopg.Error | None, _result: PGresult | None
+        calls: list[Call[Sending]], over: Over, error: psycopg.Error | None, _results: list[PGresult]
     ) -> None:
         """Tell the lane. What the server refused takes the slow path, where there is time to find out why."""
         outcome = None if error is None else fate(error)

@@ -283,7 +283,7 @@ async def test_nothing_begins_on_a_connection_that_is_given_up(
         locker.commit()
         while fast_path(layer)._done is not None:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
-        refused.append(not fast_path(layer).run(Bound(b"channels_pg_sa_send_one", ()), lambda *_: None))
+        refused.append(not fast_path(layer).run([Bound(b"channels_pg_sa_send_one", ())], lambda *_: None))
         await give_up(connection)
 
     monkeypatch.setattr("channels_pg_sa.fastpath.give_up", answered_first)

@@ -56,6 +56,23 @@ def busy(url: str, prefix: str, change: str) -> Iterator[psycopg.Connection[Any]
         other.rollback()
 
 
+@contextmanager
+def locked_row(url: str, channel: str) -> Iterator[None]:
+    """Keep others from changing a channel's membership."""
+    with psycopg.connect(url, application_name="tests") as other:
+        other.execute("SELECT 1 FROM channels_pg_sa_membership WHERE channel = %s FOR UPDATE", [channel])
+        yield
+
+
+async def until_waiting(url: str) -> None:
+    """Wait until a statement waits for another's transaction."""
+
+    async def look() -> bool:
+        return query(url, AWAITED) == [(1,)]
+
+    await eventually_async(look)
+
+
 async def under_way(layer: PostgresLayer, url: str) -> None:
     """Wait until a statement of the layer's waits for the lock, on the connection that is held."""
 
@@ -276,12 +293,17 @@ async def test_joins_and_leaves_together(make_own_layer: LayerFactory, layer_url
     assert query(layer_url, MEMBERS) == sorted(("group", channel) for channel in [*channels[::2], *joining])
 
 
-@contextmanager
-def held(url: str, channel: str) -> Iterator[None]:
-    """Keep others from changing a channel's membership."""
-    with psycopg.connect(url, application_name="tests") as other:
-        other.execute("SELECT 1 FROM channels_pg_sa_membership WHERE channel = %s FOR UPDATE", [channel])
-        yield
+async def together(layer: PostgresLayer, url: str, *changes: tuple[str, str]) -> list[asyncio.Future[None]]:
+    """Begin joins and leaves that make one batch, behind another that is held up until they wait; return them."""
+    verbs = {"join": layer.group_add, "leave": layer.group_discard}
+    await layer.group_add("group", "first")
+    with locked_row(url, "first"):
+        first = asyncio.ensure_future(layer.group_add("group", "first"))
+        await until_waiting(url)
+        begun = [asyncio.ensure_future(verbs[change]("group", channel)) for change, channel in changes]
+        await asyncio.sleep(0)
+    await first
+    return begun
 
 
 @pytest.mark.parametrize("changes", [("join", "join"), ("leave", "leave"), ("join", "leave"), ("leave", "join")])
@@ -290,24 +312,60 @@ async def test_processes_that_change_the_same_memberships_never_wait_for_each_ot
 ) -> None:
     """In whatever order they are asked: who waits for one has locked none behind it."""
     layer = make_own_layer()
-    verbs = {"join": layer.group_add, "leave": layer.group_discard}
-    for channel in ("first", "jobs-2", "jobs-1"):
+    for channel in ("jobs-2", "jobs-1"):
         await layer.group_add("group", channel)
-    with held(layer_url, "jobs-1"):
-        with held(layer_url, "first"):
-            first = asyncio.ensure_future(layer.group_add("group", "first"))
-            await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, AWAITED) == [(1,)]))
-            together = [
-                asyncio.ensure_future(verbs[change]("group", channel))
-                for change, channel in zip(changes, ("jobs-2", "jobs-1"), strict=True)
-            ]
-            await asyncio.sleep(0)
-        await first
-        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, AWAITED) == [(1,)]))
+    with locked_row(layer_url, "jobs-1"):
+        begun = await together(layer, layer_url, (changes[0], "jobs-2"), (changes[1], "jobs-1"))
+        await until_waiting(layer_url)
         query(layer_url, "SELECT 1 FROM channels_pg_sa_membership WHERE channel = 'jobs-2' FOR UPDATE NOWAIT")
-    await asyncio.gather(*together)
+    await asyncio.gather(*begun)
     left = [("group", f"jobs-{number}") for number, change in zip((2, 1), changes, strict=True) if change == "join"]
     assert query(layer_url, MEMBERS) == sorted([("group", "first"), *left])
+
+
+async def test_a_batch_of_joins_and_leaves_takes_the_fast_path(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One statement after the other, over the connection that is held."""
+    layer = await hold(make_own_layer())
+    await layer.group_add("group", "jobs-1")
+    attempts = layer._node._outbox.memberships._attempts  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(attempts, "make", None)
+        await asyncio.gather(*await together(layer, layer_url, ("join", "jobs-2"), ("leave", "jobs-1")))
+    assert query(layer_url, MEMBERS) == [("group", "first"), ("group", "jobs-2")]
+
+
+@pytest.mark.parametrize("break_it", ["terminate", "drop"])
+async def test_lost_between_the_statements_of_a_batch(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, server: TestServer, layer_url: str, break_it: str
+) -> None:
+    """Who left has left, and who joins joins over another connection."""
+    layer = await hold(make_own_layer(url=proxy.url))
+    for channel in ("jobs-1", "jobs-2"):
+        await layer.group_add("group", channel)
+    with locked_row(layer_url, "jobs-2"):
+        begun = await together(layer, layer_url, ("join", "jobs-2"), ("leave", "jobs-1"))
+        await until_waiting(layer_url)
+        assert query(layer_url, MEMBERS) == [("group", "first"), ("group", "jobs-2")]
+        if break_it == "terminate":
+            server.terminate(server.connections(layer_url))
+        else:
+            proxy.drop()
+    await asyncio.gather(*begun)
+    assert query(layer_url, MEMBERS) == [("group", "first"), ("group", "jobs-2")]
+
+
+async def test_who_leaves_is_not_told_of_a_join_that_is_refused(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Although they made one batch."""
+    layer = await hold(make_own_layer())
+    await layer.group_add("group", "jobs-1")
+    query(layer_url, "ALTER TABLE channels_pg_sa_membership ADD CONSTRAINT no_second CHECK (channel <> 'jobs-2')")
+    joining, leaving = await together(layer, layer_url, ("join", "jobs-2"), ("leave", "jobs-1"))
+    with pytest.raises(SendError, match=r"Nothing was done.*no_second"):
+        await joining
+    await leaving
+    assert query(layer_url, MEMBERS) == [("group", "first")]
 
 
 async def test_a_member_hears_what_is_sent_at_once(make_own_layer: LayerFactory) -> None:
