@@ -6,18 +6,24 @@ from dataclasses import dataclass
 
 from .names import queue_of
 
+ANYWHERE = 0, 2**63 - 1
+"""The first and the last id that a row can have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A request for up to `count` rows of a queue, from id `floor` on.
+    """A request for up to `count` rows of a queue, with ids from `first` to `last`.
 
     Args:
         channel: what the readers asked for; a full name with a local part takes only its own rows.
-        floor: no row below it can be waiting, so that the database need not walk over what was deleted.
+        first: no row below it is known to wait, so that the database need not walk over what was deleted.
+        last: the last that we have heard of; the largest there is, while we look for what nobody told us. A row below
+            `first`, whose transaction lasted, is rung before what was sent behind its commit, and so is not overtaken.
     """
 
     channel: str
-    floor: int
+    first: int
+    last: int
     count: int
 
     @property
@@ -33,9 +39,13 @@ class Claim:
 
 @dataclass(slots=True)
 class _State:
-    floor: int | None = None  # the lowest id that may wait; None: nothing does, as far as we have heard
+    span: tuple[int, int] | None = None  # the first and last id that may wait; None: nothing does that we have heard of
     busy: bool = False  # a claim is under way
     heard: bool = False  # its queue's doorbell reaches us
+
+    def widen(self, first: int, last: int) -> None:
+        """Take note that rows may wait there."""
+        self.span = (first, last) if self.span is None else (min(self.span[0], first), max(self.span[1], last))
 
 
 class ClaimBook:
@@ -80,43 +90,44 @@ class ClaimBook:
 
     def listening(self, queue: str) -> list[str]:
         """Note that the doorbell is heard from now on, and that rows may wait from before; return whom to claim for."""
-        return self._ring(queue, 0, heard=True)
+        for channel in self._channels.get(queue, ()):
+            self._states[channel].heard = True
+        return self.ring(queue, *ANYWHERE)
 
-    def ring(self, queue: str, row: int) -> list[str]:
-        """Note a new row; return the channels that may claim it."""
-        return self._ring(queue, row, heard=False)
+    def ring(self, queue: str, *rows: int) -> list[str]:
+        """Note new rows; return the channels that may claim them.
 
-    def _ring(self, queue: str, row: int, *, heard: bool) -> list[str]:
+        Args:
+            queue: where they are.
+            rows: the id of one, or those between which they are.
+        """
         rung = list(self._channels.get(queue, ()))
         for channel in rung:
-            state = self._states[channel]
-            state.heard = state.heard or heard
-            state.floor = row if state.floor is None else min(state.floor, row)
+            self._states[channel].widen(min(rows), max(rows))
         return rung
 
     def is_due(self, channel: str) -> bool:
         """Tell whether rows may wait that a claim would get."""
         state = self._states.get(channel)
-        return state is not None and state.floor is not None and not state.busy
+        return state is not None and state.span is not None and not state.busy
 
     def start(self, channel: str, readers: int) -> Claim | None:
         """Return the claim to make for so many waiting readers, None if there is nothing to do now."""
         state = self._states.get(channel)
-        if state is None or state.floor is None or state.busy or not state.heard or readers < 1:
+        if state is None or state.span is None or state.busy or not state.heard or readers < 1:
             return None
-        claim = Claim(channel, state.floor, readers)
-        state.busy, state.floor = True, None  # what rings from now on is news
+        claim = Claim(channel, *state.span, readers)
+        state.busy, state.span = True, None  # what rings from now on is news
         return claim
 
     def finish(self, claim: Claim, rows: list[int]) -> None:
         """Note the ids that were claimed. Fewer than asked for: nothing waits but what rang meanwhile."""
         state = self._states[claim.channel]
         state.busy = False
-        if len(rows) == claim.count:
-            above = max(rows) + 1
-            state.floor = above if state.floor is None else min(state.floor, above)
+        if len(rows) == claim.count and max(rows) < claim.last:
+            state.widen(max(rows) + 1, claim.last)
 
     def fail(self, claim: Claim) -> None:
         """Note that the claim's outcome is unknown: everything may wait."""
         state = self._states[claim.channel]
-        state.busy, state.floor = False, 0
+        state.busy, state.span = False, ANYWHERE

@@ -27,7 +27,7 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """A queue has a new row, and maybe more behind it."""
+    """A queue has a new row; of many the first and the last are told."""
 
     id: int
     queue: str

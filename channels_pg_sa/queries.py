@@ -115,7 +115,8 @@ class Queries:
             "claim",
             queue=TextArray(claim.queue for claim in claims),
             only_channel=TextArray(claim.only for claim in claims),
-            floor=IntArray(claim.floor for claim in claims),
+            first=IntArray(claim.first for claim in claims),
+            last=IntArray(claim.last for claim in claims),
             count=[claim.count for claim in claims],
         )
         got: list[list[tuple[int, str, bytes, float]]] = [[] for _ in claims]

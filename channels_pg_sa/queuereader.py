@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 import psycopg
 
 from .backlog import Backlog
-from .claims import Claim, ClaimBook
+from .claims import ANYWHERE, Claim, ClaimBook
 from .config import Settings
 from .database import Database
 from .errors import words_of
@@ -94,14 +94,14 @@ class QueueReader:
         else:
             self.claims.add([channel])
 
-    def on_ring(self, queue: str, row: int) -> None:
-        """A queue has rows from this id on."""
-        self.claims.add(self.book.ring(queue, row))
+    def on_ring(self, queue: str, *rows: int) -> None:
+        """A queue has a new row, or rows between two."""
+        self.claims.add(self.book.ring(queue, *rows))
 
     def on_filled(self, queues: Iterable[str]) -> None:
         """Rows wait in these queues, whether their doorbells were heard or not."""
         for queue in queues:
-            self.on_ring(queue, 0)
+            self.on_ring(queue, *ANYWHERE)
 
     def on_listening(self, queues: Iterable[str]) -> None:
         """These queues' doorbells are listened for from now on."""
@@ -196,7 +196,7 @@ class QueueReader:
             for claim, rows in zip(claims, got, strict=True):
                 self.book.finish(claim, [row[0] for row in rows])
                 if rows and queues[claim.queue] > 1:  # another claim of this batch may have picked the same rows
-                    self.book.ring(claim.queue, claim.floor)
+                    self.book.ring(claim.queue, claim.first, claim.last)
                 if is_current:
                     dispatcher.claimed(rows)
             dispatcher.end_claims()
@@ -249,4 +249,4 @@ class QueueReader:
                 dispatcher.returned(rows)
             # Before their doorbell comes, a claim could pass over them.
             for queue in self.book.queues if rows else ():
-                self.on_ring(queue, min(rows))
+                self.on_ring(queue, *rows)

@@ -119,11 +119,11 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $body$
 $body$
 $routine$,
 
--- Each node hears of the messages in its mailbox, and each queue of its new rows (Q), of a batch of the first. Of a
--- batch as many frames as fit share a notification; a few rows are notified one by one, because a single statement that
--- need not sort takes less time. In the loop an assignment of a plain expression takes a fraction of what a statement
--- does, of which PERFORM is one; so there pg_notify() is called for the value that it does not have. On another's table
--- it would run, with our owner's rights, what the casts of that table's types do.
+-- Each node hears of the messages in its mailbox, and each queue of its new rows (Q), of a batch of the first and the
+-- last. Of a batch as many frames as fit share a notification; a few rows are notified one by one, because a single
+-- statement that need not sort takes less time. In the loop an assignment of a plain expression takes a fraction of
+-- what a statement does, of which PERFORM is one; so there pg_notify() is called for the value that it does not have.
+-- On another's table it would run, with our owner's rights, what the casts of that table's types do.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_message_added() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
@@ -137,6 +137,7 @@ DECLARE
     last_recipient text;
     topic text;
     packed text;
+    last_ring text := '';
     notified boolean;
 BEGIN
     IF TG_RELID <> '@.channels_pg_sa_message'::regclass THEN
@@ -160,15 +161,16 @@ BEGIN
     LOOP
         IF recipient IS DISTINCT FROM last_recipient OR prefix IS DISTINCT FROM last_prefix THEN
             IF packed IS NOT NULL THEN
-                notified := pg_notify(topic, packed) IS NOT NULL;
+                notified := pg_notify(topic, packed || last_ring) IS NOT NULL;
             END IF;
+            last_ring := '';
             last_prefix := prefix;
             last_recipient := recipient;
             topic := @.channels_pg_sa_topic(
                 secret, CASE WHEN queued THEN 'queue' ELSE 'node' END, prefix, recipient);
             packed := frame;
         ELSIF queued THEN
-            CONTINUE;
+            last_ring := ',' || frame;
         ELSIF octet_length(packed) + octet_length(frame) < 7999 THEN
             packed := packed || ',' || frame;
         ELSE
@@ -177,7 +179,7 @@ BEGIN
         END IF;
     END LOOP;
     IF packed IS NOT NULL THEN
-        notified := pg_notify(topic, packed) IS NOT NULL;
+        notified := pg_notify(topic, packed || last_ring) IS NOT NULL;
     END IF;
     RETURN NULL;
 END

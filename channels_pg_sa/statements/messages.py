@@ -139,14 +139,14 @@ def claim() -> Executable:
     Moved, not deleted: if the answer is lost with the connection, the rows are found when the node next reads what
     waits for it.
     """
-    given = given_rows(queue=Text(), only_channel=Text(), floor=BigInteger(), count=Integer())
+    given = given_rows(queue=Text(), only_channel=Text(), first=BigInteger(), last=BigInteger(), count=Integer())
     waiting = (
         select(message.c.id, CTID.label("tid"))
         .where(
             message.c.prefix == PREFIX,
             message.c.recipient == given.c.queue,
             func.starts_with(message.c.channel, given.c.queue),  # what is in a node's mailbox is nobody else's
-            message.c.id >= given.c.floor,
+            message.c.id.between(given.c.first, given.c.last),
             message.c.expires_at > CLOCK,
             or_(given.c.only_channel.is_(None), message.c.channel == given.c.only_channel),
         )
@@ -226,8 +226,10 @@ def put_back(topic: Any) -> Executable:
         .returning(message.c.recipient, message.c.id)
     )
     rows = back.cte("back")
-    ring = literal_column("'Q'", Text) + cast(func.min(rows.c.id), Text) + " " + rows.c.recipient
-    return select(func.pg_notify(topic(SECRET, "queue", PREFIX, rows.c.recipient), ring)).group_by(rows.c.recipient)
+    ends = func.min(rows.c.id), func.max(rows.c.id)
+    first, last = (literal_column("'Q'", Text) + cast(end, Text) + " " + rows.c.recipient for end in ends)
+    ring = func.pg_notify(topic(SECRET, "queue", PREFIX, rows.c.recipient), first + "," + last)
+    return select(ring).group_by(rows.c.recipient)
 
 
 def sweep_messages() -> Executable:

@@ -202,3 +202,29 @@ async def test_a_claim_that_failed_is_over(
     assert await take(layer, channel, 1) == [text(1)]
     await asyncio.to_thread(eventually, lambda: query(layer_url, WAITING) == [(0,)])
     await asyncio.to_thread(eventually, lambda: not inside(layer).inbox._dispatcher._known)
+
+
+async def test_what_is_sent_behind_a_commit_does_not_overtake_it(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its transaction began before another message was claimed, and its doorbell is late."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    reader = await reads(layer, "jobs")
+    with psycopg.connect(layer_url, application_name="tests") as lasting:
+        lasting.execute("""SELECT channels_pg_sa_send('jobs', '{"type": "test.message", "number": 1}')""")
+        await layer.send("jobs", text(2))
+        assert await asyncio.wait_for(reader, PATIENCE) == text(2)
+        listener, late = inside(layer)._listener, list[bytes]()
+        hear = listener._hear
+        monkeypatch.setattr(listener, "_hear", late.extend)
+        lasting.commit()
+    await layer.send("jobs", text(3))
+    receiving = asyncio.create_task(layer.receive("jobs"))
+    await asyncio.wait([receiving], timeout=0.5)
+
+    async def hear_late() -> None:
+        monkeypatch.undo()
+        hear(late)
+
+    await within(layer, hear_late())
+    assert [await receiving, *await take(layer, "jobs", 1)] == [text(1), text(3)]

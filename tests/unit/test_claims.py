@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hypothesis import given, note, settings
+from hypothesis import example, given, note, settings
 from hypothesis import strategies as st
 
-from channels_pg_sa.claims import Claim, ClaimBook
+from channels_pg_sa.claims import ANYWHERE, Claim, ClaimBook
 from channels_pg_sa.names import queue_of
 
 
@@ -27,9 +27,9 @@ def heard(*channels: str) -> ClaimBook:
 
 def test_a_claim_says_what_to_take() -> None:
     """All rows of its queue, or, for a full name with a local part, only its own."""
-    assert (Claim("jobs", 0, 1).queue, Claim("jobs", 0, 1).only) == ("jobs", None)
-    assert (Claim("w!", 0, 1).queue, Claim("w!", 0, 1).only) == ("w!", None)
-    assert (Claim("w!x", 0, 1).queue, Claim("w!x", 0, 1).only) == ("w!", "w!x")
+    for channel, queue, only in (("jobs", "jobs", None), ("w!", "w!", None), ("w!x", "w!", "w!x")):
+        claim = Claim(channel, *ANYWHERE, 1)
+        assert (claim.queue, claim.only) == (queue, only)
 
 
 def test_nothing_is_claimed_before_the_doorbell_is_listened_for() -> None:
@@ -43,7 +43,7 @@ def test_nothing_is_claimed_before_the_doorbell_is_listened_for() -> None:
     assert book.start("jobs", 1) is None
     assert book.listening("jobs") == ["jobs"]
     assert book.deaf == set()
-    assert book.start("jobs", 3) == Claim("jobs", 0, 3)
+    assert book.start("jobs", 3) == Claim("jobs", *ANYWHERE, 3)
 
 
 def test_an_empty_queue_is_not_asked_again_until_it_rings() -> None:
@@ -54,32 +54,55 @@ def test_an_empty_queue_is_not_asked_again_until_it_rings() -> None:
     book.ring("jobs", 9)
     book.ring("jobs", 7)
     assert book.is_due("jobs")
-    assert book.start("jobs", 2) == Claim("jobs", 7, 2)
+    assert book.start("jobs", 2) == Claim("jobs", 7, 9, 2)
 
 
 def test_a_claim_that_got_all_it_asked_for_is_followed_by_another() -> None:
     """From behind its last row on, or from a lower one that rang meanwhile."""
     book = heard("jobs")
-    book.ring("jobs", 5)
+    book.ring("jobs", 5, 9)
     claim = book.start("jobs", 2)
     assert claim is not None
     book.finish(claim, [6, 5])
     claim = book.start("jobs", 1)
-    assert claim == Claim("jobs", 7, 1)
+    assert claim == Claim("jobs", 7, 9, 1)
     book.ring("jobs", 3)
-    book.finish(claim, [9])
-    assert book.start("jobs", 1) == Claim("jobs", 3, 1)
+    book.finish(claim, [8])
+    assert book.start("jobs", 1) == Claim("jobs", 3, 9, 1)
+
+
+def test_a_claim_that_got_the_last_row_is_not_followed_by_another() -> None:
+    """Whatever came since has not been heard of, nor what may have to come before it."""
+    book = heard("jobs")
+    book.ring("jobs", 5, 9)
+    claim = book.start("jobs", 2)
+    assert claim is not None
+    book.finish(claim, [7, 9])
+    assert not book.is_due("jobs")
+
+
+def test_what_was_sent_behind_a_commit_does_not_overtake_it() -> None:
+    """Row 5 is of a transaction that lasted, row 7 was sent after its commit: of both we hear in this order."""
+    book = heard("jobs")
+    book.ring("jobs", 6)
+    claim = book.start("jobs", 1)
+    assert claim is not None
+    book.finish(claim, [6])
+    assert book.start("jobs", 1) is None
+    book.ring("jobs", 5)
+    book.ring("jobs", 7)
+    assert book.start("jobs", 1) == Claim("jobs", 5, 7, 1)
 
 
 def test_a_higher_row_that_rang_meanwhile_does_not_hide_what_a_full_claim_has_left() -> None:
     """The next claim begins behind the last row, however far above it that one is."""
     book = heard("jobs")
-    book.ring("jobs", 5)
+    book.ring("jobs", 5, 9)
     claim = book.start("jobs", 2)
     assert claim is not None
     book.ring("jobs", 20)
     book.finish(claim, [5, 6])
-    assert book.start("jobs", 1) == Claim("jobs", 7, 1)
+    assert book.start("jobs", 1) == Claim("jobs", 7, 20, 1)
 
 
 def test_a_ring_while_a_claim_is_under_way_is_not_forgotten() -> None:
@@ -92,7 +115,7 @@ def test_a_ring_while_a_claim_is_under_way_is_not_forgotten() -> None:
     assert book.start("jobs", 2) is None
     assert not book.is_due("jobs")
     book.finish(claim, [5])
-    assert book.start("jobs", 2) == Claim("jobs", 6, 2)
+    assert book.start("jobs", 2) == Claim("jobs", 6, 6, 2)
 
 
 def test_without_readers_nothing_is_claimed_and_nothing_forgotten() -> None:
@@ -100,7 +123,7 @@ def test_without_readers_nothing_is_claimed_and_nothing_forgotten() -> None:
     book = heard("jobs")
     book.ring("jobs", 5)
     assert book.start("jobs", 0) is None
-    assert book.start("jobs", 1) == Claim("jobs", 5, 1)
+    assert book.start("jobs", 1) == Claim("jobs", 5, 5, 1)
 
 
 def test_after_a_claim_with_an_unknown_outcome_everything_may_wait() -> None:
@@ -110,7 +133,7 @@ def test_after_a_claim_with_an_unknown_outcome_everything_may_wait() -> None:
     claim = book.start("jobs", 1)
     assert claim is not None
     book.fail(claim)
-    assert book.start("jobs", 1) == Claim("jobs", 0, 1)
+    assert book.start("jobs", 1) == Claim("jobs", *ANYWHERE, 1)
 
 
 def test_a_ring_reaches_every_channel_of_the_queue_and_no_other() -> None:
@@ -119,7 +142,7 @@ def test_a_ring_reaches_every_channel_of_the_queue_and_no_other() -> None:
     assert book.ring("w!", 3) == ["w!x", "w!y", "w!"]
     assert book.ring("nobody", 3) == []
     assert book.start("v!x", 1) is None
-    assert book.start("w!y", 1) == Claim("w!y", 3, 1)
+    assert book.start("w!y", 1) == Claim("w!y", 3, 3, 1)
     assert book.queues == {"w!", "v!"}
 
 
@@ -150,7 +173,7 @@ def test_a_channel_is_not_forgotten_under_its_claim() -> None:
     book.ring("jobs", 2)
     assert book.start("jobs", 1) is None
     book.finish(claim, [])
-    assert book.start("jobs", 1) == Claim("jobs", 2, 1)
+    assert book.start("jobs", 1) == Claim("jobs", 2, 2, 1)
     book.finish(claim, [])
     book.close("jobs")
     assert book.channels == []
@@ -164,12 +187,20 @@ READ = [*QUEUED, "w!"]
 
 @dataclass
 class Row:
-    """A row of a queue; announced: its doorbell was heard, or whoever heard none knows that it must look."""
+    """A row of a queue.
+
+    Args:
+        announced: its doorbell was heard, or whoever heard none knows that it must look.
+        rung: it has a doorbell, which was heard, or will be.
+        before: the rows that were committed before it was sent.
+    """
 
     id: int
     channel: str
     announced: bool = False
+    rung: bool = False
     locked: bool = False
+    before: frozenset[int] = frozenset()
 
 
 class World:
@@ -186,13 +217,14 @@ class World:
 
     def begin_to_send(self, pick: int) -> None:
         self._ids += 1
-        self._uncommitted.append(Row(self._ids, QUEUED[pick % 3]))
+        self._uncommitted.append(Row(self._ids, QUEUED[pick % 3], before=frozenset(self._rows)))
 
     def commit(self, pick: int) -> None:
         if self._uncommitted:
             row = self._uncommitted.pop(pick % len(self._uncommitted))
             self._rows[row.id] = row
             if queue_of(row.channel) in self._book.queues - self._book.deaf:
+                row.rung = True
                 self._rings.append(row)
 
     def hear(self, _pick: int) -> None:
@@ -210,7 +242,7 @@ class World:
 
     def heartbeat(self, _pick: int) -> None:
         for queue in {queue_of(row.channel) for row in self._rows.values()}:
-            self._look_everywhere(queue, lambda queue: self._book.ring(queue, 0))
+            self._look_everywhere(queue, lambda queue: self._book.ring(queue, *ANYWHERE))
 
     def _look_everywhere(self, queue: str, tell: Callable[[str], object]) -> None:
         for row in self._rows.values():
@@ -234,11 +266,18 @@ class World:
         assert channel not in self._claims, "two claims at once"
         assert claim.count == readers > 0
         waiting = [row for row in self._rows.values() if not row.locked and self._fits(claim, row)]
-        assert all(row.id >= claim.floor for row in waiting if row.announced), "a row is skipped"
-        found = sorted(row.id for row in waiting if row.id >= claim.floor)[: claim.count]
+        assert all(claim.first <= row.id <= claim.last for row in waiting if row.announced), "a row is skipped"
+        found = sorted(row.id for row in waiting if claim.first <= row.id <= claim.last)[: claim.count]
         for number in found:
+            self._check_order(claim, self._rows[number], waiting)
             self._take(number)
         self._claims[channel] = claim, found
+
+    @staticmethod
+    def _check_order(claim: Claim, row: Row, waiting: list[Row]) -> None:
+        """Of rows with doorbells those that were committed before another was sent come before it."""
+        if row.rung and claim.last < ANYWHERE[1]:
+            assert not [other for other in waiting if other.rung and other.id in row.before and other.id < claim.first]
 
     @staticmethod
     def _fits(claim: Claim, row: Row) -> bool:
@@ -269,7 +308,7 @@ class World:
     def rival_fails(self, _pick: int) -> None:
         for row in self._rows.values():
             if row.locked:
-                row.locked = row.announced = False  # nobody rings for it again
+                row.locked = row.announced = row.rung = False  # nobody rings for it again
 
     def end(self) -> None:
         """See that whatever rang, for a channel that is read, is claimed."""
@@ -300,11 +339,20 @@ ACTIONS = [nothing] + [method for name, method in vars(World).items() if not nam
 BUSY = [World.begin_to_send, World.commit, World.hear, World.open, World.start, World.start, World.finish]
 STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS + BUSY), st.integers(0, 11)), min_size=50, max_size=50)
 
+# One row is sent and another before it is committed, and claimed; a third is sent behind that commit.
+OVERTAKING: list[tuple[Callable[[World, int], None], int]] = [
+    *((World.open, 0), (World.listen, 0), (World.start, 4), (World.finish, 0)),
+    *((World.begin_to_send, 0), (World.begin_to_send, 0), (World.commit, 1), (World.hear, 0)),
+    *((World.start, 4), (World.finish, 0), (World.commit, 0)),
+    *((World.begin_to_send, 0), (World.commit, 0), (World.start, 4)),
+]
+
 
 @given(steps=STEPS)
+@example(steps=OVERTAKING)
 @settings(max_examples=300)
 def test_every_row_is_claimed_once(steps: list[tuple[Callable[[World, int], None], int]]) -> None:
-    """Never two claims of one channel at once, no floor above a row that waits, and what rang is claimed in the end."""
+    """Never two claims of one channel at once, no row skipped or overtaken, and what rang is claimed in the end."""
     note(" ".join(f"{action.__name__}({pick})" for action, pick in steps if action is not nothing))
     world = World()
     for action, pick in steps:
