@@ -10,10 +10,11 @@ from typing import Generic, TypeVar
 from .backoff import Backoff
 from .errors import words_of
 from .iothread import Spawn
+from .logs import logger_of
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class Backlog(Generic[T]):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import psycopg
@@ -21,8 +20,9 @@ from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, give_up
 from .errors import LayerClosed, words_of
 from .fate import needs_other_connection
 from .held import Held
+from .logs import logger_of
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 POOL_DEFAULTS: dict[str, Any] = {
     "name": "channels_pg_sa", "min_size": 0, "max_size": 2, "reconnect_timeout": 0.5, "timeout": 2.0,
@@ -33,6 +33,8 @@ KEPT = 1.0
 """Seconds that a connection is kept at hand after its last statement, before it goes back to the pool."""
 CHECK = 2.0
 """Seconds that a connection which rested in the pool may take to show that it is still one."""
+SET_UP = 5.0
+"""Seconds that a new connection may take for what it is told and asked before its first use."""
 
 
 class Database:
@@ -47,18 +49,21 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._set_up = min(SET_UP, settings.send_timeout / 2)
         options = _sized(settings.pool)
         self._own_configure = options.pop("configure", None)
+        for name in options.keys() & {"check", "reset"}:
+            options[name] = self._limited(options[name])
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             connection_class=CleanConnection,
             kwargs=self._parameters,
-            configure=self._configure,
+            configure=self._limited(self._configure),
             open=False,
             **options,
         )
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+psycopg://",
-            async_creator=self._pool.getconn,
+            async_creator=self._lend,
             poolclass=NullPool,
             pool_reset_on_return=None,  # psycopg_pool does it
             use_native_hstore=False,
@@ -68,6 +73,7 @@ class Database:
         self._wanted: deque[asyncio.Future[Held | None]] = deque()
         self.check_timeout = min(CHECK, settings.send_timeout / 4)
         self._lent: set[Held] = set()
+        self._lending: dict[asyncio.Task[Any] | None, tuple[Connection, asyncio.TimerHandle]] = {}
         self._closed = False
         self._resting: set[asyncio.Task[None]] = set()
         self.trouble: str | None = None
@@ -174,6 +180,8 @@ class Database:
 
         If that one is in doubt, wait no longer: it is kept at hand, and has to be asked for a sign of life first.
         """
+        if self._kept:  # since we looked there
+            return None
         self.when_wanted()
         offer: asyncio.Future[Held | None] = asyncio.get_running_loop().create_future()
         self._wanted.append(offer)
@@ -206,9 +214,12 @@ class Database:
     def _rest(self, held: Held) -> None:
         if held in self._kept:
             self._kept.remove(held)
-            task = asyncio.ensure_future(held.give_back())
-            self._resting.add(task)
-            task.add_done_callback(self._resting.discard)
+            self._spawn(held.give_back())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._resting.add(task)
+        task.add_done_callback(self._resting.discard)
 
     async def _connect(self) -> Held | None:
         """Take a connection out of the engine; None if there is none to be had now."""
@@ -221,14 +232,46 @@ class Database:
             sa_connection = await self._engine.connect()
             raw = await sa_connection.get_raw_connection()
         except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
+            await self._take_back()
             self.trouble = await self._diagnose()
             return None
+        finally:
+            self._end_limit()
         self.trouble = None
         driver = raw.driver_connection
         if not isinstance(driver, psycopg.AsyncConnection):
             raise TypeError(f"The engine's driver is not psycopg but {type(driver).__name__}.")
         held = Held(sa_connection, driver)
         return held if await self._is_good(held) else None
+
+    async def _lend(self) -> Connection:
+        """Give SQLAlchemy a connection of the pool's; it asks its first what the server is, and may get no answer."""
+        # No longer than by default: after an outage the pool leaves who waits alone, until their time is over.
+        connection = await self._pool.getconn(min(self._pool.timeout, POOL_DEFAULTS["timeout"]))
+        timer = asyncio.get_running_loop().call_later(self._set_up, sever, connection)
+        self._lending[asyncio.current_task()] = connection, timer
+        return connection
+
+    def _end_limit(self) -> None:
+        _, timer = self._lending.pop(asyncio.current_task(), (None, None))
+        if timer is not None:
+            timer.cancel()
+
+    async def _take_back(self) -> None:
+        """Count a connection that was lost while SQLAlchemy asked: before version 2.1 it does not give it back."""
+        connection, _ = self._lending.get(asyncio.current_task(), (None, None))
+        if connection is not None and connection.closed:
+            with contextlib.suppress(ValueError):  # it did
+                await self._pool.putconn(connection)
+
+    def _limited(self, work: Callable[[Connection], Awaitable[None]]) -> Callable[[Connection], Awaitable[None]]:
+        """Return the work with a time limit: the pool, which waits for it, makes no other connection meanwhile."""
+
+        async def limited(connection: Connection) -> None:
+            async with time_limit(connection, self._set_up):
+                await work(connection)
+
+        return limited
 
     async def _is_good(self, held: Held) -> bool:
         """Tell whether the server is still at the other end: a firewall that forgets a connection tells nobody.
@@ -239,13 +282,14 @@ class Database:
         def end() -> None:
             self.doubt()
             sever(held.driver)
+            self._spawn(self._pool.drain())  # else each that rests there would be asked in turn
 
         answers = False
         timer = asyncio.get_running_loop().call_later(self.check_timeout, end)
         try:
             with contextlib.suppress(psycopg.Error):
                 await AsyncConnectionPool.check_connection(held.driver)
-                held.doubted, answers = False, True
+                held.doubted, answers = False, held.is_alive()  # a thread that stood still may have severed it
         finally:
             timer.cancel()
             if not answers:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter
 
-logger = logging.getLogger(__name__)
+from .logs import logger_of
+
+logger = logger_of(__name__)
 
 PAUSE = 10.0
 """Seconds between two reports."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -26,9 +25,10 @@ from .connection import give_up, sever, time_limit
 from .database import KEPT, Database
 from .fate import OUTAGE, needs_other_connection
 from .held import Held
+from .logs import logger_of
 from .prepared import Bound, Prepared
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 REFUSED = 60.0
 """Seconds until another attempt where the role may not do what these statements do; the slow path needs less."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from weakref import WeakValueDictionary
 
@@ -12,11 +11,12 @@ import psycopg
 
 from .connection import Connection
 from .database import Database
+from .logs import logger_of
 from .parcels import Acknowledged, Flushed
 from .queries import Queries
 from .topics import Topics
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 PATIENCE = 2.0
 """Seconds to wait for the word of other nodes, of which one may be dead or cut off."""

@@ -18,11 +18,12 @@ from .errors import words_of
 from .fate import OUTAGE, log_level
 from .iothread import Spawn
 from .listener import PATIENCE, ConnectionLost, Listener
+from .logs import logger_of
 from .queries import Pulse, Queries
 from .queuereader import QueueReader
 from .topics import Topics
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 AGAIN = 1.0
 """Seconds after which a beat that was not answered is sent again, if the interval is no shorter."""

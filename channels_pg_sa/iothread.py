@@ -5,23 +5,25 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from .errors import ConfigurationError
+from .logs import logger_of
 
 T = TypeVar("T")
 
 Spawn = Callable[[Coroutine[Any, Any, Any], str], "asyncio.Task[Any]"]
 """Starts a named task on the I/O loop, and holds it until it ends."""
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 PATIENCE = 5.0
 """Seconds that the thread may take to end; it may wait for a lock that the caller's own thread holds, in a handler."""
+RECANCEL = 0.5
+"""Seconds after which a task that was cancelled and goes on is cancelled again."""
 
 
 class _Resolvers(ThreadPoolExecutor):
@@ -65,8 +67,10 @@ class IOThread:
             )
         self.loop = asyncio.SelectorEventLoop()  # whatever the policy makes, which may want the main thread, say
         self.loop.set_default_executor(_Resolvers(thread_name_prefix=name))
+        self.loop.set_exception_handler(_log_exception)
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._first_stop = threading.Lock()  # which nobody releases: a second one would break off what the loop cancels
         self._thread.start()
 
     @property
@@ -87,8 +91,9 @@ class IOThread:
 
     def stop(self) -> None:
         """Cancel what still runs, end the loop, and wait for the thread unless it is the caller's own."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed already
-            self.loop.call_soon_threadsafe(self.loop.stop)
+        if self._first_stop.acquire(blocking=False):
+            with contextlib.suppress(RuntimeError):  # the loop is closed already
+                self.loop.call_soon_threadsafe(self.loop.stop)
         if not self.is_current:
             self._thread.join(PATIENCE)
 
@@ -108,7 +113,17 @@ class IOThread:
             asyncio.set_event_loop(None)
 
     async def _cancel_all(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        await cancelled({task for task in asyncio.all_tasks() if task is not asyncio.current_task()})
+
+
+async def cancelled(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until all have ended: wait_for() before Python 3.12, and a pool's worker, may swallow it."""
+    while tasks:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, tasks = await asyncio.wait(tasks, timeout=RECANCEL)
+
+
+def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody handles; asyncio's own way would end the loop where a handler of the log raises."""
+    logger.error("%s", context["message"], exc_info=context.get("exception"))

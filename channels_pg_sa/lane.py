@@ -142,13 +142,15 @@ class Lane(Generic[J]):
         if self._calls.close(error):
             self._quiet.set()
         self._start_gathered()
-        await asyncio.wait([quiet := asyncio.ensure_future(self._quiet.wait())], timeout=timeout)
-        quiet.cancel()
-        if self._task is not None and self._task.cancel():
-            await asyncio.wait([self._task])
-        if self._timer is not None:
-            self._timer.cancel()
-        self._fail(self._calls.clear(), error)
+        try:
+            await asyncio.wait([quiet := asyncio.ensure_future(self._quiet.wait())], timeout=timeout)
+            quiet.cancel()
+            if self._task is not None and self._task.cancel():
+                await asyncio.wait([self._task])
+        finally:  # also if the node gives up waiting, and ends the loop
+            if self._timer is not None:
+                self._timer.cancel()
+            self._fail(self._calls.clear(), error)
 
     def _start_gathered(self) -> None:
         if self._calls.stop_gathering():

@@ -226,12 +226,15 @@ class Layer(TransactionalSends, Directory, Closing):
     def close_sync(self) -> None:
         """Close from code without an event loop; otherwise as `close`."""
         with self._lock:
-            finalizer, self._finalizer, self._node = self._finalizer, None, None
-            if finalizer is not None:
+            finalizer, node = self._finalizer, self._node
+            self._finalizer = self._node = None
+            if node is not None:
                 # Who opens it anew meanwhile must not be taken for the node that leaves.
                 self._node_id = new_node()
         if finalizer is not None:
             finalizer()
+        elif node is not None:  # who opened it was interrupted just then
+            node.close()
 
     @property
     def node(self) -> str:

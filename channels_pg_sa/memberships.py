@@ -12,7 +12,7 @@ import psycopg
 from psycopg.pq.abc import PGresult
 
 from .attempts import Attempts
-from .call import Call
+from .call import Call, settle
 from .connection import Connection
 from .errors import LayerClosed, SendError
 from .fastpath import FastPath
@@ -118,6 +118,7 @@ class Memberships:
             await self._ready()
         for alike in _ending_and_lasting(calls):  # so that who leaves is not told of a join that fails
             await self._run_alike(alike)
+            settle(alike)
         self._fast_path.note_calls(calls)
 
     async def _run_alike(self, calls: list[Call[Membership]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 import time
@@ -21,12 +20,13 @@ from .entry import Entry
 from .errors import LayerClosed
 from .iothread import IOThread
 from .jobs import GroupSend, Send
+from .logs import logger_of
 from .names import node_of, recipient_of
 from .outbox import Outbox, Sending
 from .queries import Queries
 from .reception import Reception
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 Loop = asyncio.AbstractEventLoop
 
@@ -188,8 +188,10 @@ class Node:
         if self._thread.is_current:  # a garbage collector calls from wherever it runs
             self._thread.spawn(self._close(), "channels_pg_sa close").add_done_callback(lambda _: self._thread.stop())
             return
+        closing = self._thread.call(self._close())
+        closing.add_done_callback(lambda _: self._thread.stop())  # also if who waits for it is interrupted
         try:
-            self._thread.call(self._close()).result(3 * CLOSING)
+            closing.result(3 * CLOSING)
         except Exception:
             logger.exception("Node %s did not close as it should", self.id)
         self._thread.stop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from .call import resolve
 from .clock import Clock
@@ -11,8 +10,9 @@ from .errors import ChannelLayerError, words_of
 from .fate import OUTAGE
 from .inbox import Inbox
 from .listener import ConnectionLost
+from .logs import logger_of
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class Outages:

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.pq.abc import PGresult
 
 from .attempts import Attempts, send_error
-from .call import Call
+from .call import Call, settle
 from .compiled import Compiled
 from .config import Settings
 from .connection import Connection
@@ -130,7 +130,9 @@ class Outbox:
         # Channels with a capacity are asked for room: each kind has its statement, in the callers' order.
         for kind, some in itertools.groupby(calls, key=lambda call: type(call.job)):
             send = self._send_within_capacity if kind is Send else self._group_send_within_capacity
-            await self._attempts.make(list(some), send, repeatable=False)
+            part = list(some)
+            await self._attempts.make(part, send, repeatable=False)
+            settle(part)  # what is done does not wait for what follows
 
     def _begin_sends(self, calls: list[Call[Sending]], over: Over) -> bool:
         """Send at once, in the calling thread, if there is a connection for it."""
@@ -186,6 +188,7 @@ class Outbox:
     async def _run_reads(self, calls: list[Call[Compiled]]) -> None:
         for call in calls:
             await self._attempts.make([call], self._read, repeatable=True)
+            settle([call])
 
     async def _read(self, connection: Connection, calls: list[Call[Compiled]]) -> None:
         for call in calls:

@@ -20,11 +20,12 @@ from .fate import Fate, fate, log_level
 from .inbox import Inbox
 from .iothread import Spawn
 from .listener import Listener
+from .logs import logger_of
 from .names import queue_of
 from .queries import Queries
 from .topics import Topics
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 MOST = 1000
 """Rows that one claim takes; fewer after claims whose answers were lost, since over a slow line they were too large."""

@@ -22,7 +22,7 @@ from .fate import OUTAGE
 from .flushing import Answers, Flushes
 from .heartbeat import Heartbeat
 from .inbox import Inbox
-from .iothread import IOThread
+from .iothread import IOThread, cancelled
 from .listener import Listener
 from .localchannels import Effects
 from .outages import Outages
@@ -32,9 +32,6 @@ from .queuereader import QueueReader
 from .recovery import Recovery
 from .topics import Topics
 from .vacuum import Vacuum
-
-RECANCEL = 0.5
-"""Seconds after which a task that was cancelled and goes on is cancelled again."""
 
 
 class Reception:
@@ -205,12 +202,7 @@ class Reception:
         self._queues.give_back()
         await self._queues.finish(max(0.0, end - time.monotonic()))
         await self._courier.finish(max(0.0, end - time.monotonic()))
-        running = set(self._tasks)
-        while running:
-            for task in running:
-                task.cancel()
-            # Before Python 3.12 wait_for() may swallow a cancellation.
-            _, running = await asyncio.wait(running, timeout=RECANCEL)
+        await cancelled(set(self._tasks))
 
     async def sign_off(self, patience: float) -> None:
         """Delete what is this node's. If the database is away, others will sweep it."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from .database import Database
 from .errors import words_of
 from .fate import OUTAGE
 from .iothread import Spawn
+from .logs import logger_of
 from .queries import Queries
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 DELETIONS = 50_000
 """Rows that this node deletes between two of its vacuums; about 20 MB of small messages."""

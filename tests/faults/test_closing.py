@@ -29,6 +29,11 @@ def claimed(url: str, layer: PostgresLayer) -> Callable[[], bool]:
     return lambda: query(url, MINE, [layer.node]) == [(1,)]
 
 
+def interrupted(*_arguments: Any) -> None:
+    """Be interrupted by Control-C."""
+    raise KeyboardInterrupt
+
+
 async def reads(layer: PostgresLayer, channel: str) -> asyncio.Task[Any]:
     """Start a reader, and wait until its channel's doorbell is heard."""
     reader = asyncio.create_task(layer.receive(channel))
@@ -118,6 +123,41 @@ async def test_a_garbage_collector_in_the_io_thread(
     eventually(lambda: not server.connections(layer_url))
     assert query(layer_url, "SELECT id FROM channels_pg_sa_node") == []
     await asyncio.wait_for(layer.close(), 5)
+
+
+async def test_a_thread_that_is_interrupted_while_it_closes(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer closes all the same, and its own thread ends."""
+    layer: Any = make_own_layer()
+    await warm(layer)
+    thread, call = layer._node._thread, layer._node._thread.call
+
+    def call_and_interrupt(work: Any) -> Any:
+        closing = call(work)
+        monkeypatch.setattr(closing, "result", interrupted)
+        return closing
+
+    monkeypatch.setattr(thread, "call", call_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        layer.close_sync()
+    await eventually_async(lambda: asyncio.to_thread(lambda: not thread._thread.is_alive()))
+
+
+async def test_a_thread_that_is_interrupted_when_it_has_just_opened(
+    make_own_layer: LayerFactory, server: TestServer, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has opened is closed by who closes the layer."""
+    layer: Any = make_own_layer()
+    with monkeypatch.context() as patch:
+        patch.setattr("channels_pg_sa.layer.weakref.finalize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            layer.send_sync("jobs", text(1))
+    await layer.send("jobs", text(2))
+    thread = layer._node._thread
+    await layer.close()
+    assert not thread._thread.is_alive()
+    assert server.connections(layer_url) == []
 
 
 async def test_a_layer_that_cannot_be_closed_well(

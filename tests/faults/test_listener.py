@@ -118,6 +118,28 @@ async def replace_listener(factory: LayerFactory, layer: PostgresLayer, kill: Ki
     await eventually_async(look, within=20)
 
 
+async def test_a_handler_of_the_log_that_sends_through_the_layer(
+    make_own_layer: LayerFactory, kill_listener: Kill, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the layer's own thread it is refused, which is its own trouble: the layer comes back."""
+    layer, sender = make_own_layer(), make_own_layer()
+    channel = await warm(layer)
+
+    class Telling(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            layer.group_send_sync("logs", text(0))
+
+    handler = Telling()
+    logging.getLogger("channels_pg_sa").addHandler(handler)
+    try:
+        await replace_listener(make_own_layer, layer, kill_listener)
+        await sender.send(channel, text(1))
+        assert await take(layer, channel, 1) == [text(1)]
+    finally:
+        logging.getLogger("channels_pg_sa").removeHandler(handler)
+    assert "The layer's own thread" in capfd.readouterr().err
+
+
 async def test_one_line_when_it_goes_and_one_when_it_is_back(
     make_own_layer: LayerFactory, kill_listener: Kill, caplog: pytest.LogCaptureFixture
 ) -> None:

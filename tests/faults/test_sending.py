@@ -703,3 +703,24 @@ async def test_unconfirmed_sends_are_done_before_the_layer_closes(make_own_layer
         await layer.send("jobs", text(number))
     await layer.close()
     assert await take(reader, "jobs", 500) == [text(number) for number in range(500)]
+
+
+async def test_what_is_done_does_not_wait_for_what_was_asked_for_with_it(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """In a layer with capacities sends to channels and to groups are statements of their own, as lookups always are."""
+    layer = make_own_layer(capacity=1, send_timeout=20)
+    await layer.send("full", text(0))
+    with psycopg.connect(layer_url, application_name="tests") as locker:
+        locker.execute("LOCK TABLE channels_pg_sa_membership IN ACCESS EXCLUSIVE MODE")
+        sends = [layer.send("jobs", text(1)), layer.send("full", text(2)), layer.group_send("group", text(3))]
+        reads = [layer.nodes(), layer.group_channels("group")]  # type: ignore[attr-defined]
+        sent, full, group_sent, nodes, members = (asyncio.ensure_future(call) for call in [*sends, *reads])
+        await sent
+        with pytest.raises(layer.ChannelFull):
+            await full
+        await nodes
+        assert not group_sent.done()
+        assert not members.done()
+        locker.rollback()
+        await asyncio.gather(group_sent, members)

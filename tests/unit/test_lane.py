@@ -228,6 +228,27 @@ async def test_closing_fails_what_takes_too_long() -> None:
     assert [str(await outcome(call)) for call in calls] == ["closed"] * 3
 
 
+async def test_closing_that_is_given_up_leaves_nobody_waiting() -> None:
+    """The node waits only so long for a batch that goes on although it was cancelled."""
+    over = asyncio.Event()
+
+    async def stubborn(_calls: Calls) -> None:
+        while not over.is_set():
+            try:
+                await over.wait()
+            except asyncio.CancelledError:
+                continue
+
+    lane: Lane[int] = Lane("test", asyncio.get_running_loop(), stubborn, late=lambda call: Late(call.started))
+    call = lane.submit(Call(1, 30, asyncio.get_running_loop()))
+    await asyncio.sleep(0.01)
+    closing = asyncio.create_task(lane.close(RuntimeError("closed"), 0))
+    await asyncio.sleep(0.05)
+    closing.cancel()
+    assert str(await outcome(call)) == "closed"
+    over.set()
+
+
 async def test_callers_of_other_loops_and_threads_get_their_results() -> None:
     """Each where it waits."""
     bench = Bench()

@@ -1,0 +1,127 @@
+"""Connections that fall silent while they are made, looked at or given back: others are made in their place."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from psycopg_pool import AsyncConnectionPool
+
+from channels_pg_sa.database import Database
+from tests.support.databases import query
+from tests.support.layers import LayerFactory
+from tests.support.waiting import eventually_async
+
+from .breaking import WAITING, SwallowingProxy, inside, text, within
+
+Work = Callable[[Any], Awaitable[None]]
+
+
+class Silence:
+    """Forgets all connections that are open at a certain moment, the first time that it comes."""
+
+    def __init__(self, proxy: SwallowingProxy) -> None:
+        self._proxy = proxy
+        self._has_come = False
+
+    def fall(self) -> None:
+        """Swallow what is sent over the connections of this moment; later ones work."""
+        if not self._has_come:
+            self._has_come = True
+            self._proxy.forget()
+
+
+@pytest.mark.parametrize("moment", ["configure", "initialize", "check", "reset"])
+async def test_a_silence_while_a_connection_is_made_or_given_back(
+    proxy: SwallowingProxy,
+    make_own_layer: LayerFactory,
+    layer_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    """Of the pool's own worker, of SQLAlchemy, which asks the first what the server is, or of a project's functions."""
+    silence = Silence(proxy)
+    configure = Database._configure
+
+    async def silent(connection: Any) -> None:
+        silence.fall()
+        await connection.execute("SELECT 1")
+
+    async def configured(self: Database, connection: Any) -> None:
+        if moment == "configure":
+            silence.fall()
+        await configure(self, connection)
+        if moment == "initialize":
+            silence.fall()
+
+    monkeypatch.setattr(Database, "_configure", configured)
+    monkeypatch.setattr("channels_pg_sa.database.KEPT", 0.01)
+    options = {moment: silent} if moment in {"check", "reset"} else {}
+    layer = make_own_layer(url=proxy.url, send_timeout=6, PSYCOPG_OPTIONS={**options, "max_size": 1})
+    for number in range(3):
+        await layer.send("jobs", text(number))
+        await asyncio.sleep(0.1)  # so that the connection goes back to the pool
+    assert query(layer_url, WAITING) == [(3,)]
+
+
+async def test_many_that_rest_in_the_pool_are_not_asked_in_turn(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Each would take a quarter of a call's time, and there are more."""
+    layer = make_own_layer(url=proxy.url, send_timeout=4, PSYCOPG_OPTIONS={"min_size": 8, "max_size": 8})
+    await layer.send("jobs", text(1))
+
+    async def all_rest() -> bool:
+        return inside(layer)._database._idle() == 8
+
+    await eventually_async(all_rest)
+    proxy.forget()
+    await layer.send("jobs", text(2))
+    assert query(layer_url, WAITING) == [(2,)]
+
+
+async def test_a_sign_of_life_that_comes_too_late(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process stood still: the answer is there, and the connection has been severed."""
+    layer = make_own_layer(send_timeout=4)
+    await layer.send("jobs", text(1))
+    check = AsyncConnectionPool.check_connection
+    stand_still = [True]
+
+    async def late(connection: Any) -> None:
+        await check(connection)
+        if stand_still:
+            stand_still.clear()
+            time.sleep(1.1)  # noqa: ASYNC251 - it is what stands still
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(AsyncConnectionPool, "check_connection", staticmethod(late))
+
+    async def doubt() -> None:
+        inside(layer)._database.doubt()
+
+    await within(layer, doubt())
+    await layer.send("jobs", text(2))
+    assert query(layer_url, WAITING) == [(2,)]
+
+
+async def test_an_outage_lasts_no_longer_than_the_server_is_away(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Whatever a project's pool would wait: after an attempt in vain it does not look again by itself."""
+    layer = make_own_layer(url=proxy.url, send_timeout=25, PSYCOPG_OPTIONS={"timeout": 60, "reconnect_timeout": 0.1})
+    await layer.send("jobs", text(1))
+    proxy.cut()
+    sending = asyncio.create_task(layer.send("jobs", text(2)))
+
+    async def is_noticed() -> bool:
+        return inside(layer)._database.trouble is not None
+
+    await eventually_async(is_noticed)
+    proxy.heal()
+    await sending
+    assert query(layer_url, WAITING) == [(2,)]
