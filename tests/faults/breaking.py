@@ -283,6 +283,18 @@ async def until_listening(layer: PostgresLayer) -> None:
     await eventually_async(look, within=20)
 
 
+async def come_back(layer: PostgresLayer) -> None:
+    """Have the listener make a new connection, and wait until it listens again."""
+    outages, listener = inside(layer)._outages, inside(layer)._listener
+    before = outages.ended
+    inside(layer)._thread.loop.call_soon_threadsafe(listener.restart, "as if it were lost")
+
+    async def is_back() -> bool:
+        return bool(outages.ended > before)
+
+    await eventually_async(is_back, within=20)
+
+
 def inside(layer: PostgresLayer) -> Any:
     """Return the layer's receiving half, for what no test can see from outside: its sockets, and what it remembers."""
     return layer._node._reception  # type: ignore[attr-defined]

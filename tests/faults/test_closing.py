@@ -20,6 +20,8 @@ from tests.support.processes import ROOT, environment
 from tests.support.waiting import eventually, eventually_async
 
 from .breaking import SwallowingProxy, inside, take, text, warm
+from .test_fast_path_memberships import BLOCKED as MEMBERS_BLOCKED
+from .test_fast_path_memberships import locked
 
 MINE = "SELECT count(*) FROM channels_pg_sa_message WHERE recipient = %s"
 
@@ -341,3 +343,24 @@ async def test_a_program_that_ends_needs_no_thread_to_find_the_host(
 async def test_a_signal_s_handler_closes_what_is_just_being_opened(layer_url: str) -> None:
     """In the same thread, which cannot wait for itself."""
     assert await runs(OPENS, layer_url) == 3
+
+
+@pytest.mark.parametrize("verb", ["group_add", "group_count", "flush"])
+async def test_closing_waits_for_what_is_nearly_done(make_own_layer: LayerFactory, layer_url: str, verb: str) -> None:
+    """Of whatever kind it is."""
+    layer: Any = make_own_layer()
+    # Only who flushes has to listen; a node waits for the lock as well, when it signs off.
+    await (warm(layer) if verb == "flush" else layer.send("jobs", text(0)))
+    calls = {"group_add": ("group", "jobs"), "group_count": ("group",), "flush": ()}
+
+    async def is_blocked() -> bool:
+        return query(layer_url, MEMBERS_BLOCKED) == [(1,)]
+
+    with locked(layer_url) as locker:
+        calling = asyncio.create_task(getattr(layer, verb)(*calls[verb]))
+        await eventually_async(is_blocked)
+        closing = asyncio.create_task(layer.close())
+        await asyncio.sleep(1.5)  # longer than a connection that is lent is waited for
+        locker.commit()
+        await closing
+    assert await calling in {None, 0}

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
+from channels_pg_sa.backoff import Backoff
 from channels_pg_sa.database import Database
 from tests.support.databases import query
 from tests.support.layers import LayerFactory
 from tests.support.waiting import eventually_async
 
-from .breaking import WAITING, SwallowingProxy, inside, text, within
+from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, text, url_as, within
 
 Work = Callable[[Any], Awaitable[None]]
 
@@ -125,3 +126,33 @@ async def test_an_outage_lasts_no_longer_than_the_server_is_away(
     proxy.heal()
     await sending
     assert query(layer_url, WAITING) == [(2,)]
+
+
+async def test_who_gives_up_just_when_it_is_handed_a_connection_passes_it_on(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server grants no other."""
+    monkeypatch.setattr("channels_pg_sa.database.Backoff", lambda: Backoff(first=100, cap=100))
+    role = make_role(fragile, fragile_url, "secret", limit=1)
+    layer = make_fragile(url=url_as(fragile, fragile_url, role), send_timeout=20)
+    await layer.send("jobs", text(0))
+    database = inside(layer)._database
+
+    async def use() -> None:
+        async with database.hold():
+            pass
+
+    async def wanted() -> bool:
+        return bool(database._wanted)
+
+    async def hand_on() -> None:
+        async with database.hold():
+            using = asyncio.create_task(use())
+            await eventually_async(wanted)
+        assert not using.done()
+        using.cancel()
+        await asyncio.wait([using])
+        assert using.cancelled()
+        await asyncio.wait_for(use(), 10)
+
+    await within(layer, hand_on())

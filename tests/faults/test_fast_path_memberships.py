@@ -19,6 +19,7 @@ from tests.support.waiting import eventually_async
 
 from .breaking import SwallowingProxy, impatient, text
 from .test_fast_path import fast_path, hold, interrupted
+from .test_sending import until_rested
 
 Change = Callable[[PostgresLayer, str], Awaitable[None]]
 
@@ -405,3 +406,45 @@ async def test_a_layer_whose_channels_have_a_capacity(make_own_layer: LayerFacto
         return bool(fast_path(layer).is_open)
 
     await eventually_async(look)
+
+
+async def test_a_join_that_was_lost_by_the_slow_path_and_is_late(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Nobody knows whether it was done, though nothing was under way when its time was over."""
+    layer = make_own_layer(url=proxy.url, send_timeout=4, PSYCOPG_OPTIONS={"max_size": 1})
+    await layer.group_add("group", "others")  # which prepares the statement, on the one connection
+    await until_rested(layer)
+
+    async def is_blocked() -> bool:
+        return query(layer_url, BLOCKED) == [(1,)]
+
+    with locked(layer_url):
+        joining = asyncio.create_task(layer.group_add("group", "jobs"))
+        await eventually_async(is_blocked)
+        assert not fast_path(layer).is_open
+        proxy.cut()
+        with pytest.raises(SendError, match="may have been done") as caught:
+            await joining
+    assert caught.value.maybe_sent
+
+
+async def test_what_was_lost_and_then_refused_may_have_been_done(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal says nothing of the attempt before."""
+    layer = make_own_layer()
+    await layer.group_discard("group", "jobs")
+    outbox = layer._node._outbox  # type: ignore[attr-defined]
+    errors = iter(
+        [psycopg.OperationalError("the connection is lost"), psycopg.errors.InsufficientPrivilege("permission denied")]
+    )
+
+    async def fail(_connection: Any, _joins: Any) -> None:
+        raise next(errors)
+
+    monkeypatch.setattr(outbox.memberships.others, "_fast_path", None)
+    monkeypatch.setattr(outbox._queries, "join", fail)
+    with pytest.raises(SendError, match="permission denied") as caught:
+        await layer.group_add("group", "jobs")
+    assert caught.value.maybe_sent

@@ -16,7 +16,7 @@ from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
-from .breaking import SwallowingProxy, impatient, inside, take, text, until_listening, warm
+from .breaking import SwallowingProxy, come_back, impatient, inside, take, text, until_listening, warm
 from .test_fast_path import hold
 from .test_fast_path_memberships import MEMBERS, locked
 
@@ -218,3 +218,64 @@ async def test_a_channel_that_others_read_too_is_left_to_its_caller(
     await other.group_add("group", "jobs")
     await asyncio.sleep(2 * TICK)
     assert query(layer_url, MEMBERS) == [("group", "jobs")]
+
+
+async def test_a_leave_too_many_is_done_later(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Its caller has been told that nothing was done, and will not come again."""
+    layer = make_own_layer()
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    lane = layer._node._outbox.memberships.own  # type: ignore[attr-defined]
+    limit, lane._calls._limit = lane._calls._limit, 0
+    with pytest.raises(SendError, match="0 calls wait already"):
+        await layer.group_discard("group", channel)
+    assert query(layer_url, MEMBERS) == [("group", channel)]
+    lane._calls._limit = limit
+    await until_gone(layer_url)
+
+
+async def test_who_left_before_its_node_restored_what_was_swept(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leave looks before the membership is restored, and its answer comes when the node listens again."""
+    layer = make_own_layer(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    queries = inside(layer)._queries
+    leave, left, is_back = queries.leave, threading.Event(), threading.Event()
+
+    async def late_answer(connection: Any, leaves: Any) -> bool:
+        absent: bool = await leave(connection, leaves)
+        left.set()
+        await asyncio.to_thread(is_back.wait, 10)
+        return absent
+
+    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as sweeper:
+        sweeper.execute("UPDATE channels_pg_sa_node SET pid = NULL")
+        sweeper.execute("DELETE FROM channels_pg_sa_membership")
+    with monkeypatch.context() as patch:
+        patch.setattr(layer._node._outbox.memberships.own, "_fast_path", None)  # type: ignore[attr-defined]
+        patch.setattr(queries, "leave", late_answer)
+        leaving = asyncio.create_task(layer.group_discard("group", channel))
+        assert await asyncio.to_thread(left.wait, 10)
+        await come_back(layer)
+        assert query(layer_url, MEMBERS) == [("group", channel)]
+        is_back.set()
+        await leaving
+    await until_gone(layer_url)
+
+
+async def test_changes_of_one_transaction_are_heard_one_by_one(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Notifications of a transaction that are alike become one, and the last would be missing."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    channel = await warm(layer)
+    await layer.group_add("other", channel)
+    join = "INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel) VALUES ('asgi', 'group', %s, %s)"
+    with psycopg.connect(layer_url, application_name="tests") as connection:
+        connection.execute(join, [layer.node, channel])
+        connection.execute("DELETE FROM channels_pg_sa_membership WHERE group_name = 'group'")
+        connection.execute(join, [layer.node, channel])
+        connection.commit()
+    await layer.group_send("group", text(1))
+    await layer.group_send("other", text(2))
+    assert await take(layer, channel, 2) == [text(1), text(2)]

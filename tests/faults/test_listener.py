@@ -974,3 +974,26 @@ async def test_a_reader_is_told_as_a_sender_that_there_are_no_tables(
     with pytest.raises(SchemaError) as reader:
         await layer.receive("jobs")
     assert str(reader.value) == str(sender.value)
+
+
+async def test_an_outage_of_many_attempts_is_told_once(proxy: SwallowingProxy, make_own_layer: LayerFactory) -> None:
+    """To each channel, and its end once."""
+    attempts: list[None] = []
+
+    def address() -> str:
+        attempts.append(None)
+        return proxy.url
+
+    async def several() -> bool:
+        return len(attempts) > 4
+
+    layer = make_own_layer(listen_url=address, on_disconnect="layer.lost", on_reconnect="layer.back")
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    proxy.cut()
+    await eventually_async(several)
+    proxy.heal()
+    await until_listening(layer)
+    await layer.send(channel, text(1))
+    types = [message["type"] for message in await take(layer, channel, 3)]
+    assert types == ["layer.lost", "layer.back", "test.message"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
@@ -602,3 +603,50 @@ async def test_housekeeping_goes_on_after_an_error(
     await eventually_async(is_kept)
     assert caplog.text.count("Housekeeping failed") == 1
     assert rounds.count(True) < rounds.count(False)
+
+
+async def test_a_beat_that_was_refused_is_made_again_soon(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However rare they are: a lease has only three."""
+    beat, beats = Queries.beat, list[None]()
+
+    async def refused(self: Queries, *arguments: Any) -> Any:
+        beats.append(None)
+        if len(beats) == 1:
+            raise psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")
+        return await beat(self, *arguments)
+
+    monkeypatch.setattr(Queries, "beat", refused)
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+
+    async def is_made_again() -> bool:
+        return len(beats) == 2
+
+    await eventually_async(is_made_again)
+
+
+@pytest.mark.parametrize("question", ["beat", "renew"])
+async def test_each_heartbeat_looks_at_the_clock(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    """It may be set, and then messages are over by the new time."""
+    ask = getattr(Queries, question)
+
+    async def an_hour_later(self: Queries, *arguments: Any) -> Any:
+        pulse = await ask(self, *arguments)
+        return dataclasses.replace(pulse, now=pulse.now + 3600)
+
+    if question == "renew":
+        monkeypatch.setattr(heartbeat, "SLOW", 0)
+        monkeypatch.setattr(heartbeat.Heartbeat, "_look", lambda _: asyncio.sleep(0))
+    layer = make_own_layer(heartbeat=0.3, lease=10)
+    channel = await warm(layer)
+    monkeypatch.setattr(Queries, question, an_hour_later)
+
+    async def is_over() -> bool:
+        await layer.send(channel, text(1))
+        return bool(layer.counters["expired"])
+
+    await eventually_async(is_over)

@@ -10,13 +10,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from channels_pg_sa.config import Settings
 from channels_pg_sa.queries import Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually, eventually_async
 
-from .breaking import PATIENCE, WAITING, end, inside, take, text, warm, within
+from .breaking import PATIENCE, WAITING, come_back, end, inside, take, text, warm, within
 from .test_closing import reads as begins_to_read
+from .test_operators import leave_unread
 
 
 async def reads(layer: PostgresLayer, channel: str) -> asyncio.Task[Any]:
@@ -228,3 +230,147 @@ async def test_what_is_sent_behind_a_commit_does_not_overtake_it(
 
     await within(layer, hear_late())
     assert [await receiving, *await take(layer, "jobs", 1)] == [text(1), text(3)]
+
+
+async def test_what_a_claim_moves_long_after_it_was_given_up_is_found(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mailbox was read in vain before the server did it, and nobody rings for it."""
+    layer, sender = make_own_layer(heartbeat=0.3, lease=10), make_own_layer()
+    reader = await reads(layer, "jobs")
+    queues = inside(layer)._queues
+    claim, reread, lost = queues._queries.claim, queues._reread, list[Any]()
+
+    async def lose_once(connection: Any, claims: Any) -> Any:
+        if not lost:
+            lost.append(claims)
+            raise psycopg.OperationalError("the connection is lost")
+        return await claim(connection, claims)
+
+    async def and_then_it_is_done() -> None:
+        await reread()
+        async with await psycopg.AsyncConnection.connect(layer_url, autocommit=True, application_name="tests") as other:
+            assert await claim(other, lost[0]) != [[]]
+
+    monkeypatch.setattr(queues._queries, "claim", lose_once)
+    monkeypatch.setattr(queues, "_reread", and_then_it_is_done)
+    await sender.send("jobs", text(1))
+    assert await asyncio.wait_for(reader, 20) == text(1)
+
+
+async def test_a_mailbox_that_could_not_be_read_is_read_before_the_next_claim(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the lost claim has moved comes first, however often it takes to find it."""
+    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    reader = await reads(layer, "jobs")
+    queues = inside(layer)._queues
+    claim, reread, lost, rereads = queues._queries.claim, queues._reread, threading.Event(), list[None]()
+
+    async def lost_once(connection: Any, claims: Any) -> Any:
+        answer = await claim(connection, claims)
+        if any(answer) and not lost.is_set():
+            lost.set()
+            raise psycopg.OperationalError("the connection is lost")
+        return answer
+
+    async def fails_once() -> None:
+        rereads.append(None)
+        if len(rereads) == 1:
+            await sender.send("jobs", text(2))
+            raise psycopg.OperationalError("the connection is lost")
+        await reread()
+
+    monkeypatch.setattr(queues._queries, "claim", lost_once)
+    monkeypatch.setattr(queues, "_reread", fails_once)
+    await sender.send("jobs", text(1))
+    assert [await asyncio.wait_for(reader, 20), *await take(layer, "jobs", 1)] == [text(1), text(2)]
+    assert len(rereads) == 2
+
+
+async def test_what_is_given_back_is_not_passed_over_before_its_doorbell_comes(
+    make_own_layer: LayerFactory,
+) -> None:
+    """Nothing is heard meanwhile, but that a later one waits is known."""
+    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    await warm(layer)
+    await leave_unread(layer, sender, text(1))
+    queues, loop = inside(layer)._queues, asyncio.get_running_loop()
+    given_back, taken = asyncio.Event(), asyncio.Event()
+    await sender.send("jobs", text(2))
+
+    async def is_due() -> bool:
+        return bool(queues.book.is_due("jobs"))
+
+    async def before_anything_is_heard(_: Any) -> None:
+        queues.give_back()
+        loop.call_soon_threadsafe(given_back.set)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(taken.wait(), loop))
+
+    await eventually_async(is_due)
+    deaf = asyncio.create_task(within(layer, inside(layer)._listener.lend(before_anything_is_heard)))
+    await given_back.wait()
+    first = await take(layer, "jobs", 1)
+    taken.set()
+    await deaf
+    assert [*first, *await take(layer, "jobs", 1)] == [text(1), text(2)]
+
+
+async def test_a_job_that_a_rival_did_not_take_after_all(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Its claim passed over the row that the rival had locked; nobody rings again, and a heartbeat finds it."""
+    layer, sender = make_own_layer(heartbeat=0.3, lease=10), make_own_layer()
+    await warm(layer)
+    await sender.send("jobs", text(1))
+    with psycopg.connect(layer_url, application_name="tests") as rival:
+        rival.execute("SELECT FROM channels_pg_sa_message FOR UPDATE")
+        reader = await reads(layer, "jobs")
+        assert not reader.done()
+        rival.rollback()
+        assert await asyncio.wait_for(reader, 20) == text(1)
+
+
+async def test_what_is_claimed_while_the_mailbox_is_read(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is not in what was read, and has not vanished: its row is deleted when it has been taken."""
+    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    reader = await reads(layer, "jobs")
+    claim, members = Queries.claim, Queries.members
+    under_way, go_on = threading.Event(), threading.Event()
+    dispatcher = inside(layer).inbox._dispatcher
+
+    async def slow(self: Queries, connection: Any, claims: Any) -> Any:
+        under_way.set()
+        await asyncio.to_thread(go_on.wait, 10)
+        return await claim(self, connection, claims)
+
+    async def is_known() -> bool:
+        return bool(dispatcher.known)
+
+    async def after_the_claim(self: Queries, connection: Any) -> Any:
+        go_on.set()
+        await eventually_async(is_known)
+        return await members(self, connection)
+
+    monkeypatch.setattr(Queries, "claim", slow)
+    monkeypatch.setattr(Queries, "members", after_the_claim)
+    await sender.send("jobs", text(1))
+    assert await asyncio.to_thread(under_way.wait, 10)
+    await come_back(layer)
+    assert await asyncio.wait_for(reader, 20) == text(1)
+    await asyncio.to_thread(eventually, lambda: query(layer_url, WAITING) == [(0,)])
+
+
+async def test_what_goes_back_is_told_by_its_end(layer_url: str) -> None:
+    """Since the server has crashed another message may have the id: it stays where it is."""
+    node = "0123456789ab"
+    queries = Queries(Settings(connect=dict, listen=dict), node)
+    insert = """INSERT INTO channels_pg_sa_message (recipient, channel, payload, expires_at)
+        VALUES (%s, 'jobs', 'x', now() + interval '60 s') RETURNING id, date_part('epoch', expires_at)"""
+    recipients = "SELECT recipient FROM channels_pg_sa_message"
+    ((row, until),) = query(layer_url, insert, [node])
+    async with await psycopg.AsyncConnection.connect(layer_url, autocommit=True) as connection:
+        await queries.put_back(connection, {row: until - 10})
+        assert query(layer_url, recipients) == [(node,)]
+        await queries.put_back(connection, {row: until})
+        assert query(layer_url, recipients) == [("jobs",)]

@@ -724,3 +724,67 @@ async def test_what_is_done_does_not_wait_for_what_was_asked_for_with_it(
         assert not members.done()
         locker.rollback()
         await asyncio.gather(group_sent, members)
+
+
+@pytest.mark.parametrize("config", [{}, {"capacity": 10}], ids=["unbounded", "capacity"])
+@pytest.mark.parametrize("kind", ["send", "group_send"])
+async def test_perhaps_sent_and_not_sent_again(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str, kind: str, config: dict[str, int]
+) -> None:
+    """Though nothing is in the way of another attempt: the caller is told, whichever statement it was."""
+    layer = make_own_layer(url=proxy.url, PSYCOPG_OPTIONS={"max_size": 1}, **config)
+    await layer.group_add("group", "jobs")
+    await VERBS[kind](layer)  # which prepares the statement, on the one connection
+    await until_rested(layer)
+    with locked_messages(layer_url) as locker:
+        sending = asyncio.ensure_future(VERBS[kind](layer))
+        await until_blocked(layer_url)
+        proxy.drop()
+        locker.commit()
+        with pytest.raises(SendError, match="may have been done"):
+            await sending
+
+
+async def test_a_group_send_within_capacity_is_done_again_as_a_whole(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Its second statement is refused for the moment: what the first has sent is sent once."""
+    query(
+        layer_url,
+        """CREATE SEQUENCE attempts; CREATE FUNCTION fail_second() RETURNS trigger LANGUAGE plpgsql AS $body$
+        BEGIN
+            IF nextval('attempts') = 2 THEN
+                RAISE EXCEPTION USING ERRCODE = '40P01';
+            END IF;
+            RETURN NULL;
+        END $body$;
+        CREATE TRIGGER fails BEFORE INSERT ON channels_pg_sa_message EXECUTE FUNCTION fail_second()""",
+    )
+    layer = make_own_layer(capacity=10)
+    await layer.group_add("group", "jobs")
+    await layer.group_send("group", text(1))
+    assert query(layer_url, "SELECT last_value FROM attempts") == [(4,)]
+    assert query(layer_url, WAITING) == [(1,)]
+
+
+async def test_what_is_over_is_no_reason(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier call met it; this one came later, and waited for something else."""
+    layer = make_own_layer()
+    await warm(layer)
+    outbox = layer._node._outbox  # type: ignore[attr-defined]
+    send, errors = outbox._queries.send, [psycopg.errors.DeadlockDetected("deadlock detected")]
+
+    async def fail_once(connection: Any, sends: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return await send(connection, sends)
+
+    monkeypatch.setattr(outbox.sends, "_fast_path", None)
+    monkeypatch.setattr(outbox._queries, "send", fail_once)
+    await layer.send("jobs", text(1))
+    assert errors == []
+    with locked_messages(layer_url), impatient(layer, 0.5), pytest.raises(SendError) as caught:
+        await layer.send("jobs", text(2))
+    assert "deadlock" not in str(caught.value)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from channels_pg_sa import LayerClosed
 from channels_pg_sa.clock import Clock
 from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.drops import DropLog
@@ -294,3 +295,14 @@ async def test_what_taking_decides_is_passed_on_at_once(waits: bool) -> None:
     entry = inbox.take(CHANNEL) if reader is None else await asyncio.wait_for(reader, 5)
     assert entry is not None
     assert [effects.delete for effects in passed_on] == [[1]]
+
+
+@pytest.mark.parametrize("verb", ["serve", "fail"])
+def test_nothing_reopens_an_inbox_that_was_closed(verb: str) -> None:
+    """An outage may begin or end while the layer closes."""
+    inbox = Inbox(Dispatcher(lambda _: None, bounded=False), Clock(), work=lambda _: None, want=lambda _: None)
+    inbox.fail(LayerClosed("The layer is closed."))
+    inbox.fail(ValueError("broken")) if verb == "fail" else inbox.serve()
+    assert inbox.is_closed
+    with pytest.raises(LayerClosed):
+        inbox.check()
