@@ -77,8 +77,7 @@ class CallQueue(Generic[J]):
             BaseException: the error that the queue was closed with.
         """
         with self._lock:
-            if self._closed is not None:
-                raise self._closed.with_traceback(None)  # the same for all: it must not remember each
+            self.check()
             if len(self._waiting) >= self._limit:
                 call.error = SendError(
                     maybe_sent=False, waited=0.0, reason=f"{len(self._waiting):,} calls wait already"
@@ -205,6 +204,11 @@ class CallQueue(Generic[J]):
         with self._lock:
             self._closed = error
             return not self._busy
+
+    def check(self) -> None:
+        """Raise the error that it was closed with, if it was."""
+        if self._closed is not None:
+            raise self._closed.with_traceback(None)  # the same for all: it must not remember each
 
     @property
     def is_closed(self) -> bool:

@@ -180,7 +180,7 @@ class SendError(ChannelLayerError):
 
 
 class LayerClosed(ChannelLayerError):
-    """The layer was closed, or is being closed, under the call."""
+    """The layer was closed, or is being closed, under the call; what was under way may have been done."""
 
 
 class DecodeError(ChannelLayerError, ValueError):

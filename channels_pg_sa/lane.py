@@ -7,7 +7,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .call import Call, settle
 from .callqueue import CallQueue
@@ -92,7 +92,7 @@ class Lane(Generic[J]):
         except BaseException:  # a KeyboardInterrupt, for example, which may come anywhere
             if call.leads:
                 # Not beside a batch that it may have begun.
-                self._loop.call_soon_threadsafe(self._at_rest, functools.partial(self._go_on_after, call))
+                self._soon(self._at_rest, functools.partial(self._go_on_after, call))
                 self._watch_soon()
             raise
         return call
@@ -102,7 +102,7 @@ class Lane(Generic[J]):
         if self._calls.alone and self._begin():
             self._watch_soon()
         else:
-            self._loop.call_soon_threadsafe(self._start)
+            self._soon(self._start)
 
     def _gathered(self) -> None:
         if self._calls.is_gathering:
@@ -112,7 +112,15 @@ class Lane(Generic[J]):
     def _watch_soon(self) -> None:
         """See to it that the deadlines of calls are kept."""
         if self._timer is None:
-            self._loop.call_soon_threadsafe(self._watch)
+            self._soon(self._watch)
+
+    def _soon(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Have something done on the lane's loop; if that has ended, raise what the lane was closed with."""
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            self._calls.check()
+            raise
 
     def _begin(self) -> bool:
         """Begin the next batch by the fast path, where the last ends, or where a call leads.
@@ -132,7 +140,7 @@ class Lane(Generic[J]):
     def _take(self) -> list[Call[J]]:
         calls = self._calls.take()
         if not calls and self._calls.is_finished:
-            self._loop.call_soon_threadsafe(self._quiet.set)
+            self._soon(self._quiet.set)
         return calls
 
     # On the lane's loop --------------------------------------------------------------------------

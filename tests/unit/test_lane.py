@@ -249,6 +249,23 @@ async def test_closing_that_is_given_up_leaves_nobody_waiting() -> None:
     over.set()
 
 
+async def test_a_caller_that_is_held_up_until_the_lane_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told that the lane was closed, and not of its loop."""
+    loop = asyncio.new_event_loop()
+    lane: Lane[int] = Lane("test", loop, lambda _: asyncio.sleep(0), late=lambda call: Late(call.started))
+    enter = lane._calls.enter
+
+    def enter_late(call: Call[int]) -> object:
+        gathering = enter(call)
+        lane._calls.close(ValueError("closed"))
+        loop.close()
+        return gathering
+
+    monkeypatch.setattr(lane._calls, "enter", enter_late)
+    with pytest.raises(ValueError, match="closed"):
+        lane.submit(Call(1, 30, None))
+
+
 async def test_callers_of_other_loops_and_threads_get_their_results() -> None:
     """Each where it waits."""
     bench = Bench()
