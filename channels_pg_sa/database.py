@@ -52,8 +52,9 @@ class Database:
         self._set_up = min(SET_UP, settings.send_timeout / 2)
         options = _sized(settings.pool)
         self._own_configure = options.pop("configure", None)
-        for name in options.keys() & {"check", "reset"}:
-            options[name] = self._limited(options[name])
+        for name in ("check", "reset"):
+            if (work := options.get(name)) is not None:
+                options[name] = self._limited(work)
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             connection_class=CleanConnection,
             kwargs=self._parameters,

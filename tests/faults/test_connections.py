@@ -60,7 +60,7 @@ async def test_a_silence_while_a_connection_is_made_or_given_back(
 
     monkeypatch.setattr(Database, "_configure", configured)
     monkeypatch.setattr("channels_pg_sa.database.KEPT", 0.01)
-    options = {moment: silent} if moment in {"check", "reset"} else {}
+    options = {"check": None, "reset": None, **({moment: silent} if moment in {"check", "reset"} else {})}
     layer = make_own_layer(url=proxy.url, send_timeout=6, PSYCOPG_OPTIONS={**options, "max_size": 1})
     for number in range(3):
         await layer.send("jobs", text(number))
