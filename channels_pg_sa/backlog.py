@@ -10,11 +10,11 @@ from typing import Generic, TypeVar
 from .backoff import Backoff
 from .errors import words_of
 from .iothread import Spawn
-from .logs import logger_of
+from .logs import Logger
 
 T = TypeVar("T")
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 
 class Backlog(Generic[T]):

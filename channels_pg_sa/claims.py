@@ -17,8 +17,8 @@ class Claim:
     Args:
         channel: what the readers asked for; a full name with a local part takes only its own rows.
         first: no row below it is known to wait, so that the database need not walk over what was deleted.
-        last: the last that we have heard of; the largest there is, while we look for what nobody told us. A row below
-            `first`, whose transaction lasted, is rung before what was sent behind its commit, and so is not overtaken.
+        last: the last that we have heard of, or that was there when we looked for what nobody told us. So a row below
+            `first`, whose transaction lasted, is not overtaken by what was sent behind its commit and rings after it.
     """
 
     channel: str
@@ -94,16 +94,11 @@ class ClaimBook:
             self._states[channel].heard = True
         return self.ring(queue, *ANYWHERE)
 
-    def ring(self, queue: str, *rows: int) -> list[str]:
-        """Note new rows; return the channels that may claim them.
-
-        Args:
-            queue: where they are.
-            rows: the id of one, or those between which they are.
-        """
+    def ring(self, queue: str, first: int, last: int | None = None) -> list[str]:
+        """Note a new row, or rows from a first to a last one; return the channels that may claim them."""
         rung = list(self._channels.get(queue, ()))
         for channel in rung:
-            self._states[channel].widen(min(rows), max(rows))
+            self._states[channel].widen(first, first if last is None else last)
         return rung
 
     def is_due(self, channel: str) -> bool:
@@ -120,12 +115,19 @@ class ClaimBook:
         state.busy, state.span = True, None  # what rings from now on is news
         return claim
 
-    def finish(self, claim: Claim, rows: list[int]) -> None:
-        """Note the ids that were claimed. Fewer than asked for: nothing waits but what rang meanwhile."""
+    def finish(self, claim: Claim, rows: list[int], end: int | None = None) -> None:
+        """Note the ids that were claimed. Fewer than asked for: nothing waits but what rang meanwhile.
+
+        Args:
+            claim: that is over.
+            rows: which it has got.
+            end: the last id that was in the queue at that time, if the claim had no end.
+        """
         state = self._states[claim.channel]
         state.busy = False
-        if len(rows) == claim.count and max(rows) < claim.last:
-            state.widen(max(rows) + 1, claim.last)
+        last = claim.last if end is None else end
+        if len(rows) == claim.count and max(rows) < last:
+            state.widen(max(rows) + 1, last)
 
     def fail(self, claim: Claim) -> None:
         """Note that the claim's outcome is unknown: everything may wait."""

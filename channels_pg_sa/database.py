@@ -20,9 +20,9 @@ from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, give_up
 from .errors import LayerClosed, words_of
 from .fate import needs_other_connection
 from .held import Held
-from .logs import logger_of
+from .logs import Logger
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 POOL_DEFAULTS: dict[str, Any] = {
     "name": "channels_pg_sa", "min_size": 0, "max_size": 2, "reconnect_timeout": 0.5, "timeout": 2.0,
@@ -233,7 +233,7 @@ class Database:
             sa_connection = await self._engine.connect()
             raw = await sa_connection.get_raw_connection()
         except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
-            await self._take_back()
+            await self._take_back(self._end_limit())
             self.trouble = await self._diagnose()
             return None
         finally:
@@ -253,14 +253,15 @@ class Database:
         self._lending[asyncio.current_task()] = connection, timer
         return connection
 
-    def _end_limit(self) -> None:
-        _, timer = self._lending.pop(asyncio.current_task(), (None, None))
+    def _end_limit(self) -> Connection | None:
+        """End the time limit of the connection that this task was lent, if any, and return that."""
+        connection, timer = self._lending.pop(asyncio.current_task(), (None, None))
         if timer is not None:
             timer.cancel()
+        return connection
 
-    async def _take_back(self) -> None:
+    async def _take_back(self, connection: Connection | None) -> None:
         """Count a connection that was lost while SQLAlchemy asked: before version 2.1 it does not give it back."""
-        connection, _ = self._lending.get(asyncio.current_task(), (None, None))
         if connection is not None and connection.closed:
             with contextlib.suppress(ValueError):  # it did
                 await self._pool.putconn(connection)

@@ -6,9 +6,9 @@ import threading
 import time
 from collections import Counter
 
-from .logs import logger_of
+from .logs import Logger
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 PAUSE = 10.0
 """Seconds between two reports."""

@@ -18,22 +18,27 @@ from typing import Any
 import psycopg
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format, TransactionStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq.abc import PGconn, PGresult
 
 from .call import Call, resolve
 from .connection import give_up, sever, time_limit
 from .database import KEPT, Database
 from .fate import OUTAGE, needs_other_connection
 from .held import Held
-from .logs import logger_of
+from .logs import Logger
 from .prepared import Bound, Prepared
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 REFUSED = 60.0
 """Seconds until another attempt where the role may not do what these statements do; the slow path needs less."""
 
 Done = Callable[[psycopg.Error | None, list[PGresult]], None]
+GoOn = Callable[[PGresult], bool]
+
+
+def _always(_result: PGresult) -> bool:
+    return True
 
 
 class FastPath:
@@ -46,7 +51,7 @@ class FastPath:
         loop: the I/O loop.
         database: lends the connection.
         prepared: the statements.
-        limit: seconds that a statement may take; then the connection is broken off.
+        limit: seconds that statements which follow each other may take; then the connection is broken off.
     """
 
     def __init__(
@@ -60,7 +65,8 @@ class FastPath:
         self._held: Held | None = None  # the connection, while statements may be begun on it
         self._socket = -1  # its twin, which the loop watches
         self._done: Done | None = None  # whom to tell of the statement under way; None while there is none
-        self._following: list[Bound] = []  # what is to be run after it, before anybody is told
+        self._following: list[Bound] = []  # what is to be run after it
+        self._go_on: GoOn = _always  # whether that is begun
         self._at_rest: list[Callable[[], None]] = []  # what waits for all that to be over
         self._error: psycopg.Error | None = None  # what has come of the answers
         self._results: list[PGresult] = []
@@ -79,12 +85,14 @@ class FastPath:
         """Whether there is a connection, as far as one can tell without asking."""
         return self._held is not None
 
-    def run(self, statements: Sequence[Bound], done: Done) -> bool:
+    def run(self, statements: Sequence[Bound], done: Done, go_on: GoOn = _always) -> bool:
         """Start statements, one after the other; return False, with nothing begun, if that cannot be done here and now.
 
         Args:
             statements: some of the prepared. Each commits by itself, and none is begun after one that failed.
-            done: called on the I/O loop with the error, None when all are committed, and their results.
+            done: called on the I/O loop with the error, None if there was none, and the results of what was begun.
+            go_on: called on the I/O loop with the result of a statement that another follows; tells whether that is
+                begun.
         """
         with self._lock:
             held = self._held
@@ -94,7 +102,8 @@ class FastPath:
                 return False
             try:
                 self._done, self._since = done, time.monotonic()
-                self._error, self._results, self._following = None, [], list(statements)
+                self._error, self._results = None, []
+                self._following, self._go_on = list(statements), go_on
                 self._send_next(held)
             except psycopg.Error as error:
                 sever(held.driver)  # whatever has gone out of it, nothing may follow
@@ -149,7 +158,7 @@ class FastPath:
         self._not_before = float("inf")
         with self._lock:
             held = self._held if self._done is not None else None
-            self._leaving = True
+            self._leaving, self._following = True, []
         if held is not None:
             await give_up(held.driver)
         if self._task is not None:
@@ -216,7 +225,8 @@ class FastPath:
                 if self._done is None and quiet >= KEPT:
                     self._release()
                 late = self._done is not None and quiet >= self._limit
-                self._leaving = self._leaving or late  # nothing begins on it that would be given up too
+                if late:  # nothing begins on it that would be given up too
+                    self._leaving, self._following = True, []
                 pause = max(0.01, min(KEPT, self._limit - quiet))
             if late:
                 self._database.doubt()
@@ -243,34 +253,43 @@ class FastPath:
 
     def _readable(self, held: Held) -> None:
         with self._lock:
-            answered = self._read(held)
+            answered = self._read(held.driver.pgconn)
             if answered and self._done is None:
                 if self._error is not None or held.doubted:
                     self._release()  # it ended while nothing was under way
                 return  # once the lock is released, a new statement may begin
-        if answered:
+        if answered and not (self._following and self._error is None and self._begins_next(held)):
             self._conclude(held)
 
-    def _read(self, held: Held) -> bool:
-        """Take what has arrived, and go on with what follows; return whether nothing more is to come."""
-        pgconn = held.driver.pgconn
+    def _read(self, pgconn: PGconn) -> bool:
+        """Take what has arrived; return whether nothing more is to come."""
         try:
             pgconn.consume_input()
             while not pgconn.is_busy():
                 result = pgconn.get_result()
-                if result is not None:
-                    self._results.append(result)
-                    if result.status == ExecStatus.FATAL_ERROR:
-                        self._error = error_from_result(result)
-                elif self._following and self._error is None:
-                    self._send_next(held)
-                else:
+                if result is None:
                     return True
+                self._results.append(result)
+                if result.status == ExecStatus.FATAL_ERROR:
+                    self._error = error_from_result(result)
         except psycopg.OperationalError as error:
-            sever(held.driver)
             self._error = self._error or error
             return True
         return False
+
+    def _begins_next(self, held: Held) -> bool:
+        """Begin the statement that follows, if it is still wanted; return whether it was begun."""
+        wanted = self._go_on(self._results[-1])
+        with self._lock:
+            if not wanted or not self._following:
+                return False
+            try:
+                self._send_next(held)
+            except psycopg.Error as error:
+                sever(held.driver)
+                self._error = error
+                return False
+        return True
 
     def _conclude(self, held: Held) -> None:
         """Tell of the statement's outcome; after an error the connection is not used here again."""

@@ -11,12 +11,12 @@ import psycopg
 
 from .connection import Connection
 from .database import Database
-from .logs import logger_of
+from .logs import Logger
 from .parcels import Acknowledged, Flushed
 from .queries import Queries
 from .topics import Topics
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 PATIENCE = 2.0
 """Seconds to wait for the word of other nodes, of which one may be dead or cut off."""

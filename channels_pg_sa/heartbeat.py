@@ -18,12 +18,12 @@ from .errors import words_of
 from .fate import OUTAGE, log_level
 from .iothread import Spawn
 from .listener import PATIENCE, ConnectionLost, Listener
-from .logs import logger_of
+from .logs import Logger
 from .queries import Pulse, Queries
 from .queuereader import QueueReader
 from .topics import Topics
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 AGAIN = 1.0
 """Seconds after which a beat that was not answered is sent again, if the interval is no shorter."""

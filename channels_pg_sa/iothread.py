@@ -11,14 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from .errors import ConfigurationError
-from .logs import logger_of
+from .logs import Logger
 
 T = TypeVar("T")
 
 Spawn = Callable[[Coroutine[Any, Any, Any], str], "asyncio.Task[Any]"]
 """Starts a named task on the I/O loop, and holds it until it ends."""
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 PATIENCE = 5.0
 """Seconds that the thread may take to end; it may wait for a lock that the caller's own thread holds, in a handler."""
@@ -121,9 +121,11 @@ async def cancelled(tasks: set[asyncio.Task[Any]]) -> None:
     while tasks:
         for task in tasks:
             task.cancel()
-        _, tasks = await asyncio.wait(tasks, timeout=RECANCEL)
+        done, tasks = await asyncio.wait(tasks, timeout=RECANCEL)
+        await asyncio.gather(*done, return_exceptions=True)  # whatever they met, it is over
 
 
 def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log what nobody handles; asyncio's own way would end the loop where a handler of the log raises."""
-    logger.error("%s", context["message"], exc_info=context.get("exception"))
+    what = context.get("task") or context.get("future") or context.get("handle") or ""
+    logger.error("%s %s", context["message"], what, exc_info=context.get("exception"))

@@ -269,10 +269,11 @@ class Layer(TransactionalSends, Directory, Closing):
         """Return the node, and make it if there is none."""
         self._check_process()
         node = self._node
-        if node is None:
+        if node is None or self._finalizer is None:
             with self._lock:
                 if (node := self._node) is None:
                     node = self._node = Node(self._settings, self._node_id, announcements=self._announcements())
+                if self._finalizer is None:  # who has made the node may have been interrupted just then
                     self._finalizer = weakref.finalize(self, Node.close, node)
                     _close_in_child()
         return node

@@ -116,7 +116,7 @@ class Memberships:
     async def _run(self, calls: list[Call[Membership]]) -> None:
         if self._is_own(calls):
             await self._ready()
-        for alike in _ending_and_lasting(calls):  # so that who leaves is not told of a join that fails
+        for alike in filter(None, _apart(calls)):  # so that who leaves is not told of a join that fails
             await self._run_alike(alike)
             settle(alike)
         self._fast_path.note_calls(calls)
@@ -149,35 +149,48 @@ class Memberships:
         session = self._session()
         if not self._fast_path.is_open or (session is None and self._is_own(calls)):
             return False
-        joins, leaves = _last_of(calls)
-        statements = [self._prepared.leave(leaves)] if leaves else []
-        if joins:
-            statements.append(self._prepared.join(joins))
-        return self._fast_path.run(
-            statements, functools.partial(self._conclude, calls, over, session=session, left=bool(leaves))
-        )
+        ending, lasting = _apart(calls)
+        statements = [self._prepared.leave(_last_of(ending)[1])] if ending else []
+        if lasting:
+            statements.append(self._prepared.join(_last_of(lasting)[0]))
+        left = functools.partial(self._conclude_ending, ending, session)
+        conclude = functools.partial(self._conclude, calls, over, left=left if ending and not lasting else None)
+        return self._fast_path.run(statements, functools.partial(conclude, len(statements)), left)
 
+    def _conclude_ending(self, calls: list[Call[Membership]], session: int | None, result: PGresult) -> bool:
+        """Tell who leaves, whatever may become of those who join; return False if the statement has missed some."""
+        missed, absent = (result.get_value(0, column) != b"0" for column in range(2))
+        if missed:
+            _doubt(calls)
+            return False
+        self._conclude_leaves(calls, session, absent=absent)
+        settle(calls)
+        return True
+
+    @staticmethod
     def _conclude(
-        self,
         calls: list[Call[Membership]],
         over: Over,
+        count: int,
         error: psycopg.Error | None,
         results: list[PGresult],
         *,
-        session: int | None,
-        left: bool,
+        left: Callable[[PGresult], bool] | None,
     ) -> None:
-        """Tell the lane. What is not done for certain is done again by the slow path, which does no harm."""
+        """Tell the lane. What is not done for certain is done again by the slow path, which does no harm.
+
+        Args:
+            calls: of the batch.
+            over: tells the lane.
+            count: of the statements.
+            error: that the last of them met.
+            results: of those that were begun.
+            left: concludes the calls if all of them leave.
+        """
         if error is not None and fate(error) is Fate.UNKNOWN:
-            for call in calls:
-                call.doubtful = True
-        done = error is None
-        if done and left:
-            missed, absent = (results[0].get_value(0, column) != b"0" for column in range(2))
-            done = not missed
-            if done:
-                self._conclude_leaves(calls, session, absent=absent)
-        over(done)
+            _doubt(calls)
+        done = error is None and len(results) == count
+        over(done and (left is None or left(results[0])))
 
     def _conclude_leaves(self, calls: list[Call[Membership]], session: int | None, *, absent: bool) -> None:
         """Forget leaves of this node's own channels that are done.
@@ -203,17 +216,23 @@ class Memberships:
 def _last_of(calls: Iterable[Call[Membership]]) -> tuple[list[Join], list[Leave]]:
     """Return what was asked for last of each membership.
 
-    In the order of their keys, in which all processes lock them: so none waits for another that waits for it. Hence two
-    statements too: one that did both would lock twice in that order.
+    In the order of groups and channels, in which all processes lock them: so none waits for another that waits for it.
+    Hence two statements too: one that did both would lock twice in that order.
     """
     latest = {(call.job.group, call.job.channel): call.job for call in calls}
     last = [latest[key] for key in sorted(latest)]
     return [job for job in last if isinstance(job, Join)], [job for job in last if isinstance(job, Leave)]
 
 
-def _ending_and_lasting(calls: Sequence[Call[Membership]]) -> list[list[Call[Membership]]]:
+def _apart(calls: Sequence[Call[Membership]]) -> tuple[list[Call[Membership]], list[Call[Membership]]]:
     """Return apart the calls about memberships that end, and about those that last."""
     latest = {(call.job.group, call.job.channel): call.job for call in calls}
     ending = [call for call in calls if isinstance(latest[call.job.group, call.job.channel], Leave)]
     lasting = [call for call in calls if isinstance(latest[call.job.group, call.job.channel], Join)]
-    return [alike for alike in (ending, lasting) if alike]
+    return ending, lasting
+
+
+def _doubt(calls: Iterable[Call[Any]]) -> None:
+    """Note that these may have been done."""
+    for call in calls:
+        call.doubtful = True

@@ -20,13 +20,13 @@ from .entry import Entry
 from .errors import LayerClosed
 from .iothread import IOThread
 from .jobs import GroupSend, Send
-from .logs import logger_of
+from .logs import Logger
 from .names import node_of, recipient_of
 from .outbox import Outbox, Sending
 from .queries import Queries
 from .reception import Reception
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 Loop = asyncio.AbstractEventLoop
 

@@ -10,9 +10,9 @@ from .errors import ChannelLayerError, words_of
 from .fate import OUTAGE
 from .inbox import Inbox
 from .listener import ConnectionLost
-from .logs import logger_of
+from .logs import Logger
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 
 class Outages:

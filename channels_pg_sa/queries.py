@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -47,6 +47,19 @@ class Pulse:
     now: float
     sweep_due: bool = False
     filled: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Claimed:
+    """What a claim got.
+
+    Args:
+        rows: id, channel, payload and expiry of each.
+        end: the last id that was in the queue, if the claim had no end and got any.
+    """
+
+    rows: list[tuple[int, str, bytes, float]] = field(default_factory=list)
+    end: int | None = None
 
 
 class Queries:
@@ -108,8 +121,8 @@ class Queries:
             ((missed, absent),) = await self._run(connection, "leave", **membership_columns(leaves))
         return absent > 0
 
-    async def claim(self, connection: Connection, claims: Sequence[Claim]) -> list[list[tuple[int, str, bytes, float]]]:
-        """Claim rows of queues; return for each claim the id, channel, payload and expiry of what it got."""
+    async def claim(self, connection: Connection, claims: Sequence[Claim]) -> list[Claimed]:
+        """Claim rows of queues; return what each claim got."""
         rows = await self._run(
             connection,
             "claim",
@@ -119,9 +132,11 @@ class Queries:
             last=IntArray(claim.last for claim in claims),
             count=[claim.count for claim in claims],
         )
-        got: list[list[tuple[int, str, bytes, float]]] = [[] for _ in claims]
-        for place, row, channel, payload, expires in rows:
-            got[place - 1].append((row, channel, payload, expires))
+        got = [Claimed() for _ in claims]
+        for (place, end), *row in rows:
+            claimed = got[place - 1]
+            claimed.rows.append(tuple(row))
+            claimed.end = end
         return got
 
     async def fetch(self, connection: Connection, rows: Sequence[int]) -> dict[int, bytes | None]:

@@ -20,12 +20,12 @@ from .fate import Fate, fate, log_level
 from .inbox import Inbox
 from .iothread import Spawn
 from .listener import Listener
-from .logs import logger_of
+from .logs import Logger
 from .names import queue_of
-from .queries import Queries
+from .queries import Claimed, Queries
 from .topics import Topics
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 MOST = 1000
 """Rows that one claim takes; fewer after claims whose answers were lost, since over a slow line they were too large."""
@@ -95,9 +95,9 @@ class QueueReader:
         else:
             self.claims.add([channel])
 
-    def on_ring(self, queue: str, *rows: int) -> None:
-        """A queue has a new row, or rows between two."""
-        self.claims.add(self.book.ring(queue, *rows))
+    def on_ring(self, queue: str, first: int, last: int | None = None) -> None:
+        """A queue has a new row, or rows from a first to a last one."""
+        self.claims.add(self.book.ring(queue, first, last))
 
     def on_filled(self, queues: Iterable[str]) -> None:
         """Rows wait in these queues, whether their doorbells were heard or not."""
@@ -188,19 +188,20 @@ class QueueReader:
                 dispatcher.begin_claims()
         return claims
 
-    def _take_in(
-        self, claims: list[Claim], got: list[list[tuple[int, str, bytes, float]]], *, is_current: bool
-    ) -> None:
+    def _take_in(self, claims: list[Claim], got: list[Claimed], *, is_current: bool) -> None:
         """Hand over what claims have got, unless a flush came between; go on where more may wait."""
         queues = Counter(claim.queue for claim in claims)
+        outcomes = list(zip(claims, got, strict=True))
+        shared = {claim.queue for claim, claimed in outcomes if claimed.rows and queues[claim.queue] > 1}
         with self._inbox.decisions() as dispatcher:
-            for claim, rows in zip(claims, got, strict=True):
-                self.book.finish(claim, [row[0] for row in rows])
-                if rows and queues[claim.queue] > 1:  # another claim of this batch may have picked the same rows
-                    self.book.ring(claim.queue, claim.first, claim.last)
+            for claim, claimed in outcomes:
+                self.book.finish(claim, [row[0] for row in claimed.rows], claimed.end)
                 if is_current:
-                    dispatcher.claimed(rows)
+                    dispatcher.claimed(claimed.rows)
             dispatcher.end_claims()
+            for claim in claims:
+                if claim.queue in shared:  # several may have picked the same rows, of which one has got them
+                    self.book.ring(claim.queue, claim.first, claim.last)
         if not is_current:
             self.rereads.add([None])
         self.claims.add(claim.channel for claim in claims if self._may_claim(claim.channel))
@@ -250,4 +251,4 @@ class QueueReader:
                 dispatcher.returned(rows)
             # Before their doorbell comes, a claim could pass over them.
             for queue in self.book.queues if rows else ():
-                self.on_ring(queue, *rows)
+                self.on_ring(queue, min(rows), max(rows))

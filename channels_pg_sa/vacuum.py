@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from .database import Database
 from .errors import words_of
 from .fate import OUTAGE
 from .iothread import Spawn
-from .logs import logger_of
+from .logs import Logger
 from .queries import Queries
 
-logger = logger_of(__name__)
+logger = Logger(__name__)
 
 DELETIONS = 50_000
 """Rows that this node deletes between two of its vacuums; about 20 MB of small messages."""
@@ -48,7 +49,7 @@ class Vacuum:
             async with self._database.connection(PATIENCE) as connection:
                 left = await self._queries.vacuum(connection)
         except OUTAGE as error:
-            logger.info("A vacuum failed: %s", words_of(error))
+            logger.log(logging.INFO, "A vacuum failed: %s", words_of(error))
             return
         # Dead rows that an open transaction may still see cannot be removed, and slow each vacuum: then fewer of them.
         self._due = max(DELETIONS, 2 * left)

@@ -28,8 +28,10 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.sql import ColumnElement, Executable, FromClause, Select
 
+from channels_pg_sa.claims import ANYWHERE
 from channels_pg_sa.entry import SAME
 from channels_pg_sa.schema import membership, message
 
@@ -137,7 +139,7 @@ def claim() -> Executable:
     """Move waiting rows of queues to this node's mailbox, oldest first, passing over what others are claiming.
 
     Moved, not deleted: if the answer is lost with the connection, the rows are found when the node next reads what
-    waits for it.
+    waits for it. Each row comes with the place of its claim and, of a claim without an end, the last id in its queue.
     """
     given = given_rows(queue=Text(), only_channel=Text(), first=BigInteger(), last=BigInteger(), count=Integer())
     waiting = (
@@ -155,17 +157,22 @@ def claim() -> Executable:
         .with_for_update(skip_locked=True)
         .lateral("waiting")
     )
+    whole = message.alias("whole")
+    end = select(func.max(whole.c.id)).where(whole.c.prefix == PREFIX, whole.c.recipient == given.c.queue)
+    endless = given.c.last == literal_column(str(ANYWHERE[1]))
+    end_of = case((endless, end.correlate(given).scalar_subquery()))
     picked = (
-        select(given.c.place, waiting.c.id, waiting.c.tid)
+        select(given.c.place, waiting.c.id, waiting.c.tid, end_of.label("end"))
         .select_from(given.join(waiting, literal_column("true")))
         .cte("picked")
     )
-    claimant = select(picked.c.place).where(picked.c.id == message.c.id).limit(1).scalar_subquery()
+    claim_of = select(array([picked.c.place, picked.c.end])).where(picked.c.id == message.c.id).limit(1)
+    moved = (message.c.id, message.c.channel, message.c.payload, epoch(message.c.expires_at))
     return (
         update(message)
         .values(recipient=NODE)
         .where(has_ctid(select(picked.c.tid)))
-        .returning(claimant, message.c.id, message.c.channel, message.c.payload, epoch(message.c.expires_at))
+        .returning(claim_of.scalar_subquery(), *moved)
     )
 
 

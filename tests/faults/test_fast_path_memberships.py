@@ -17,7 +17,7 @@ from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
-from .breaking import SwallowingProxy, impatient, text
+from .breaking import SwallowingProxy, impatient, inside, text
 from .test_fast_path import fast_path, hold, interrupted
 from .test_sending import until_rested
 
@@ -294,12 +294,14 @@ async def test_joins_and_leaves_together(make_own_layer: LayerFactory, layer_url
     assert query(layer_url, MEMBERS) == sorted(("group", channel) for channel in [*channels[::2], *joining])
 
 
-async def together(layer: PostgresLayer, url: str, *changes: tuple[str, str]) -> list[asyncio.Future[None]]:
+async def together(
+    layer: PostgresLayer, url: str, *changes: tuple[str, str], behind: str = "first"
+) -> list[asyncio.Future[None]]:
     """Begin joins and leaves that make one batch, behind another that is held up until they wait; return them."""
     verbs = {"join": layer.group_add, "leave": layer.group_discard}
-    await layer.group_add("group", "first")
-    with locked_row(url, "first"):
-        first = asyncio.ensure_future(layer.group_add("group", "first"))
+    await layer.group_add("group", behind)
+    with locked_row(url, behind):
+        first = asyncio.ensure_future(layer.group_add("group", behind))
         await until_waiting(url)
         begun = [asyncio.ensure_future(verbs[change]("group", channel)) for change, channel in changes]
         await asyncio.sleep(0)
@@ -308,7 +310,7 @@ async def together(layer: PostgresLayer, url: str, *changes: tuple[str, str]) ->
 
 
 @pytest.mark.parametrize("changes", [("join", "join"), ("leave", "leave"), ("join", "leave"), ("leave", "join")])
-async def test_processes_that_change_the_same_memberships_never_wait_for_each_other(
+async def test_processes_that_change_the_same_memberships_never_wait_in_a_circle(
     make_own_layer: LayerFactory, layer_url: str, changes: tuple[str, str]
 ) -> None:
     """In whatever order they are asked: who waits for one has locked none behind it."""
@@ -355,6 +357,33 @@ async def test_lost_between_the_statements_of_a_batch(
             proxy.drop()
     await asyncio.gather(*begun)
     assert query(layer_url, MEMBERS) == [("group", "first"), ("group", "jobs-2")]
+
+
+async def test_who_leaves_does_not_wait_for_a_join_that_waits(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Although they made one batch."""
+    layer = await hold(make_own_layer())
+    for channel in ("jobs-1", "jobs-2"):
+        await layer.group_add("group", channel)
+    with locked_row(layer_url, "jobs-2"):
+        joining, leaving = await together(layer, layer_url, ("join", "jobs-2"), ("leave", "jobs-1"))
+        await leaving
+        assert not joining.done()
+    await joining
+
+
+async def test_a_leave_that_found_nobody_says_nothing_of_who_joined_again(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """In its batch: what the node restores if it is swept holds for that."""
+    layer = await hold(make_own_layer())
+    member, nobody, first = [await layer.new_channel() for _ in range(3)]
+    await layer.group_add("group", member)
+    await layer.group_send("group", text(1))
+    assert await asyncio.wait_for(layer.receive(member), 10) == text(1)
+    changes = [("leave", member), ("join", member), ("leave", nobody)]
+    await asyncio.gather(*await together(layer, layer_url, *changes, behind=first))
+    members = inside(layer).inbox._dispatcher.members.to_restore()
+    assert sorted(channel for _, channel, _ in members) == sorted([member, first])
 
 
 async def test_who_leaves_is_not_told_of_a_join_that_is_refused(make_own_layer: LayerFactory, layer_url: str) -> None:

@@ -332,7 +332,7 @@ async def leave_unread(layer: PostgresLayer, sender: PostgresLayer, message: dic
 
     async def cancelling(connection: Any, claims: Any) -> Any:
         answer = await claim(connection, claims)
-        if any(answer):
+        if any(claimed.rows for claimed in answer):
             loop.call_soon_threadsafe(reader.cancel)
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_ended(reader), loop))
             loop.call_soon_threadsafe(claimed.set)

@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from channels_pg_sa.claims import Claim
 from channels_pg_sa.config import Settings
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.queries import Claimed, Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually, eventually_async
@@ -136,7 +137,7 @@ async def test_a_claim_whose_answer_was_lost_keeps_its_place(
 
     async def lost_once(connection: Any, claims: Any) -> Any:
         answer = await claim(connection, claims)
-        if any(answer) and not lost.is_set():
+        if any(claimed.rows for claimed in answer) and not lost.is_set():
             lost.set()
             raise psycopg.OperationalError("the connection is lost")
         return answer
@@ -166,7 +167,7 @@ async def test_an_answer_that_comes_after_its_row_was_found_read_and_deleted(
 
     async def slow(self: Queries, connection: Any, claims: Any) -> Any:
         got = await claim(self, connection, claims)
-        if any(got):
+        if any(claimed.rows for claimed in got):
             moved.set()
             await asyncio.to_thread(may_answer.wait, 10)
         return got
@@ -206,15 +207,21 @@ async def test_a_claim_that_failed_is_over(
     await asyncio.to_thread(eventually, lambda: not inside(layer).inbox._dispatcher._known)
 
 
+@pytest.mark.parametrize("is_empty", [True, False])
 async def test_what_is_sent_behind_a_commit_does_not_overtake_it(
-    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, is_empty: bool
 ) -> None:
-    """Its transaction began before another message was claimed, and its doorbell is late."""
+    """Its transaction began before another message was claimed, by a doorbell or without, and its own is late."""
     layer = make_own_layer(heartbeat=60, lease=200)
-    reader = await reads(layer, "jobs")
+    reader = await reads(layer, "jobs") if is_empty else asyncio.ensure_future(layer.receive("jobs"))
     with psycopg.connect(layer_url, application_name="tests") as lasting:
         lasting.execute("""SELECT channels_pg_sa_send('jobs', '{"type": "test.message", "number": 1}')""")
+        if not is_empty:
+            reader.cancel()
+            await asyncio.wait([reader])
         await layer.send("jobs", text(2))
+        if not is_empty:
+            reader = asyncio.ensure_future(layer.receive("jobs"))
         assert await asyncio.wait_for(reader, PATIENCE) == text(2)
         listener, late = inside(layer)._listener, list[bytes]()
         hear = listener._hear
@@ -250,7 +257,7 @@ async def test_what_a_claim_moves_long_after_it_was_given_up_is_found(
     async def and_then_it_is_done() -> None:
         await reread()
         async with await psycopg.AsyncConnection.connect(layer_url, autocommit=True, application_name="tests") as other:
-            assert await claim(other, lost[0]) != [[]]
+            assert [claimed.rows for claimed in await claim(other, lost[0])] != [[]]
 
     monkeypatch.setattr(queues._queries, "claim", lose_once)
     monkeypatch.setattr(queues, "_reread", and_then_it_is_done)
@@ -269,7 +276,7 @@ async def test_a_mailbox_that_could_not_be_read_is_read_before_the_next_claim(
 
     async def lost_once(connection: Any, claims: Any) -> Any:
         answer = await claim(connection, claims)
-        if any(answer) and not lost.is_set():
+        if any(claimed.rows for claimed in answer) and not lost.is_set():
             lost.set()
             raise psycopg.OperationalError("the connection is lost")
         return answer
@@ -374,3 +381,24 @@ async def test_what_goes_back_is_told_by_its_end(layer_url: str) -> None:
         assert query(layer_url, recipients) == [(node,)]
         await queries.put_back(connection, {row: until})
         assert query(layer_url, recipients) == [("jobs",)]
+
+
+async def test_a_claim_that_lost_its_rows_to_another_of_its_queue_looks_again(make_own_layer: LayerFactory) -> None:
+    """As far as it would have looked: of the other, for the rows of one channel, that is not known."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+    queues = inside(layer)._queues
+
+    async def lose() -> Claim | None:
+        for channel in ("w!x", "w!"):
+            queues.book.open(channel)
+        queues.book.listening("w!")
+        claims = [queues.book.start(channel, 1) for channel in ("w!x", "w!")]
+        narrow, wide = Claim("w!x", 5, 5, 1), Claim("w!", 5, 10, 1)
+        assert [claim.channel for claim in claims] == [narrow.channel, wide.channel]
+        queues._take_in([narrow, wide], [Claimed([(5, "w!x", b"x", 0.0)]), Claimed()], is_current=True)
+        again: Claim | None = queues.book.start("w!", 1)
+        return again
+
+    again = await within(layer, lose())
+    assert again == Claim("w!", 5, 10, 1)

@@ -212,7 +212,7 @@ class World:
         self._ids = 100
         self._uncommitted: list[Row] = []
         self._rings: list[Row] = []
-        self._claims: dict[str, tuple[Claim, list[int]]] = {}
+        self._claims: dict[str, tuple[Claim, list[int], int | None]] = {}
         self._taken: set[int] = set()
 
     def begin_to_send(self, pick: int) -> None:
@@ -267,16 +267,18 @@ class World:
         assert claim.count == readers > 0
         waiting = [row for row in self._rows.values() if not row.locked and self._fits(claim, row)]
         assert all(claim.first <= row.id <= claim.last for row in waiting if row.announced), "a row is skipped"
+        ids = [row.id for row in self._rows.values() if queue_of(row.channel) == claim.queue]
+        end = max(ids) if ids and claim.last == ANYWHERE[1] else None
         found = sorted(row.id for row in waiting if claim.first <= row.id <= claim.last)[: claim.count]
         for number in found:
             self._check_order(claim, self._rows[number], waiting)
             self._take(number)
-        self._claims[channel] = claim, found
+        self._claims[channel] = claim, found, end
 
     @staticmethod
     def _check_order(claim: Claim, row: Row, waiting: list[Row]) -> None:
         """Of rows with doorbells those that were committed before another was sent come before it."""
-        if row.rung and claim.last < ANYWHERE[1]:
+        if row.rung:
             assert not [other for other in waiting if other.rung and other.id in row.before and other.id < claim.first]
 
     @staticmethod
@@ -290,12 +292,11 @@ class World:
 
     def finish(self, pick: int) -> None:
         if self._claims:
-            claim, rows = self._claims.pop(list(self._claims)[pick % len(self._claims)])
-            self._book.finish(claim, rows)
+            self._book.finish(*self._claims.pop(list(self._claims)[pick % len(self._claims)]))
 
     def fail(self, pick: int) -> None:
         if self._claims:
-            claim, _ = self._claims.pop(list(self._claims)[pick % len(self._claims)])
+            claim, *_ = self._claims.pop(list(self._claims)[pick % len(self._claims)])
             self._book.fail(claim)
 
     def rival_locks(self, pick: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from channels_pg_sa.logs import logger_of
+from channels_pg_sa.logs import Logger
 
 
 class Failing(logging.Handler):
@@ -29,7 +29,7 @@ def failing() -> Iterator[str]:
 
 def test_an_error_of_a_handler_is_printed(failing: str, capsys: pytest.CaptureFixture[str]) -> None:
     """As logging prints those of its own; the record is of the function that logs."""
-    logger_of(failing).warning("anything")
+    Logger(failing).warning("anything")
     assert "RuntimeError: in test_an_error_of_a_handler_is_printed" in capsys.readouterr().err
 
 
@@ -42,6 +42,6 @@ def test_where_logging_would_not_print_it_nothing_does(
         monkeypatch.setattr(sys, "stderr", None)
     else:
         monkeypatch.setattr(logging, "raiseExceptions", False)
-    logger_of(failing).warning("anything")
+    Logger(failing).warning("anything")
     monkeypatch.undo()
     assert capsys.readouterr().err == ""
