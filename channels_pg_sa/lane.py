@@ -35,7 +35,7 @@ class Lane(Generic[J]):
         late: makes the error of a call whose deadline has passed.
         fast_path: begins a batch of started calls, from any thread, and returns True; or False if that cannot be done
             now. When it is over it calls the given function on the lane's loop: with True if the results and errors
-            are set, with False if nothing was done and `run` shall do it.
+            are set, with False if `run` shall do what has not been settled.
         at_rest: calls a function on the lane's loop as soon as the fast path has no batch under way.
         cost: of a job, in bytes; a batch ends where `budget` is reached.
         batch: the most calls that go together.
