@@ -20,9 +20,6 @@ from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, give_up
 from .errors import LayerClosed, words_of
 from .fate import needs_other_connection
 from .held import Held
-from .logs import Logger
-
-logger = Logger(__name__)
 
 POOL_DEFAULTS: dict[str, Any] = {
     "name": "channels_pg_sa", "min_size": 0, "max_size": 2, "reconnect_timeout": 0.5, "timeout": 2.0,

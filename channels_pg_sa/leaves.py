@@ -33,41 +33,41 @@ class Leaves:
     def note(self, call: Call[Any]) -> None:
         """Take note of a caller who wants a channel to leave."""
         with self._lock:
-            self._calls[_key(call.job)] = call
+            self._calls[key_of(call.job)] = call
 
     def forget(self, job: Join) -> None:
         """Take note that a channel is about to join: what it left before is not to be done any more."""
         with self._lock:
-            self._calls.pop(_key(job), None)
-            self._unsure.discard(_key(job))
+            self._calls.pop(key_of(job), None)
+            self._unsure.discard(key_of(job))
 
     def tried(self, calls: Iterable[Call[Any]]) -> None:
         """Forget the leaves that a batch has done."""
         with self._lock:
             for call in calls:
                 if isinstance(call.job, Leave) and is_done(call) and self.is_wanted(call):
-                    del self._calls[_key(call.job)]
-                    self._unsure.discard(_key(call.job))
+                    del self._calls[key_of(call.job)]
+                    self._unsure.discard(key_of(call.job))
 
     def redo(self, calls: Iterable[Call[Any]]) -> None:
         """Take note that leaves have to be done once more, although their callers have been told that they are done."""
         with self._lock:
-            self._unsure.update(_key(call.job) for call in calls if isinstance(call.job, Leave) and is_done(call))
+            self._unsure.update(key_of(call.job) for call in calls if isinstance(call.job, Leave) and is_done(call))
 
     def is_wanted(self, call: Call[Any]) -> bool:
         """Tell whether nobody has asked for anything else since."""
-        return self._calls.get(_key(call.job)) is call
+        return self._calls.get(key_of(call.job)) is call
 
     def again(self) -> list[Call[Any]]:
         """Return new calls for the leaves that were not done."""
         with self._lock:
             over = [call for call in self._calls.values() if call.settled]
             for call in over:  # also one that was done before note() saw it
-                del self._calls[_key(call.job)]
-            open_ = [call.job for call in over if _is_open(call) or _key(call.job) in self._unsure]
+                del self._calls[key_of(call.job)]
+            open_ = [call.job for call in over if _is_open(call) or key_of(call.job) in self._unsure]
             again: list[Call[Any]] = [_Again(job, self._timeout, self) for job in open_]
-            self._calls.update({_key(call.job): call for call in again})
-            self._unsure.difference_update(_key(call.job) for call in over)  # note() may be still to come for others
+            self._calls.update({key_of(call.job): call for call in again})
+            self._unsure.difference_update(key_of(call.job) for call in over)  # note() may be still to come for others
         return again
 
 
@@ -84,7 +84,8 @@ class _Again(Call[Leave]):
         return self._leaves.is_wanted(self) and super().start()
 
 
-def _key(job: Join | Leave) -> tuple[str, str]:
+def key_of(job: Join | Leave) -> tuple[str, str]:
+    """Return what tells one membership from another."""
     return job.group, job.channel
 
 

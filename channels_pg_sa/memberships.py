@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import psycopg
@@ -19,7 +19,7 @@ from .fastpath import FastPath
 from .fate import Fate, fate
 from .jobs import Join, Leave
 from .lane import Lane, Over
-from .leaves import Leaves, is_done
+from .leaves import Leaves, is_done, key_of
 from .names import node_of
 from .prepared import Prepared
 from .queries import Queries
@@ -116,9 +116,10 @@ class Memberships:
     async def _run(self, calls: list[Call[Membership]]) -> None:
         if self._is_own(calls):
             await self._ready()
-        for alike in filter(None, _apart(calls)):  # so that who leaves is not told of a join that fails
+        joins, leaves = _last_of(calls)
+        for alike in filter(None, (_about(calls, leaves), _about(calls, joins))):
             await self._run_alike(alike)
-            settle(alike)
+            settle(alike)  # so that who leaves is not told of a join that fails
         self._fast_path.note_calls(calls)
 
     async def _run_alike(self, calls: list[Call[Membership]]) -> None:
@@ -149,12 +150,12 @@ class Memberships:
         session = self._session()
         if not self._fast_path.is_open or (session is None and self._is_own(calls)):
             return False
-        ending, lasting = _apart(calls)
-        statements = [self._prepared.leave(_last_of(ending)[1])] if ending else []
-        if lasting:
-            statements.append(self._prepared.join(_last_of(lasting)[0]))
-        left = functools.partial(self._conclude_ending, ending, session)
-        conclude = functools.partial(self._conclude, calls, over, left=left if ending and not lasting else None)
+        joins, leaves = _last_of(calls)
+        statements = [self._prepared.leave(leaves)] if leaves else []
+        if joins:
+            statements.append(self._prepared.join(joins))
+        left = functools.partial(self._conclude_ending, _about(calls, leaves), session)
+        conclude = functools.partial(self._conclude, calls, over, left=left if leaves and not joins else None)
         return self._fast_path.run(statements, functools.partial(conclude, len(statements)), left)
 
     def _conclude_ending(self, calls: list[Call[Membership]], session: int | None, result: PGresult) -> bool:
@@ -219,17 +220,15 @@ def _last_of(calls: Iterable[Call[Membership]]) -> tuple[list[Join], list[Leave]
     In the order of groups and channels, in which all processes lock them: so none waits for another that waits for it.
     Hence two statements too: one that did both would lock twice in that order.
     """
-    latest = {(call.job.group, call.job.channel): call.job for call in calls}
+    latest = {key_of(call.job): call.job for call in calls}
     last = [latest[key] for key in sorted(latest)]
     return [job for job in last if isinstance(job, Join)], [job for job in last if isinstance(job, Leave)]
 
 
-def _apart(calls: Sequence[Call[Membership]]) -> tuple[list[Call[Membership]], list[Call[Membership]]]:
-    """Return apart the calls about memberships that end, and about those that last."""
-    latest = {(call.job.group, call.job.channel): call.job for call in calls}
-    ending = [call for call in calls if isinstance(latest[call.job.group, call.job.channel], Leave)]
-    lasting = [call for call in calls if isinstance(latest[call.job.group, call.job.channel], Join)]
-    return ending, lasting
+def _about(calls: Iterable[Call[Membership]], jobs: Iterable[Membership]) -> list[Call[Membership]]:
+    """Return the calls about these memberships, whatever they asked for."""
+    keys = {key_of(job) for job in jobs}
+    return [call for call in calls if key_of(call.job) in keys]
 
 
 def _doubt(calls: Iterable[Call[Any]]) -> None:

@@ -146,8 +146,9 @@ async def test_a_thread_that_is_interrupted_while_it_closes(
     await eventually_async(lambda: asyncio.to_thread(lambda: not thread._thread.is_alive()))
 
 
+@pytest.mark.parametrize("is_used", [True, False])
 async def test_a_thread_that_is_interrupted_when_it_has_just_opened(
-    make_own_layer: LayerFactory, server: TestServer, layer_url: str, monkeypatch: pytest.MonkeyPatch
+    make_own_layer: LayerFactory, server: TestServer, layer_url: str, monkeypatch: pytest.MonkeyPatch, is_used: bool
 ) -> None:
     """What it has opened is closed by who closes the layer."""
     layer: Any = make_own_layer()
@@ -155,7 +156,8 @@ async def test_a_thread_that_is_interrupted_when_it_has_just_opened(
         patch.setattr("channels_pg_sa.layer.weakref.finalize", interrupted)
         with pytest.raises(KeyboardInterrupt):
             layer.send_sync("jobs", text(1))
-    await layer.send("jobs", text(2))
+    if is_used:
+        await layer.send("jobs", text(2))
     thread = layer._node._thread
     await layer.close()
     assert not thread._thread.is_alive()

@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from psycopg_pool import AsyncConnectionPool
 
 from channels_pg_sa.backoff import Backoff
 from channels_pg_sa.database import Database
 from tests.support.databases import query
-from tests.support.layers import LayerFactory
+from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
 from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, text, url_as, within
@@ -62,9 +63,14 @@ async def test_a_silence_while_a_connection_is_made_or_given_back(
     monkeypatch.setattr("channels_pg_sa.database.KEPT", 0.01)
     options = {"check": None, "reset": None, **({moment: silent} if moment in {"check", "reset"} else {})}
     layer = make_own_layer(url=proxy.url, send_timeout=6, PSYCOPG_OPTIONS={**options, "max_size": 1})
+
+    async def has_gone_back() -> bool:
+        database = inside(layer)._database
+        return not database._kept and not database._resting
+
     for number in range(3):
         await layer.send("jobs", text(number))
-        await asyncio.sleep(0.1)  # so that the connection goes back to the pool
+        await eventually_async(has_gone_back)
     assert query(layer_url, WAITING) == [(3,)]
 
 
@@ -128,31 +134,63 @@ async def test_an_outage_lasts_no_longer_than_the_server_is_away(
     assert query(layer_url, WAITING) == [(2,)]
 
 
-async def test_who_gives_up_just_when_it_is_handed_a_connection_passes_it_on(
+class OnlyConnection:
+    """That of a layer whose role may have no other; who waits for it and misses it looks again after a minute or more.
+
+    Args:
+        layer: that has sent something.
+    """
+
+    def __init__(self, layer: PostgresLayer) -> None:
+        self.layer = layer
+        self.database = inside(layer)._database
+
+    async def use(self) -> None:
+        """Wait for it, and be done with it."""
+        async with self.database.hold():
+            pass
+
+    async def is_wanted(self) -> bool:
+        """Tell whether somebody waits for it."""
+        return bool(self.database._wanted)
+
+
+@pytest_asyncio.fixture
+async def only(
     make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server grants no other."""
+) -> OnlyConnection:
+    """A server that grants one connection."""
     monkeypatch.setattr("channels_pg_sa.database.Backoff", lambda: Backoff(first=100, cap=100))
     role = make_role(fragile, fragile_url, "secret", limit=1)
     layer = make_fragile(url=url_as(fragile, fragile_url, role), send_timeout=20)
     await layer.send("jobs", text(0))
-    database = inside(layer)._database
+    return OnlyConnection(layer)
 
-    async def use() -> None:
-        async with database.hold():
-            pass
 
-    async def wanted() -> bool:
-        return bool(database._wanted)
+async def test_who_waits_for_the_only_connection_asks_it_if_it_is_in_doubt(only: OnlyConnection) -> None:
+    """As soon as another is done with it, and not at the next look."""
 
     async def hand_on() -> None:
-        async with database.hold():
-            using = asyncio.create_task(use())
-            await eventually_async(wanted)
+        async with only.database.hold():
+            using = asyncio.create_task(only.use())
+            await eventually_async(only.is_wanted)
+            only.database.doubt()
+        await asyncio.wait_for(using, 20)
+
+    await within(only.layer, hand_on())
+
+
+async def test_who_gives_up_just_when_it_is_handed_a_connection_passes_it_on(only: OnlyConnection) -> None:
+    """The server grants no other."""
+
+    async def hand_on() -> None:
+        async with only.database.hold():
+            using = asyncio.create_task(only.use())
+            await eventually_async(only.is_wanted)
         assert not using.done()
         using.cancel()
         await asyncio.wait([using])
         assert using.cancelled()
-        await asyncio.wait_for(use(), 10)
+        await asyncio.wait_for(only.use(), 10)
 
-    await within(layer, hand_on())
+    await within(only.layer, hand_on())

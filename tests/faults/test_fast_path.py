@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from channels_pg_sa import LayerClosed, SchemaError, SendError
-from channels_pg_sa.backoff import Backoff
 from channels_pg_sa.connection import give_up
 from channels_pg_sa.database import KEPT
 from channels_pg_sa.prepared import Bound
@@ -376,33 +375,6 @@ async def test_a_server_that_grants_one_connection(
         await asyncio.wait_for(layer.group_add("group", f"member-{number}"), 5)
     ends = True
     await streaming
-
-
-async def test_who_waits_for_the_only_connection_asks_it_if_it_is_in_doubt(
-    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As soon as another is done with it, and not at the next look."""
-    monkeypatch.setattr("channels_pg_sa.database.Backoff", lambda: Backoff(first=100, cap=100))
-    role = make_role(fragile, fragile_url, "secret", limit=1)
-    layer = make_fragile(url=url_as(fragile, fragile_url, role), send_timeout=20)
-    await layer.send("jobs", text(0))
-    database = inside(layer)._database
-
-    async def use() -> None:
-        async with database.hold():
-            pass
-
-    async def is_wanted() -> bool:
-        return bool(database._wanted)
-
-    async def hand_on() -> None:
-        async with database.hold():
-            using = asyncio.create_task(use())
-            await eventually_async(is_wanted)
-            database.doubt()
-        await asyncio.wait_for(using, 20)
-
-    await within(layer, hand_on())
 
 
 async def test_a_server_that_restarts_between_two_sends(

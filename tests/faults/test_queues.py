@@ -126,14 +126,9 @@ async def test_a_reader_that_comes_while_its_queue_is_given_up(layer: PostgresLa
     await eventually_async(is_heard)
 
 
-async def test_a_claim_whose_answer_was_lost_keeps_its_place(
-    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its row is found in the mailbox before another is claimed; once, and later claims bring more again."""
-    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
-    reader = await reads(layer, "jobs")
-    queues = inside(layer)._queues
-    claim, reread, lost, rereads = queues._queries.claim, queues._reread, threading.Event(), list[None]()
+def lose_an_answer(queues: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Have the next claim that gets rows lose its connection with the answer; return what is set then."""
+    claim, lost = queues._queries.claim, threading.Event()
 
     async def lost_once(connection: Any, claims: Any) -> Any:
         answer = await claim(connection, claims)
@@ -142,11 +137,23 @@ async def test_a_claim_whose_answer_was_lost_keeps_its_place(
             raise psycopg.OperationalError("the connection is lost")
         return answer
 
+    monkeypatch.setattr(queues._queries, "claim", lost_once)
+    return lost
+
+
+async def test_a_claim_whose_answer_was_lost_keeps_its_place(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is found in the mailbox before another is claimed; once, and later claims bring more again."""
+    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    reader = await reads(layer, "jobs")
+    queues = inside(layer)._queues
+    lost, reread, rereads = lose_an_answer(queues, monkeypatch), queues._reread, list[None]()
+
     async def counted() -> None:
         rereads.append(None)
         await reread()
 
-    monkeypatch.setattr(queues._queries, "claim", lost_once)
     monkeypatch.setattr(queues, "_reread", counted)
     await sender.send("jobs", text(1))
     assert await asyncio.to_thread(lost.wait, 10)
@@ -272,14 +279,8 @@ async def test_a_mailbox_that_could_not_be_read_is_read_before_the_next_claim(
     layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
     reader = await reads(layer, "jobs")
     queues = inside(layer)._queues
-    claim, reread, lost, rereads = queues._queries.claim, queues._reread, threading.Event(), list[None]()
-
-    async def lost_once(connection: Any, claims: Any) -> Any:
-        answer = await claim(connection, claims)
-        if any(claimed.rows for claimed in answer) and not lost.is_set():
-            lost.set()
-            raise psycopg.OperationalError("the connection is lost")
-        return answer
+    lose_an_answer(queues, monkeypatch)
+    reread, rereads = queues._reread, list[None]()
 
     async def fails_once() -> None:
         rereads.append(None)
@@ -288,7 +289,6 @@ async def test_a_mailbox_that_could_not_be_read_is_read_before_the_next_claim(
             raise psycopg.OperationalError("the connection is lost")
         await reread()
 
-    monkeypatch.setattr(queues._queries, "claim", lost_once)
     monkeypatch.setattr(queues, "_reread", fails_once)
     await sender.send("jobs", text(1))
     assert [await asyncio.wait_for(reader, 20), *await take(layer, "jobs", 1)] == [text(1), text(2)]

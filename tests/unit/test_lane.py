@@ -230,23 +230,26 @@ async def test_closing_fails_what_takes_too_long() -> None:
 
 async def test_closing_that_is_given_up_leaves_nobody_waiting() -> None:
     """The node waits only so long for a batch that goes on although it was cancelled."""
-    over = asyncio.Event()
+    entered, refused, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def stubborn(_calls: Calls) -> None:
+        entered.set()
         while not over.is_set():
             try:
                 await over.wait()
             except asyncio.CancelledError:
-                continue
+                refused.set()
 
     lane: Lane[int] = Lane("test", asyncio.get_running_loop(), stubborn, late=lambda call: Late(call.started))
     call = lane.submit(Call(1, 30, asyncio.get_running_loop()))
-    await asyncio.sleep(0.01)
+    await entered.wait()
     closing = asyncio.create_task(lane.close(RuntimeError("closed"), 0))
-    await asyncio.sleep(0.05)
+    await refused.wait()
     closing.cancel()
-    assert str(await outcome(call)) == "closed"
-    over.set()
+    try:
+        assert str(await outcome(call)) == "closed"
+    finally:
+        over.set()
 
 
 async def test_a_caller_that_is_held_up_until_the_lane_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
