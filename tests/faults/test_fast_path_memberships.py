@@ -359,9 +359,14 @@ async def test_lost_between_the_statements_of_a_batch(
     assert query(layer_url, MEMBERS) == [("group", "first"), ("group", "jobs-2")]
 
 
-async def test_who_leaves_does_not_wait_for_a_join_that_waits(make_own_layer: LayerFactory, layer_url: str) -> None:
-    """Although they made one batch."""
+@pytest.mark.parametrize("is_fast", [True, False])
+async def test_who_leaves_does_not_wait_for_a_join_that_waits(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, is_fast: bool
+) -> None:
+    """Although they made one batch, by whichever path."""
     layer = await hold(make_own_layer())
+    if not is_fast:
+        monkeypatch.setattr(layer._node._outbox.memberships.others, "_fast_path", None)  # type: ignore[attr-defined]
     for channel in ("jobs-1", "jobs-2"):
         await layer.group_add("group", channel)
     with locked_row(layer_url, "jobs-2"):
