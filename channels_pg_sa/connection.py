@@ -112,6 +112,9 @@ async def time_limit(
 class CleanConnection(psycopg.AsyncConnection[Any]):
     """A connection that goes back to the pool it is from, and leaves no open socket where connecting failed."""
 
+    borrower: asyncio.Task[Any] | None = None
+    """The task that the pool lent it to, None once it has gone back."""
+
     @classmethod
     async def connect(cls, *arguments: Any, **parameters: Any) -> Self:
         """Connect as psycopg does, whose errors hold the socket until the garbage collector comes by."""
@@ -130,6 +133,7 @@ class CleanConnection(psycopg.AsyncConnection[Any]):
         https://www.psycopg.org/psycopg3/docs/advanced/pool.html#pool-sqlalchemy; the option close_returns needs
         psycopg 3.3, and does not return one that has ended.
         """
+        self.borrower = None
         pool: AsyncConnectionPool[Any] | None = getattr(self, "_pool", None)
         await (super().close() if pool is None else pool.putconn(self))
 

@@ -52,7 +52,7 @@ class Database:
         for name in ("check", "reset"):
             if (work := options.get(name)) is not None:
                 options[name] = self._limited(work)
-        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+        self._pool: AsyncConnectionPool[CleanConnection] = AsyncConnectionPool(
             connection_class=CleanConnection,
             kwargs=self._parameters,
             configure=self._limited(self._configure),
@@ -71,7 +71,7 @@ class Database:
         self._wanted: deque[asyncio.Future[Held | None]] = deque()
         self.check_timeout = min(CHECK, settings.send_timeout / 4)
         self._lent: set[Held] = set()
-        self._lending: dict[asyncio.Task[Any] | None, tuple[Connection, asyncio.TimerHandle]] = {}
+        self._lending: dict[asyncio.Task[Any] | None, tuple[CleanConnection, asyncio.TimerHandle]] = {}
         self._closed = False
         self._resting: set[asyncio.Task[None]] = set()
         self.trouble: str | None = None
@@ -230,9 +230,12 @@ class Database:
             sa_connection = await self._engine.connect()
             raw = await sa_connection.get_raw_connection()
         except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
-            await self._take_back(self._end_limit())
+            await self._take_back()
             self.trouble = await self._diagnose()
             return None
+        except asyncio.CancelledError:
+            await self._take_back()
+            raise
         finally:
             self._end_limit()
         self.trouble = None
@@ -242,26 +245,28 @@ class Database:
         held = Held(sa_connection, driver)
         return held if await self._is_good(held) else None
 
-    async def _lend(self) -> Connection:
+    async def _lend(self) -> CleanConnection:
         """Give SQLAlchemy a connection of the pool's; it asks its first what the server is, and may get no answer."""
         # No longer than by default: after an outage the pool leaves who waits alone, until their time is over.
         connection = await self._pool.getconn(min(self._pool.timeout, POOL_DEFAULTS["timeout"]))
+        connection.borrower = asyncio.current_task()
         timer = asyncio.get_running_loop().call_later(self._set_up, sever, connection)
-        self._lending[asyncio.current_task()] = connection, timer
+        self._lending[connection.borrower] = connection, timer
         return connection
 
-    def _end_limit(self) -> Connection | None:
+    def _end_limit(self) -> CleanConnection | None:
         """End the time limit of the connection that this task was lent, if any, and return that."""
         connection, timer = self._lending.pop(asyncio.current_task(), (None, None))
         if timer is not None:
             timer.cancel()
         return connection
 
-    async def _take_back(self, connection: Connection | None) -> None:
-        """Count a connection that was lost while SQLAlchemy asked: before version 2.1 it does not give it back."""
-        if connection is not None and connection.closed:
-            with contextlib.suppress(ValueError):  # it did
-                await self._pool.putconn(connection)
+    async def _take_back(self) -> None:
+        """Give back a connection that this task was lent in vain: before version 2.1 SQLAlchemy forgets it."""
+        connection = self._end_limit()
+        if connection is not None and connection.borrower is asyncio.current_task():
+            sever(connection)
+            await self._pool.putconn(connection)
 
     def _limited(self, work: Callable[[Connection], Awaitable[None]]) -> Callable[[Connection], Awaitable[None]]:
         """Return the work with a time limit: the pool, which waits for it, makes no other connection meanwhile."""

@@ -15,7 +15,7 @@ from channels_pg_sa.backoff import Backoff
 from channels_pg_sa.database import Database
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually_async, let_pass
 
 from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, text, url_as, within
 
@@ -72,6 +72,35 @@ async def test_a_silence_while_a_connection_is_made_or_given_back(
         await layer.send("jobs", text(number))
         await eventually_async(has_gone_back)
     assert query(layer_url, WAITING) == [(3,)]
+
+
+async def test_who_asks_the_first_connection_is_cancelled(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While SQLAlchemy asks it what the server is, and hears nothing: its place in the pool is free for another."""
+    silence, fallen = Silence(proxy), asyncio.Event()
+    configure = Database._configure
+    loop = asyncio.get_running_loop()
+
+    async def configured(self: Database, connection: Any) -> None:
+        await configure(self, connection)
+        silence.fall()
+        loop.call_soon_threadsafe(fallen.set)
+
+    monkeypatch.setattr(Database, "_configure", configured)
+    layer = make_own_layer(url=proxy.url, PSYCOPG_OPTIONS={"max_size": 1})
+    layer._open()  # type: ignore[attr-defined]
+
+    async def ask() -> None:
+        async with inside(layer)._database.connection(10):
+            pass
+
+    asking = asyncio.ensure_future(within(layer, ask()))
+    await fallen.wait()
+    await let_pass(0.3)
+    asking.cancel()
+    await layer.send("jobs", text(1))
+    assert query(layer_url, WAITING) == [(1,)]
 
 
 async def test_many_that_rest_in_the_pool_are_not_asked_in_turn(
