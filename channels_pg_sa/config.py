@@ -178,7 +178,7 @@ def checked_schema(name: object) -> str | None:
 def nearest_key(name: str) -> str | None:
     """Return the CONFIG key that looks most like a name, None if none does."""
     by_lower = {key.lower(): key for key in ALL_KEYS}
-    near = difflib.get_close_matches(name.lower(), sorted(by_lower), n=1)
+    near = difflib.get_close_matches(name.lower(), sorted(by_lower), n=1, cutoff=0.7)  # "secret" is no "USER"
     return by_lower[near[0]] if near else None
 
 

@@ -396,6 +396,7 @@ def test_a_value_of_the_wrong_type_or_range_is_refused(key: str, value: Any, rig
         ("Prefix", 'Unknown key "Prefix". Did you mean "prefix"?'),
         ("PASSWRD", 'Unknown key "PASSWRD". Did you mean "PASSWORD"?'),
         ("listenurl", 'Did you mean "listen_url"?'),
+        ("secret", 'Unknown key "secret". The keys are: '),
         ("symmetric_keys", 'Did you mean "symmetric_encryption_keys"?'),
         ("psycopg_options", 'Did you mean "PSYCOPG_OPTIONS"?'),
         ("hosts", "There is no Redis here: say where PostgreSQL is"),
