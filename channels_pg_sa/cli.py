@@ -1,4 +1,4 @@
-"""The command `channels-pg-sa`: installs, updates, checks and removes the tables."""
+"""The command `channels-pg-sa`: installs, updates, checks and removes the tables, and shows what is in them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import migrate
 from .errors import ConfigurationError, SchemaError
+from .status import status
 from .version import __version__
 
 FAILED = 1
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="channels-pg-sa",
-        description="Install, update, check and remove the tables of channels_pg_sa.",
+        description="Install, update, check and remove the tables of channels_pg_sa, and show what is in them.",
         epilog=f"Without --url the environment is asked: {', then '.join(migrate.URL_VARIABLES)}.",
     )
     add_commands(parser)
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say what to do."""
-    parser.add_argument("command", choices=("upgrade", "downgrade", "current", "check", "history", "sql"))
+    parser.add_argument("command", choices=("upgrade", "downgrade", "current", "check", "history", "sql", "status"))
     parser.add_argument(
         "revision",
         nargs="?",
@@ -78,7 +79,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigurationError("An address stands where a revision is expected: write --url before it.")
     if arguments.command == "downgrade" and not arguments.revision:
         raise ConfigurationError("downgrade needs a revision; `downgrade base` removes all tables.")
-    if arguments.command in {"current", "check", "history"} and arguments.revision:
+    if arguments.command in {"current", "check", "history", "status"} and arguments.revision:
         raise ConfigurationError(f"{arguments.command} takes no revision.")
 
 
@@ -93,7 +94,8 @@ def run(arguments: argparse.Namespace, database: migrate.Database | None, schema
 
     Raises:
         ConfigurationError: the schema's name is wrong, another history has made the tables, or there is no database.
-        SchemaError: `check` found the tables missing or of another revision, or there are tables without data.
+        SchemaError: `check` or `status` found the tables missing or of another revision, or there are tables without
+            data.
         alembic.util.CommandError: there is no such revision.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
@@ -109,6 +111,9 @@ def run(arguments: argparse.Namespace, database: migrate.Database | None, schema
 
 
 def _in_database(command: str, revision: str, database: migrate.Database, schema: str | None, output: TextIO) -> None:
+    if command == "status":
+        output.write(status(database, schema=schema))
+        return
     if command == "check":
         migrate.check(database, schema=schema)
     elif command == "upgrade":

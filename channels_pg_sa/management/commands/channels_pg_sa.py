@@ -1,4 +1,4 @@
-"""`manage.py channels_pg_sa`: installs, updates, checks and removes the tables of a layer."""
+"""`manage.py channels_pg_sa`: installs, updates, checks and removes a layer's tables, and shows what is in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from channels_pg_sa.migrate import reason_of
 class Command(BaseCommand):
     """Run `channels-pg-sa` on the database of an entry of CHANNEL_LAYERS."""
 
-    help = "Install, update, check and remove the tables of the channel layer."
+    help = "Install, update, check and remove the tables of the channel layer, and show what is in them."
     requires_system_checks: Sequence[str] = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
