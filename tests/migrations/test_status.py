@@ -68,11 +68,8 @@ def test_of_what_waits(layer_url: str) -> None:
         ('asgi', 'aaaaaaaaaaaa', 'specific.aaaaaaaaaaaa!x', '', now())""",
     )
     lines = status(layer_url).splitlines()
-    assert lines[:3] == [
-        "prefix asgi",
-        "  processes: 0",
-        f"    {'a' * 12}  web-1  pid 42  version 0.1  up 2:00:00  gone, last seen 0:05:00 ago  memberships: 0  mailbox: 1",
-    ]
+    process = "web-1  pid 42  version 0.1  up 2:00:00  gone, last seen 0:05:00 ago  memberships: 0  mailbox: 1"
+    assert lines[:3] == ["prefix asgi", "  processes: 0", f"    aaaaaaaaaaaa  {process}"]
     assert lines[3] == "  queues that hold messages: 2"
     assert re.fullmatch(r"    jobs  waiting: 2  the first expires in 0:00:[45]\d", lines[4])
     assert lines[5:] == ["    hub!  waiting: 1  the first expires never"]
