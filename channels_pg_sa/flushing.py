@@ -7,10 +7,9 @@ import contextlib
 import secrets
 from weakref import WeakValueDictionary
 
-import psycopg
-
 from .connection import Connection
 from .database import Database
+from .fate import OUTAGE
 from .logs import Logger
 from .parcels import Acknowledged, Flushed
 from .queries import Queries
@@ -58,7 +57,7 @@ class Flushes:
         if flushed.number in self._underway:  # that was this node
             self.hear_answer(Acknowledged(flushed.number, self._node_id))
             return
-        with contextlib.suppress(psycopg.Error):  # who flushed does not wait for ever
+        with contextlib.suppress(*OUTAGE):  # who flushed does not wait for ever
             async with self._database.connection(PATIENCE) as connection:
                 await self._queries.notify(connection, flushed.reply, f"A{flushed.number} {self._node_id}")
 

@@ -44,7 +44,7 @@ class MemberIndex:
                 del self._groups[group]
 
     def doubt(self, group: str, channel: str) -> None:
-        """Note that the database knows of no such membership, which nobody told us: it may have been swept."""
+        """Note that the database knows of no such membership any more, of which nobody has told us, or ever may."""
         if (group, channel) in self:
             self._absent.add((group, channel))
 

@@ -37,7 +37,7 @@ class Memberships:
         fast_path: the fast path.
         queries: the statements of the slow path.
         prepared: those of the fast path.
-        absent: takes note of groups and channels that were no members when they left.
+        left: takes note of groups and channels that have left, and may not have been heard to.
         session: gives the number of the connection over which the node hears of its own memberships, and has back those
             that it had lost; None while it hears nothing.
         ready: waits until it does.
@@ -54,7 +54,7 @@ class Memberships:
         *,
         queries: Queries,
         prepared: Prepared,
-        absent: Callable[[list[tuple[str, str]]], None],
+        left: Callable[[list[tuple[str, str]]], None],
         session: Callable[[], int | None],
         ready: Callable[[], Awaitable[None]],
         late: Callable[[Call[Any]], SendError],
@@ -68,7 +68,7 @@ class Memberships:
         self._session = session
         self._ready = ready
         self._timeout = timeout
-        self._absent = absent
+        self._left = left
         self._leaves = Leaves(timeout)
         make = functools.partial(
             Lane, loop=loop, run=self._run, late=late, fast_path=self._begin, at_rest=fast_path.when_at_rest
@@ -123,27 +123,26 @@ class Memberships:
         self._fast_path.note_calls(calls)
 
     async def _run_alike(self, calls: list[Call[Membership]]) -> None:
-        absent, session = False, None
+        session: int | None = None
 
         async def change(connection: Connection, live: list[Call[Membership]]) -> None:
-            nonlocal absent, session
+            nonlocal session
             session = self._session()
-            absent = await self._change(connection, live)
+            await self._change(connection, live)
 
         await self._attempts.make(calls, change, repeatable=True)
-        self._conclude_leaves(calls, session, absent=absent)
+        self._conclude_leaves(calls, session)
 
     def _is_own(self, calls: list[Call[Membership]]) -> bool:
         """Tell whether a batch is of this node's own channels, as all its calls are then."""
         return calls[0].job.node == self._node_id
 
-    async def _change(self, connection: Connection, calls: list[Call[Membership]]) -> bool:
-        """Return whether some who leave were no members."""
+    async def _change(self, connection: Connection, calls: list[Call[Membership]]) -> None:
         joins, leaves = _last_of(calls)
-        absent = bool(leaves) and await self._queries.leave(connection, leaves)
+        if leaves:
+            await self._queries.leave(connection, leaves)
         if joins:
             await self._queries.join(connection, joins)
-        return absent
 
     def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
         """Join or leave at once, in the calling thread, if there is a connection for it."""
@@ -160,11 +159,10 @@ class Memberships:
 
     def _conclude_ending(self, calls: list[Call[Membership]], session: int | None, result: PGresult) -> bool:
         """Tell who leaves, whatever may become of those who join; return False if the statement has missed some."""
-        missed, absent = (result.get_value(0, column) != b"0" for column in range(2))
-        if missed:
+        if result.get_value(0, 0) != b"0":
             _doubt(calls)
             return False
-        self._conclude_leaves(calls, session, absent=absent)
+        self._conclude_leaves(calls, session)
         settle(calls)
         return True
 
@@ -193,25 +191,25 @@ class Memberships:
         done = error is None and len(results) == count
         over(done and (left is None or left(results[0])))
 
-    def _conclude_leaves(self, calls: list[Call[Membership]], session: int | None, *, absent: bool) -> None:
+    def _conclude_leaves(self, calls: list[Call[Membership]], session: int | None) -> None:
         """Forget leaves of this node's own channels that are done.
+
+        If the node's row is gone, because it was swept or the server crashed, nobody has told this node that they have
+        left, and it must not restore them. If it restores memberships right now, or has done so meanwhile, it is too
+        late to say so: then the leave is done once more.
 
         Args:
             calls: that have been tried.
             session: in which the statement began.
-            absent: whether some of them found no member. If this node takes one for a member all the same, it was
-                swept, and does not know it yet: then it must not restore it. If it restores memberships right now, or
-                has done so meanwhile, this may come too late, so the leave is done once more.
         """
         if not self._is_own(calls):
             return
-        if absent and (session is None or session != self._session()):
+        if session is None or session != self._session():
             self._leaves.redo(calls)
             return
         self._leaves.tried(calls)
-        if absent:
-            left = [call.job for call in calls if isinstance(call.job, Leave) and is_done(call)]
-            self._absent([(job.group, job.channel) for job in left])
+        if left := [call.job for call in calls if isinstance(call.job, Leave) and is_done(call)]:
+            self._left([(job.group, job.channel) for job in left])
 
 
 def _last_of(calls: Iterable[Call[Membership]]) -> tuple[list[Join], list[Leave]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 
 from .call import resolve
 from .clock import Clock
@@ -102,5 +104,7 @@ class Outages:
 
     def _announce(self, payload: bytes | None) -> None:
         if payload is not None:
+            now = self._clock.now()
+            until = (time.time() if math.isinf(now) else now) + self._expiry  # nobody has yet seen the server's clock
             with self._inbox.decisions() as dispatcher:
-                dispatcher.announce(payload, self._clock.now() + self._expiry)
+                dispatcher.announce(payload, until)

@@ -85,7 +85,7 @@ class Outbox:
             self._fast_path,
             queries=queries,
             prepared=self._prepared,
-            absent=reception.doubt,
+            left=reception.doubt,
             session=reception.session,
             ready=reception.ready,
             late=self._late,

@@ -152,7 +152,7 @@ class Reception:
         return self._outages.trouble
 
     def doubt(self, memberships: Iterable[tuple[str, str]]) -> None:
-        """Take note of groups and channels of this node's, of whose memberships the database knows nothing."""
+        """Take note of groups and channels of this node's, of whose memberships the database knows nothing any more."""
         with self.inbox.decisions() as dispatcher:
             for group, channel in memberships:
                 dispatcher.members.doubt(group, channel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,7 +17,7 @@ from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
-from .breaking import SwallowingProxy, come_back, impatient, inside, take, text, until_listening, warm
+from .breaking import FragileServer, SwallowingProxy, come_back, impatient, inside, take, text, until_listening, warm
 from .test_fast_path import hold
 from .test_fast_path_memberships import MEMBERS, locked
 
@@ -126,12 +127,11 @@ async def test_who_leaves_while_its_node_restores_what_was_swept(
     leave, restore = queries.leave, queries.restore
     begun, restoring, left = threading.Event(), threading.Event(), threading.Event()
 
-    async def late_leave(connection: Any, leaves: Any) -> bool:
+    async def late_leave(connection: Any, leaves: Any) -> None:
         begun.set()
         await asyncio.to_thread(restoring.wait, 10)
-        absent: bool = await leave(connection, leaves)
+        await leave(connection, leaves)
         left.set()
-        return absent
 
     async def slow_restore(connection: Any, members: Any, progressed: Any) -> None:
         restoring.set()
@@ -244,11 +244,10 @@ async def test_who_left_before_its_node_restored_what_was_swept(
     queries = inside(layer)._queries
     leave, left, is_back = queries.leave, threading.Event(), threading.Event()
 
-    async def late_answer(connection: Any, leaves: Any) -> bool:
-        absent: bool = await leave(connection, leaves)
+    async def late_answer(connection: Any, leaves: Any) -> None:
+        await leave(connection, leaves)
         left.set()
         await asyncio.to_thread(is_back.wait, 10)
-        return absent
 
     with psycopg.connect(layer_url, autocommit=True, application_name="tests") as sweeper:
         sweeper.execute("UPDATE channels_pg_sa_node SET pid = NULL")
@@ -279,3 +278,54 @@ async def test_changes_of_one_transaction_are_heard_one_by_one(make_own_layer: L
     await layer.group_send("group", text(1))
     await layer.group_send("other", text(2))
     assert await take(layer, channel, 2) == [text(1), text(2)]
+
+
+async def test_who_leaves_a_node_that_is_being_swept(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Nobody is told of a leave where no node is; it is no member again when the node comes back."""
+    layer = make_own_layer(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    for group in ("left", "stays"):
+        await layer.group_add(group, channel)
+    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as sweeper:
+        sweeper.execute("UPDATE channels_pg_sa_node SET pid = NULL")
+    await layer.group_discard("left", channel)
+    assert query(layer_url, MEMBERS) == [("stays", channel)]
+    await come_back(layer)
+    await asyncio.sleep(2 * TICK)  # in which a leave might be done once more
+    assert query(layer_url, MEMBERS) == [("stays", channel)]
+
+
+async def test_who_leaves_while_the_server_crashes(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leave is done after the crash, which has emptied the table of nodes, and before its own is back."""
+    layer = make_fragile(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    for group in ("left", "stays"):
+        await layer.group_add(group, channel)
+    query(fragile_url, "CHECKPOINT")
+    recover, left = inside(layer)._listener._recover, threading.Event()
+    monkeypatch.setattr(layer._node._outbox.memberships.own, "_fast_path", None)  # type: ignore[attr-defined]
+
+    async def later(connection: Any, renew: Any) -> None:
+        await asyncio.to_thread(left.wait, 10)
+        await recover(connection, renew)
+
+    async def is_blocked() -> bool:
+        return query(fragile_url, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted") == [(True,)]
+
+    monkeypatch.setattr(inside(layer)._listener, "_recover", later)
+    with contextlib.suppress(psycopg.OperationalError), locked(fragile_url):
+        leaving = asyncio.create_task(layer.group_discard("left", channel))
+        await eventually_async(is_blocked)
+        await asyncio.to_thread(fragile.postgres.restart, crash=True)
+    await leaving
+    left.set()
+    await until_listening(layer)
+
+    async def has_left() -> bool:
+        return query(fragile_url, MEMBERS) == [("stays", channel)]
+
+    await eventually_async(has_left)
+    await asyncio.sleep(2 * TICK)
+    assert await has_left()

@@ -997,3 +997,20 @@ async def test_an_outage_of_many_attempts_is_told_once(proxy: SwallowingProxy, m
     await layer.send(channel, text(1))
     types = [message["type"] for message in await take(layer, channel, 3)]
     assert types == ["layer.lost", "layer.back", "test.message"]
+
+
+async def test_a_server_that_is_away_from_the_start_is_announced(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory
+) -> None:
+    """Before anybody has seen its clock."""
+    layer = make_own_layer(url=proxy.url, on_disconnect="layer.lost", on_reconnect="layer.back")
+    channel = await layer.new_channel()
+    proxy.cut()
+    reader = asyncio.create_task(take(layer, channel, 2))
+
+    async def is_noticed() -> bool:
+        return " 1 waiting" in repr(layer) and inside(layer).trouble is not None
+
+    await eventually_async(is_noticed)
+    proxy.heal()
+    assert [message["type"] for message in await reader] == ["layer.lost", "layer.back"]
