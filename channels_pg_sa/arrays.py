@@ -21,6 +21,7 @@ _EMPTY = struct.Struct(">iiI")
 _LENGTH = struct.Struct(">i")
 _NULL = _LENGTH.pack(-1)
 _INT8 = struct.Struct(">iq")
+_FLOAT8 = struct.Struct(">id")
 
 
 class TextArray(list[str | None]):
@@ -33,6 +34,10 @@ class BytesArray(list[bytes]):
 
 class IntArray(list[int]):
     """A parameter of type bigint[]."""
+
+
+class FloatArray(list[float]):
+    """A parameter of type double precision[]."""
 
 
 class _ArrayDumper(Dumper):
@@ -76,6 +81,14 @@ class _IntDumper(_ArrayDumper):
         return (_INT8.pack(8, item) for item in items)
 
 
+class _FloatDumper(_ArrayDumper):
+    oid = types["float8"].array_oid
+    item = types["float8"].oid
+
+    def parts(self, items: Iterable[float]) -> Iterable[bytes]:
+        return (_FLOAT8.pack(8, item) for item in items)
+
+
 _DUMPERS = {TextArray: _TextDumper(TextArray), BytesArray: _BytesDumper(BytesArray)}
 
 
@@ -88,3 +101,4 @@ def dumped(array: TextArray | BytesArray) -> Buffer:
 psycopg.adapters.register_dumper(TextArray, _TextDumper)
 psycopg.adapters.register_dumper(BytesArray, _BytesDumper)
 psycopg.adapters.register_dumper(IntArray, _IntDumper)
+psycopg.adapters.register_dumper(FloatArray, _FloatDumper)

@@ -62,7 +62,7 @@ class Courier:
     async def _fetch(self, rows: list[int]) -> None:
         async with self._database.connection(self._patience) as connection:
             self._check_current()
-            found = await self._queries.fetch(connection, rows)
+            found = await self._queries.fetch(connection, self._ends(rows))
         payloads = {row: payload for row, payload in found.items() if payload is not None}
         left = found.keys() - payloads.keys()
         with self._inbox.decisions() as dispatcher:
@@ -73,10 +73,14 @@ class Courier:
         async with self._database.connection(self._patience) as connection:
             self._check_current()
             rows = [row for row in batch if row in self.deletions.underway]
-            await self._queries.forget(connection, rows)
+            await self._queries.forget(connection, self._ends(rows))
         self._deleted(len(rows))
         with self._inbox.decisions() as dispatcher:
             dispatcher.deleted(rows)
+
+    def _ends(self, rows: list[int]) -> dict[int, float]:
+        with self._inbox.decisions() as dispatcher:
+            return dispatcher.ends(rows)
 
     def _check_current(self) -> None:
         if not self.is_current:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from .entry import GONE, SAME, Entry
 from .localchannels import LocalChannels
@@ -28,6 +28,8 @@ class Dispatcher(LocalChannels):
         self._barrier: int | None = None
         self._is_claiming = False
         self._gone: set[int] = set()  # ids of deleted rows that we may yet be told of once more
+        self._before: dict[int, float] = {}  # what was known before a recovery reads the mailbox, and since then
+        self._shown: set[int] = set()  # ids that it has read, until its mark comes round
 
     # What is heard -------------------------------------------------------------------------------
 
@@ -53,29 +55,32 @@ class Dispatcher(LocalChannels):
             else:
                 self.counters["malformed"] += 1
 
-    @property
-    def known(self) -> dict[int, float]:
-        """The rows that have come, and are there as far as this node knows: the end of each one's message, by id."""
-        return dict(self._known)
+    def ends(self, rows: Iterable[int]) -> dict[int, float]:
+        """Return when the messages of rows expire, by id; of rows that are there, as far as this node knows."""
+        return {row: self._known[row] for row in rows if row in self._known}
 
-    def vanished(self, known: Mapping[int, float], waiting: Iterable[Parcel]) -> set[int]:
+    def begin_recovery(self) -> None:
+        """Note that the node's mailbox is about to be read: rows which come from now on may be missing there."""
+        self._before = dict(self._known)
+
+    def vanished(self, waiting: Iterable[Parcel]) -> set[int]:
         """Forget, and return, ids whose rows are gone without this node's doing; messages that are here stay.
 
         A server that crashes loses all rows, and begins to count again: an id may be another row's already, whose
         message expires at another time.
 
         Args:
-            known: before the table was read.
-            waiting: the node's mailbox, as it was read then.
+            waiting: the node's mailbox, as it has been read since `begin_recovery`.
         """
         there = {parcel.id: parcel.expires for parcel in waiting}
-        rows = {row for row, expires in known.items() if abs(there.get(row, -math.inf) - expires) > SAME}
+        rows = {row for row, expires in self._before.items() if abs(there.get(row, -math.inf) - expires) > SAME}
         self._gone -= rows & there.keys()  # these ids are others' by now
         self._forget(rows - self._gone)
         self.fetched(rows & self._unfetched.keys(), {})
         for local in self.unread.values():
             for entry in local.entries:
                 entry.keeps_row = entry.keeps_row and entry.id not in rows
+        self._before = {}
         return rows
 
     def recover(self, waiting: Iterable[Parcel], barrier: int, now: float) -> None:
@@ -89,10 +94,13 @@ class Dispatcher(LocalChannels):
             now: Unix time by the database's clock.
         """
         self._barrier = barrier
-        self.hear(waiting, now)
+        parcels = list(waiting)
+        self._shown.update(parcel.id for parcel in parcels)
+        self.hear(parcels, now)
 
     def _end_recovery(self) -> None:
         self._barrier = None
+        self._shown.clear()
         self._forget_gone()
 
     def _forget_gone(self) -> None:
@@ -172,7 +180,7 @@ class Dispatcher(LocalChannels):
     def claimed(self, rows: Iterable[tuple[int, str, bytes, float]]) -> None:
         """Take in rows of queues that are now this node's: id, channel, payload, expiry."""
         for row, channel, payload, expires in sorted(rows):
-            if row in self._unfetched:  # the mailbox was read meanwhile
+            if row in self._unfetched and self._is_known(row, expires):  # the mailbox was read meanwhile
                 self.fetched([row], {row: payload})
             elif not self._is_known(row, expires):
                 self._known[row] = expires
@@ -200,11 +208,24 @@ class Dispatcher(LocalChannels):
         self.put(channels, Entry(None, expires, payload, is_shared=True), group="")
 
     def clear(self) -> None:
-        """Forget all unread messages; readers go on waiting, and of each membership that is gone we hear by itself."""
-        self._to_do().delete.extend(self._unfetched)
-        self._unfetched.clear()
-        unread = self._forget_unread(lambda _channel, _local: True)
-        self._to_do().delete.extend(entry.id for entry in unread if entry.id is not None and entry.keeps_row)
+        """Forget all unread messages; readers go on waiting, and of each membership that is gone we hear by itself.
+
+        Not what a recovery has just read in the mailbox: it may have been sent after this flush, of which the recovery
+        heard late. If not, its row is gone, as whoever fetches its content will see.
+        """
+        for row in self._unfetched.keys() - self._shown:
+            del self._unfetched[row]
+            self._to_do().delete.append(row)
+        for channel, local in list(self.unread.items()):
+            over = [entry for entry in local.entries if entry.id not in self._shown]
+            self._to_do().delete.extend(entry.id for entry in over if entry.id is not None and entry.keeps_row)
+            kept = [entry for entry in local.entries if entry.id in self._shown]
+            local.entries.clear()
+            local.entries.extend(kept)
+            if kept:
+                self._wake(channel, local)  # what is next may have been here for a while
+            else:
+                del self.unread[channel]
 
     def claimed_unread(self) -> dict[int, float]:
         """Drop the messages of queues that this node has claimed and nobody here waits for; return their ends by id.
@@ -224,3 +245,4 @@ class Dispatcher(LocalChannels):
     def _forget(self, rows: Iterable[int]) -> None:
         for row in rows:
             self._known.pop(row, None)
+            self._before.pop(row, None)  # should it come again, that is another time

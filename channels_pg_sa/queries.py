@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from .arrays import IntArray, TextArray
+from .arrays import FloatArray, IntArray, TextArray
 from .claims import Claim
 from .compiled import compiled
 from .config import Settings
@@ -114,12 +114,11 @@ class Queries:
         """Insert or renew memberships."""
         await self._run(connection, "join", expiry=self._membership_life, **membership_columns(joins))
 
-    async def leave(self, connection: Connection, leaves: Sequence[Leave]) -> bool:
-        """Delete memberships, those that are renewed meanwhile as well; return whether some were not there."""
-        missed, absent = True, 0
+    async def leave(self, connection: Connection, leaves: Sequence[Leave]) -> None:
+        """Delete memberships, those that are renewed meanwhile as well."""
+        missed = True
         while missed:
-            ((missed, absent),) = await self._run(connection, "leave", **membership_columns(leaves))
-        return absent > 0
+            ((missed,),) = await self._run(connection, "leave", **membership_columns(leaves))
 
     async def claim(self, connection: Connection, claims: Sequence[Claim]) -> list[Claimed]:
         """Claim rows of queues; return what each claim got."""
@@ -139,21 +138,21 @@ class Queries:
             claimed.end = end
         return got
 
-    async def fetch(self, connection: Connection, rows: Sequence[int]) -> dict[int, bytes | None]:
-        """Return the payloads of rows in the mailbox; those that are gone are missing.
+    async def fetch(self, connection: Connection, rows: Mapping[int, float]) -> dict[int, bytes | None]:
+        """Return the payloads of rows in the mailbox, whose ends are given by id; those that are gone are missing.
 
         None stands for what would make the answer too large. At least one payload comes, if any row is there.
         """
-        found = await self._run(connection, "fetch", rows=IntArray(rows), budget=BUDGET)
+        found = await self._run(connection, "fetch", budget=BUDGET, **_ends(rows))
         return dict(found)
 
-    async def forget(self, connection: Connection, rows: Sequence[int]) -> None:
-        """Delete rows of the mailbox."""
-        await self._run(connection, "forget", rows=IntArray(rows))
+    async def forget(self, connection: Connection, rows: Mapping[int, float]) -> None:
+        """Delete rows of the mailbox, whose ends are given by id."""
+        await self._run(connection, "forget", **_ends(rows))
 
     async def put_back(self, connection: Connection, rows: Mapping[int, float]) -> None:
         """Return claimed rows, of which the ends are given by id, to their queues."""
-        await self._run(connection, "put_back", id=IntArray(rows), expires=list(rows.values()))
+        await self._run(connection, "put_back", **_ends(rows))
 
     def schema_error(self, connection: Connection, found: str | None, error: Exception | None = None) -> SchemaError:
         """Return the error of tables that are missing, at another revision, or not whole, as the server says."""
@@ -275,3 +274,8 @@ class Queries:
             memberships = await self._execute(connection, "sweep_memberships", batch=batch)
             await self._run(connection, "sweep_nodes")
             return messages.rowcount, memberships.rowcount
+
+
+def _ends(rows: Mapping[int, float]) -> dict[str, list[Any]]:
+    """Return the columns that tell rows of the mailbox from others which have had their ids."""
+    return {"id": IntArray(rows), "expires": FloatArray(rows.values())}

@@ -104,7 +104,7 @@ class Recovery:
             connection.prepare_threshold = None
         await self._enter(connection)
         with self._inbox.decisions() as dispatcher:
-            known = dispatcher.known
+            dispatcher.begin_recovery()
         queues = self._queues.queues
         await self._queries.listen(connection, [self._topics.own, *self._topics.of_queues(queues)])
         if pooled:
@@ -119,7 +119,7 @@ class Recovery:
         progressed()
         with self._inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
-            lost = dispatcher.vanished(known, waiting)
+            lost = dispatcher.vanished(waiting)
             self._queues.on_rows_lost(lost)
             self._courier.on_rows_lost(lost)
             self._take_in(dispatcher, waiting)

@@ -45,7 +45,6 @@ from .parts import (
     NODE,
     NOW,
     PREFIX,
-    ROWS,
     SECRET,
     ctid_of,
     epoch,
@@ -184,14 +183,16 @@ def _each(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -
     return has_ctid(select(ctid_of(whole, key, given)).select_from(given))
 
 
-def _mine(wanted: FromClause, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Rows of the node's mailbox by their ids."""
-    key = [message.c.prefix == PREFIX, message.c.recipient == NODE, message.c.id == wanted.c.id, *conditions]
-    return _each(message, key, wanted)
+def _given_mine() -> ColumnElement[bool]:
+    """Rows of the node's mailbox by their ids.
 
-
-def _wanted() -> FromClause:
-    return func.unnest(ROWS).table_valued(column("id", BigInteger), name="wanted").render_derived()
+    By their ends as well: since a server has crashed, or the tables were made anew, other messages may have the ids.
+    """
+    given = given_rows(id=BigInteger(), expires=Float())
+    margin: ColumnElement[float] = literal_column(str(SAME), Float)
+    is_same = epoch(message.c.expires_at).between(given.c.expires - margin, given.c.expires + margin)
+    key = [message.c.prefix == PREFIX, message.c.recipient == NODE, message.c.id == given.c.id, is_same]
+    return _each(message, key, given)
 
 
 def fetch() -> Executable:
@@ -201,14 +202,14 @@ def fetch() -> Executable:
     """
     size = func.octet_length(message.c.payload)
     before = (func.sum(size).over(order_by=message.c.id) - size).label("before")
-    found = select(message.c.id, message.c.payload, before).where(_mine(_wanted())).subquery("found")
+    found = select(message.c.id, message.c.payload, before).where(_given_mine()).subquery("found")
     budget = bindparam("budget", type_=BigInteger)
     return select(found.c.id, case((found.c.before < budget, found.c.payload), else_=null()))
 
 
 def forget() -> Executable:
     """Delete rows of this node's mailbox."""
-    return delete(message).where(_mine(_wanted()))
+    return delete(message).where(_given_mine())
 
 
 def waiting() -> Executable:
@@ -222,14 +223,10 @@ def waiting() -> Executable:
 
 def put_back(topic: Any) -> Executable:
     """Move claimed rows that nobody read back to their queues, and ring there."""
-    given = given_rows(id=BigInteger(), expires=Float())
-    # By its end as well: since a server has crashed, another message may have the id.
-    margin: ColumnElement[float] = literal_column(str(SAME), Float)
-    is_same = epoch(message.c.expires_at).between(given.c.expires - margin, given.c.expires + margin)
     back = (
         update(message)
         .values(recipient=queue_of(message.c.channel))
-        .where(_mine(given, is_same))
+        .where(_given_mine())
         .returning(message.c.recipient, message.c.id)
     )
     rows = back.cte("back")

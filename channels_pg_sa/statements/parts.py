@@ -7,7 +7,6 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
-    BigInteger,
     Float,
     Integer,
     Interval,
@@ -43,7 +42,6 @@ def epoch(moment: ColumnElement[Any]) -> ColumnElement[float]:
 
 PREFIX = bindparam("prefix", type_=Text)
 NODE = bindparam("node", type_=Text)
-ROWS = bindparam("rows", type_=ARRAY(BigInteger))
 EXPIRY = bindparam("expiry", type_=Interval)
 BATCH = bindparam("batch", type_=Integer)
 CLOCK = func.clock_timestamp(type_=Timestamp)

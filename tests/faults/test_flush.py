@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from channels_pg_sa import SendError, flushing
+from channels_pg_sa.queries import Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory
 
-from .breaking import SwallowingProxy, inside, warm
+from .breaking import SwallowingProxy, come_back, inside, take, text, warm
 
 
 async def test_a_flush_waits_for_the_word_of_others(
@@ -68,3 +69,29 @@ async def test_who_has_not_listened_hears_the_answers_to_its_flush(
     await warm(other)
     await layer.flush()
     assert "without an answer" not in caplog.text
+
+
+async def test_what_is_sent_after_a_flush_that_a_recovery_hears_late(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It listens, the flush comes, and then the message; it reads its mailbox, and only then hears of the flush."""
+    monkeypatch.setattr(flushing, "PATIENCE", 0.5)
+    layer, other = (make_own_layer(heartbeat=60, lease=200) for _ in range(2))
+    channel = await warm(layer)
+    await warm(other)
+    waiting, loop = Queries.waiting, asyncio.get_running_loop()
+
+    async def flush_and_send() -> None:
+        await other.flush()
+        await other.send(channel, text(2))
+
+    async def after_a_flush(self: Queries, connection: Any) -> Any:
+        monkeypatch.setattr(Queries, "waiting", waiting)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(flush_and_send(), loop))
+        return await waiting(self, connection)
+
+    await other.send(channel, text(1))
+    monkeypatch.setattr(Queries, "waiting", after_a_flush)
+    await come_back(layer)
+    await other.send(channel, text(3))
+    assert await take(layer, channel, 2) == [text(2), text(3)]

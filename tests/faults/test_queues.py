@@ -352,7 +352,7 @@ async def test_what_is_claimed_while_the_mailbox_is_read(
         return await claim(self, connection, claims)
 
     async def is_known() -> bool:
-        return bool(dispatcher.known)
+        return bool(dispatcher._known)
 
     async def after_the_claim(self: Queries, connection: Any) -> Any:
         go_on.set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import threading
 from typing import Any
 
 import psycopg
@@ -10,9 +12,12 @@ import pytest
 
 from channels_pg_sa import listener
 from channels_pg_sa.queries import Queries
+from tests.support.databases import query
 from tests.support.layers import LayerFactory
+from tests.support.waiting import eventually_async
 
-from .breaking import come_back, take, text, warm
+from .breaking import come_back, inside, take, text, until_listening, warm
+from .test_operators import leave_unread
 
 
 async def test_who_joins_while_its_node_recovers(make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,3 +76,78 @@ async def test_each_part_of_a_recovery_has_the_time_of_one(
 
         monkeypatch.setattr(Queries, name, slow)
     await come_back(layer)
+
+
+async def belongs_to(url: str, recipient: str) -> bool:
+    """Whether there is one message, in that mailbox or queue."""
+    return query(url, "SELECT recipient FROM channels_pg_sa_message") == [(recipient,)]
+
+
+async def test_what_is_returned_and_claimed_again_while_its_node_recovers(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mailbox was read between the two: its deletion is not forgotten, so nobody gets it twice."""
+    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+    await until_listening(layer)
+    loop = asyncio.get_running_loop()
+    put_back, waiting, members = Queries.put_back, Queries.waiting, Queries.members
+    recovering, returning = threading.Event(), threading.Event()
+    readers: list[Any] = []
+
+    async def late_put_back(self: Queries, connection: Any, rows: Any) -> None:
+        returning.set()
+        await asyncio.to_thread(recovering.wait, 10)
+        await put_back(self, connection, rows)
+
+    async def after_the_return(self: Queries, connection: Any) -> Any:
+        monkeypatch.setattr(Queries, "waiting", waiting)
+        recovering.set()
+        await eventually_async(functools.partial(belongs_to, layer_url, "jobs"))
+        return await waiting(self, connection)
+
+    async def after_the_claim(self: Queries, connection: Any) -> Any:
+        monkeypatch.setattr(Queries, "members", members)
+        readers.append(asyncio.run_coroutine_threadsafe(take(layer, "jobs", 1), loop))
+        await asyncio.wait([asyncio.wrap_future(readers[0])], timeout=10)
+        return await members(self, connection)
+
+    monkeypatch.setattr(Queries, "put_back", late_put_back)
+    await leave_unread(layer, sender, text(1))
+    assert await asyncio.to_thread(returning.wait, 10)
+    monkeypatch.setattr(Queries, "waiting", after_the_return)
+    monkeypatch.setattr(Queries, "members", after_the_claim)
+    await come_back(layer)
+    assert await asyncio.wrap_future(readers[0]) == [text(1)]
+    await eventually_async(functools.partial(is_empty, layer_url))
+    await come_back(layer)
+    await sender.send("jobs", text(2))
+    assert await take(layer, "jobs", 1) == [text(2)]
+
+
+async def is_empty(url: str) -> bool:
+    """Whether no message is left."""
+    return query(url, "SELECT count(*) FROM channels_pg_sa_message") == [(0,)]
+
+
+async def test_a_renewal_that_a_crash_has_cost_is_restored(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """The membership is there with its older end; in memory is the one that its channel was promised."""
+    layer = make_own_layer(heartbeat=30, lease=90, group_expiry=100)
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    members = inside(layer).inbox._dispatcher.members
+
+    async def is_known() -> bool:
+        return ("group", channel) in members
+
+    await eventually_async(is_known)
+    ((_, _, before),) = list(members)
+    with psycopg.connect(layer_url, autocommit=True) as crash:
+        crash.execute("SET session_replication_role = replica")  # so that nobody is told, as after a crash
+        crash.execute("UPDATE channels_pg_sa_membership SET expires_at = now() + interval '1 s'")
+        crash.execute("DELETE FROM channels_pg_sa_node")
+    await come_back(layer)
+    ((_, _, after),) = list(members)
+    assert after == pytest.approx(before, abs=0.01)
+    ((end,),) = query(layer_url, "SELECT date_part('epoch', expires_at) FROM channels_pg_sa_membership")
+    assert end == pytest.approx(before, abs=0.01)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import psycopg
 import pytest
 
-from channels_pg_sa.arrays import BytesArray, IntArray, TextArray
+from channels_pg_sa.arrays import BytesArray, FloatArray, IntArray, TextArray
 
 CASES: list[tuple[Any, str]] = [
     (TextArray(), "text"),
@@ -19,6 +20,8 @@ CASES: list[tuple[Any, str]] = [
     (IntArray(), "bigint"),
     (IntArray([0, -1, 2**63 - 1, -(2**63)]), "bigint"),
     (IntArray(range(5000)), "bigint"),
+    (FloatArray(), "double precision"),
+    (FloatArray([0.0, -1.5, 1796020306.480616, math.inf]), "double precision"),
 ]
 
 

@@ -41,14 +41,16 @@ class Mailbox:
         await self.open.wait()
         yield
 
-    async def fetch(self, _connection: None, rows: list[int]) -> dict[int, bytes | None]:
+    async def fetch(self, _connection: None, rows: dict[int, float]) -> dict[int, bytes | None]:
         """One payload at a time: the rest is behind too many bytes."""
-        self.fetched.append(rows)
+        assert set(rows.values()) <= {LATER}
+        self.fetched.append(list(rows))
         there = sorted(self.rows.keys() & set(rows))
         return {row: self.rows[row] if row == there[0] else None for row in there}
 
-    async def forget(self, _connection: None, rows: list[int]) -> None:
-        self.deleted.append(rows)
+    async def forget(self, _connection: None, rows: dict[int, float]) -> None:
+        assert set(rows.values()) <= {LATER}
+        self.deleted.append(list(rows))
 
     @contextlib.contextmanager
     def decisions(self) -> Iterator[Dispatcher]:
@@ -85,6 +87,7 @@ async def test_what_was_too_much_for_one_answer_is_asked_for_again() -> None:
 async def test_what_was_lost_is_not_deleted(is_under_way: bool) -> None:
     """Its id is a stranger's row by now; nor is it, if its deletion waits for a connection, or is tried again."""
     mailbox = Mailbox()
+    mailbox.dispatcher.hear([Parcel(row, OWN, False, LATER, b"eA==") for row in (1, 2)], 100.0)
     mailbox.courier.deletions.add([1, 2])
     if is_under_way:
         await mailbox.wanted.wait()
@@ -99,6 +102,7 @@ async def test_nothing_is_fetched_or_deleted_before_the_mailbox_was_read_anew() 
     """Until then ids may be those of strangers' rows."""
     mailbox = Mailbox()
     mailbox.rows = {1: b"a stranger's"}
+    mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER, None)], 100.0)
     mailbox.open.set()
     mailbox.courier.is_current = False
     mailbox.courier.fetches.add([1])
@@ -118,4 +122,4 @@ async def test_ids_are_forgotten_when_their_rows_are_gone() -> None:
     mailbox.open.set()
     mailbox.courier.deletions.add([1])
     await mailbox.courier.finish(5)
-    assert mailbox.dispatcher.known == {}
+    assert mailbox.dispatcher._known == {}

@@ -55,6 +55,12 @@ def waiting(of: Dispatcher, channel: str = OWN) -> Reader:
     return reader
 
 
+def vanished(of: Dispatcher, shown: list[Parcel]) -> set[int]:
+    """What a recovery misses in the mailbox that was there before."""
+    of.begin_recovery()
+    return of.vanished(shown)
+
+
 def taken(of: Dispatcher, channel: str = OWN, now: float = NOW) -> list[int]:
     """The numbers of all that can be taken now."""
     found = []
@@ -451,8 +457,8 @@ def test_ids_of_rows_that_vanished_may_be_given_to_others() -> None:
     """What had come before can still be read, and then does not delete a stranger's row."""
     it = dispatcher(10)
     it.hear([parcel(1), parcel(2)], NOW)
-    it.vanished(it.known, [parcel(2)])
-    assert list(it.known) == [2]
+    vanished(it, [parcel(2)])
+    assert list(it._known) == [2]
     it.hear([parcel(1), parcel(2)], NOW)
     assert taken(it) == [1, 2, 1]
     assert effects(it).delete == [2, 1]
@@ -462,9 +468,11 @@ def test_a_doorbell_whose_row_vanished_holds_nothing_up() -> None:
     """What stands behind it is read at once; the late answer of its fetch is a stranger's row."""
     it = dispatcher()
     reader = waiting(it)
-    it.hear([doorbell(1), parcel(2)], NOW)
+    it.hear([doorbell(1)], NOW)
+    it.begin_recovery()
+    it.hear([parcel(2)], NOW)
     effects(it)
-    assert it.vanished({1: LATER}, []) == {1}
+    assert it.vanished([]) == {1}
     assert effects(it) == Effects(wake=[reader])
     it.fetched([1], {1: b"1"})
     assert taken(it) == [2]
@@ -475,8 +483,8 @@ def test_an_id_that_is_a_stranger_s_row_already_is_told_by_its_end() -> None:
     it = dispatcher(10)
     it.hear([parcel(row, expires=NOW + 50) for row in (1, 2, 4)] + [parcel(3, expires=math.inf)], NOW)
     waiting = [doorbell(1, expires=NOW + 60), doorbell(2, expires=NOW + 50.00001), doorbell(3, expires=math.inf)]
-    it.vanished(it.known, [*waiting, doorbell(4, expires=NOW + 50.01)])
-    assert list(it.known) == [2, 3]
+    vanished(it, [*waiting, doorbell(4, expires=NOW + 50.01)])
+    assert list(it._known) == [2, 3]
 
 
 def test_another_message_with_a_known_id_is_told_by_its_end() -> None:
@@ -514,7 +522,7 @@ def test_what_the_mailbox_showed_under_a_claim_is_not_taken_again_by_its_answer(
     assert taken(it, "jobs") == [1]
     it.deleted([1])
     it.hear([Mark(1)], NOW)
-    it.vanished(it.known, [])
+    vanished(it, [])
     it.claimed([(1, "jobs", b"1", LATER)])
     assert taken(it, "jobs") == []
     it.end_claims()
@@ -541,10 +549,10 @@ def test_an_id_that_was_given_to_another_row_is_not_forgotten_for_the_first() ->
     it.fetched([1], {1: b"1"})
     assert taken(it) == [1]
     it.deleted([1])
-    it.vanished(it.known, [doorbell(1, expires=LATER + 5)])
+    vanished(it, [doorbell(1, expires=LATER + 5)])
     it.recover([doorbell(1, expires=LATER + 5)], 2, NOW)
     it.hear([Mark(2)], NOW)
-    assert it.known == {1: LATER + 5}
+    assert it._known == {1: LATER + 5}
 
 
 def test_what_others_answer_to_a_flush_ends_no_recovery() -> None:
@@ -791,10 +799,10 @@ def test_what_was_claimed_while_the_table_was_read_has_not_vanished() -> None:
     """Only what was known before can be missed."""
     it = dispatcher()
     it.hear([parcel(1)], NOW)
-    known = it.known
+    it.begin_recovery()
     it.claimed([(2, "jobs", b"2", LATER)])
-    assert it.vanished(known, []) == {1}
-    assert list(it.known) == [2]
+    assert it.vanished([]) == {1}
+    assert list(it._known) == [2]
     assert taken(it, "jobs") == [2]
     assert 2 in effects(it).delete
 
@@ -803,7 +811,7 @@ def test_what_would_never_have_expired_can_vanish_too() -> None:
     """Its row is gone with the others."""
     it = dispatcher(10)
     it.hear([parcel(1, expires=math.inf)], NOW)
-    assert it.vanished(it.known, []) == {1}
+    assert vanished(it, []) == {1}
 
 
 def test_what_was_deleted_before_a_crash_is_not_deleted_again_after_it() -> None:
@@ -812,7 +820,7 @@ def test_what_was_deleted_before_a_crash_is_not_deleted_again_after_it() -> None
     it.hear([parcel(1)], NOW)
     assert effects(it).delete == [1]
     it.deleted([1])
-    it.vanished(it.known, [])
+    vanished(it, [])
     assert taken(it) == [1]
     assert effects(it).delete == []
 
@@ -891,3 +899,44 @@ def test_a_channel_without_a_limit_beside_others_that_have_one_takes_all() -> No
     it = dispatcher(bounded=True)
     it.hear([Joined("g", OWN, math.inf), parcel(1, "g", grouped=True), parcel(2, "g", grouped=True)], NOW)
     assert taken(it) == [1, 2]
+
+
+def test_a_claim_fills_no_stranger_s_doorbell() -> None:
+    """The row of the one was lost with all others, and the other has its id."""
+    it = dispatcher()
+    it.hear([doorbell(5)], NOW)
+    it.claimed([(5, "jobs", b"5", LATER + 5)])
+    assert taken(it) == []
+    assert taken(it, "jobs") == [5]
+
+
+def test_what_was_returned_and_claimed_again_while_the_table_was_read_has_not_vanished() -> None:
+    """It was missing in the mailbox then, and is there again; its deletion must not be forgotten."""
+    it = dispatcher()
+    it.claimed([(1, "jobs", b"1", LATER)])
+    it.begin_recovery()
+    assert it.claimed_unread() == {1: LATER}
+    it.returned([1])
+    it.claimed([(1, "jobs", b"1", LATER)])
+    assert it.vanished([]) == set()
+    assert taken(it, "jobs") == [1]
+    assert effects(it).delete == [1]
+
+
+def test_a_flush_that_is_heard_after_the_table_was_read() -> None:
+    """What the table showed was sent after it, if it is there; what had come before is flushed."""
+    it = dispatcher(bounded=True)
+    it.hear([doorbell(2), parcel(1)], NOW)
+    it.recover([doorbell(3), doorbell(4)], 1, NOW)
+    it.fetched([3], {3: b"3"})
+    reader = waiting(it)
+    effects(it)
+    it.hear([Flushed("f", "topic"), Mark(1)], NOW)
+    done = effects(it)
+    assert set(done.delete) == {1, 2}
+    assert done.wake == [reader]
+    assert taken(it) == [3]
+    it.fetched([4], {4: b"4"})
+    assert taken(it) == [4]
+    it.hear([parcel(5), Flushed("g", "topic")], NOW)
+    assert taken(it) == []

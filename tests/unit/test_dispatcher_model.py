@@ -93,7 +93,6 @@ class World:
         self._stream: list[bytes] | None = []  # None: nobody listens
         self._recovering = False  # LISTENing again, but the table has not been read
         self._read: tuple[list[Parcel], list[tuple[str, str, float]] | None] | None = None
-        self._known: dict[int, float] = {}
         self._marks = 0
         self._fetch_todo: list[int] = []
         self._fetching: tuple[list[int], dict[int, bytes]] | None = None
@@ -189,7 +188,7 @@ class World:
         self._stream = []
         self._recovering = True
         self._read = None
-        self._known = self._dispatcher.known
+        self._dispatcher.begin_recovery()
 
     def lose_the_connection(self, _pick: int) -> None:
         self._stream = None
@@ -209,7 +208,7 @@ class World:
             (waiting, members), self._read = self._read, None
             if members is not None:
                 self._dispatcher.members.replace(members)
-                self._dispatcher.vanished(self._known, waiting)
+                self._dispatcher.vanished(waiting)
             self._allow_for_memberships_out_of_step(waiting)
             self._dispatcher.recover(waiting, self._marks + 1, self._now)
             self._recovering = False
