@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from channels_pg_sa import SendError, flushing
+from channels_pg_sa.flushing import Flushes
+from channels_pg_sa.parcels import Flushed
 from channels_pg_sa.queries import Queries
+from channels_pg_sa.topics import Topics
 from tests.support.databases import query
 from tests.support.layers import LayerFactory
 
@@ -95,3 +101,18 @@ async def test_what_is_sent_after_a_flush_that_a_recovery_hears_late(
     await come_back(layer)
     await other.send(channel, text(3))
     assert await take(layer, channel, 2) == [text(2), text(3)]
+
+
+async def test_an_answer_that_cannot_be_given_is_no_mistake() -> None:
+    """Who flushed does not wait for ever; the log need not tell of a task that died."""
+
+    class Away:
+        @contextlib.asynccontextmanager
+        async def connection(self, _patience: float) -> AsyncIterator[None]:
+            raise psycopg.OperationalError("the connection is lost")
+            yield
+
+    database: Any = Away()
+    queries: Any = None
+    flushes = Flushes("0123456789ab", database, queries, Topics("asgi", "0123456789ab"), timeout=1.0)
+    await flushes.answer(Flushed("1", "topic"))

@@ -14,9 +14,12 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from channels_pg_sa import SchemaError, SendError, database, listener
+from channels_pg_sa import listener as listener_module
 from channels_pg_sa.backoff import Backoff
+from channels_pg_sa.listener import Listener
 from channels_pg_sa.queries import Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LISTENER, LayerFactory, Message, PostgresLayer
@@ -1014,3 +1017,49 @@ async def test_a_server_that_is_away_from_the_start_is_announced(
     await eventually_async(is_noticed)
     proxy.heal()
     assert [message["type"] for message in await reader] == ["layer.lost", "layer.back"]
+
+
+async def test_a_connection_that_comes_while_its_listener_ends_is_closed(
+    layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else has it, and it would stay open until the garbage collector comes by."""
+    connect, begun, made = listener_module.CleanConnection.connect, asyncio.Event(), list[Any]()
+
+    async def noted(**parameters: Any) -> Any:
+        begun.set()
+        made.append(await connect(**parameters))
+        return made[0]
+
+    async def recover(*_: Any) -> None:
+        """Not called."""
+
+    monkeypatch.setattr(listener_module.CleanConnection, "connect", noted)
+    parameters = conninfo_to_dict(layer_url)
+    listener = Listener(
+        lambda: dict(parameters), 1.0, recover=recover, hear=lambda _: None, up=lambda _: None, down=lambda _: None
+    )
+    running = asyncio.create_task(listener.run())
+    await begun.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    assert [connection.closed for connection in made] == [True]
+
+
+async def test_closing_waits_for_nobody_who_has_the_connection(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """As a heartbeat has, which waits for a lock: it is told at once, and nothing stays open."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(8)' AND state = 'active'"
+    lent = asyncio.create_task(
+        within(layer, inside(layer)._listener.lend(lambda connection: connection.execute("SELECT pg_sleep(8)")))
+    )
+
+    async def is_lent() -> bool:
+        return await asyncio.to_thread(query, layer_url, sleeping) == [(1,)]
+
+    await eventually_async(is_lent)
+    began = time.monotonic()
+    await layer.close()
+    assert time.monotonic() - began < 4
+    with pytest.raises(listener_module.ConnectionLost):
+        await lent

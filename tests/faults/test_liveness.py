@@ -55,6 +55,7 @@ from .breaking import (
     until_listening,
     warm,
 )
+from .test_listener import LOGGER
 
 PACE = {"heartbeat": 0.3, "lease": 1.5}
 MEMBERS = "SELECT channel FROM channels_pg_sa_membership ORDER BY channel"
@@ -650,3 +651,57 @@ async def test_each_heartbeat_looks_at_the_clock(
         return bool(layer.counters["expired"])
 
     await eventually_async(is_over)
+
+
+async def test_a_beat_that_was_refused_after_others_is_made_again_soon(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That others were answered before is no answer to this one."""
+    monkeypatch.setattr(heartbeat, "AGAIN", 0.01)
+    beat, beats = Queries.beat, list[float]()
+
+    async def refused(self: Queries, *arguments: Any) -> Any:
+        beats.append(time.monotonic())
+        if len(beats) == 2:
+            raise psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")
+        return await beat(self, *arguments)
+
+    monkeypatch.setattr(Queries, "beat", refused)
+    monkeypatch.setattr(Queries, "renew", refused)
+    layer = make_own_layer(heartbeat=3, lease=200)
+    await warm(layer)
+
+    async def is_made_again() -> bool:
+        return len(beats) >= 3
+
+    await eventually_async(is_made_again)
+    assert beats[2] - beats[1] < 2
+
+
+async def test_what_has_gone_well_in_between_may_be_told_again(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same failure in succession is told once; after a success it is news."""
+    caplog.set_level(logging.INFO, LOGGER)
+    layer = make_own_layer(heartbeat=0.2, lease=200)
+    await warm(layer)
+    unhurried(layer)
+    monkeypatch.setattr(heartbeat, "AGAIN", 0.01)
+    beats = list[None]()
+
+    async def fails(self: heartbeat.Heartbeat, connection: Any) -> Any:
+        beats.append(None)
+        if len(beats) in {1, 2, 4}:
+            raise psycopg.errors.InsufficientPrivilege("permission denied")
+        return await ask(self, connection)
+
+    ask = heartbeat.Heartbeat._ask
+    monkeypatch.setattr(heartbeat.Heartbeat, "_ask", fails)
+    monkeypatch.setattr(heartbeat.Heartbeat, "_renew", fails)
+
+    async def all_told() -> bool:
+        return len(beats) >= 5
+
+    await eventually_async(all_told)
+    levels = [record.levelname for record in caplog.records if "A heartbeat failed" in record.getMessage()]
+    assert levels == ["ERROR", "INFO", "ERROR"]

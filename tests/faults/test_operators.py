@@ -367,3 +367,23 @@ async def test_hosts_that_do_not_answer_come_before_one_that_does(
         reader = asyncio.create_task(layer.receive("jobs"))
         await layer.send("jobs", text(os.getpid()))
         assert await asyncio.wait_for(reader, 15) == text(os.getpid())
+
+
+async def test_what_may_not_go_back_is_told_again_when_it_could_in_between(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The right was there, and somebody has taken it away once more."""
+    layer, sender = make_own_layer(), make_own_layer()
+    await warm(layer)
+    queries = inside(layer)._queries
+    put_back = queries.put_back
+
+    async def refused(connection: Any, _rows: Any) -> None:
+        await connection.execute("DO 'BEGIN RAISE insufficient_privilege; END'")
+
+    for number in range(2):
+        monkeypatch.setattr(queries, "put_back", refused)
+        await leave_unread(layer, sender, text(number))
+        await asyncio.to_thread(eventually, lambda count=number + 1: told(caplog) == count)
+        monkeypatch.setattr(queries, "put_back", put_back)
+        assert await take(sender, "jobs", 1) == [text(number)]

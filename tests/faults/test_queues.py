@@ -402,3 +402,31 @@ async def test_a_claim_that_lost_its_rows_to_another_of_its_queue_looks_again(ma
 
     again = await within(layer, lose())
     assert again == Claim("w!", 5, 10, 1)
+
+
+async def test_a_listen_that_was_refused_is_made_up_for(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a new connection, which LISTENs to all; until the next heartbeat nobody would ring."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+    listen, refusals = Queries.listen, list[None]()
+
+    async def refused(self: Queries, *arguments: Any, **more: Any) -> None:
+        if not refusals:
+            refusals.append(None)
+            raise psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")
+        await listen(self, *arguments, **more)
+
+    monkeypatch.setattr(Queries, "listen", refused)
+    reader = await reads(layer, "jobs")
+
+    async def is_heard() -> bool:
+        try:
+            return await topics(layer) == heard(layer, "jobs")
+        except Exception:
+            return False  # it is on its way
+
+    await eventually_async(is_heard)
+    assert refusals
+    await end(reader)

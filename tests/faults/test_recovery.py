@@ -10,14 +10,18 @@ from typing import Any
 import psycopg
 import pytest
 
-from channels_pg_sa import listener
+from channels_pg_sa import ConfigurationError, PoolerError, listener, recovery
+from channels_pg_sa.listener import Listener
 from channels_pg_sa.queries import Queries
-from tests.support.databases import query
+from channels_pg_sa.recovery import Recovery
+from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory
 from tests.support.waiting import eventually_async
 
 from .breaking import come_back, inside, take, text, until_listening, warm
+from .test_liveness import SWEEP_LOCK
 from .test_operators import leave_unread
+from .test_queues import heard, topics
 
 
 async def test_who_joins_while_its_node_recovers(make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,3 +155,124 @@ async def test_a_renewal_that_a_crash_has_cost_is_restored(make_own_layer: Layer
     assert after == pytest.approx(before, abs=0.01)
     ((end,),) = query(layer_url, "SELECT date_part('epoch', expires_at) FROM channels_pg_sa_membership")
     assert end == pytest.approx(before, abs=0.01)
+
+
+async def test_a_queue_that_is_wanted_while_its_node_recovers_is_listened_to(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The LISTEN of the recovery came before, and was not for it: nothing would ring until the next heartbeat."""
+    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    await warm(layer)
+    members, readers = Queries.members, list[asyncio.Task[Any]]()
+    loop = asyncio.get_running_loop()
+
+    async def is_wanted() -> bool:
+        return "jobs" in inside(layer)._queues.book.queues and not len(inside(layer)._queues.listens)
+
+    async def while_one_comes(self: Queries, connection: Any) -> Any:
+        async def come() -> None:
+            readers.append(asyncio.create_task(layer.receive("jobs")))
+
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(come(), loop))
+        await eventually_async(is_wanted)
+        return await members(self, connection)
+
+    monkeypatch.setattr(Queries, "members", while_one_comes)
+    await come_back(layer)
+
+    async def is_heard() -> bool:
+        return await topics(layer) == heard(layer, "jobs")
+
+    await eventually_async(is_heard)
+    await sender.send("jobs", text(1))
+    assert await asyncio.wait_for(readers[0], 20) == text(1)
+
+
+async def test_another_database_is_found_out_when_something_can_be_asked(
+    server: TestServer, template: str, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first time nothing could; whoever reads is told the next time."""
+    elsewhere = server.create(template)
+    layer, is_found, asked = make_own_layer(listen_url=elsewhere), Recovery._is_found, list[None]()
+
+    async def not_at_first(self: Recovery) -> bool | None:
+        asked.append(None)
+        return None if len(asked) == 1 else await is_found(self)
+
+    monkeypatch.setattr(Recovery, "_is_found", not_at_first)
+    reader = asyncio.create_task(layer.receive("jobs"))
+    await until_listening(layer)
+    assert not reader.done()
+    inside(layer)._thread.loop.call_soon_threadsafe(inside(layer)._listener.restart, "as if it were lost")
+    with pytest.raises(ConfigurationError, match=r"listen_url.*another database"):
+        await asyncio.wait_for(reader, 20)
+    await layer.close()
+    server.drop(elsewhere)
+
+
+async def test_a_row_that_was_swept_meanwhile_is_no_other_database(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is missed where the node listens as well."""
+    layer = make_own_layer(listen_url=layer_url)
+    looked = list[None]()
+
+    async def is_found(self: Recovery) -> bool:
+        looked.append(None)
+        await asyncio.to_thread(query, layer_url, "DELETE FROM channels_pg_sa_node")
+        return False
+
+    monkeypatch.setattr(Recovery, "_is_found", is_found)
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    await layer.send(channel, text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+    assert looked == [None]
+
+
+async def test_a_pooler_that_passed_one_notification_on_by_chance(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its one session of the server happened to be the same: the next goes another way."""
+    layer, answers = make_own_layer(), [True, True, False]
+
+    async def is_pooled(_connection: Any) -> bool:
+        return True
+
+    async def hears(self: Listener, *_: Any) -> bool:
+        return answers.pop(0) if answers else False
+
+    monkeypatch.setattr(recovery, "is_pooled", is_pooled)
+    monkeypatch.setattr(Listener, "hears", hears)
+    with pytest.raises(PoolerError, match="listen_url"):
+        await asyncio.wait_for(layer.receive("jobs"), 10)
+
+
+async def test_nobody_sweeps_while_a_node_registers(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was just restored would be taken for a dead node's, before its lease has begun."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    register, swept = Queries.register, list[Any]()
+
+    async def is_free() -> list[tuple[Any, ...]]:
+        return await asyncio.to_thread(query, layer_url, SWEEP_LOCK.replace("pg_advisory_lock", "pg_try_advisory_lock"))
+
+    async def looking(self: Queries, connection: Any, **values: Any) -> None:
+        swept.append(await is_free())
+        await register(self, connection, **values)
+        swept.append(await is_free())
+
+    monkeypatch.setattr(Queries, "register", looking)
+    await warm(layer)
+    assert swept == [[(False,)]] * 2
+    assert await is_free() == [(True,)]
+
+
+async def test_a_node_that_comes_back_was_seen_then(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """And not when it last gave a sign of life, before the outage."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+    await asyncio.to_thread(query, layer_url, "UPDATE channels_pg_sa_node SET seen_at = '2001-01-01'")
+    await come_back(layer)
+    assert query(layer_url, "SELECT seen_at > '2001-01-02' FROM channels_pg_sa_node") == [(True,)]

@@ -496,3 +496,19 @@ def test_the_layer_makes_the_same_statements(shared_url: str) -> None:
     layer, publisher = Layer(url=shared_url), Publisher(url=shared_url)
     for name in ("send_statement", "group_send_statement", "send_sql", "group_send_sql"):
         assert str(getattr(layer, name)("name", {})) == str(getattr(publisher, name)("name", {}))
+
+
+@pytest.mark.parametrize("name", ["", "with space", "käse", "x" * 100, 1])
+async def test_a_wrong_name_is_refused_on_an_engine_too(layer_url: str, name: str) -> None:
+    """Before anything is written: nobody could read it."""
+    with engine_on(layer_url) as engine:
+        publisher = Publisher(engine=engine)
+        for send, send_sync in (
+            (publisher.send, publisher.send_sync),
+            (publisher.group_send, publisher.group_send_sync),
+        ):
+            with pytest.raises(TypeError, match="name must"):
+                await send(name, {"type": "test.message"})
+            with pytest.raises(TypeError, match="name must"):
+                await asyncio.to_thread(send_sync, name, {"type": "test.message"})
+    assert query(layer_url, "SELECT count(*) FROM channels_pg_sa_message") == [(0,)]

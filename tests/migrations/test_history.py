@@ -318,3 +318,34 @@ def test_what_was_removed_by_hand_is_made_again(database_url: str, lost: str) ->
     assert migrate.current(database_url) is None
     migrate.upgrade(database_url)
     assert objects(database_url, None) == whole
+
+
+def test_threads_that_take_their_tables_back_at_once(database_url: str) -> None:
+    """Alembic has one context for the whole process."""
+    schemas = [f"s{number}" for number in range(6)]
+    for schema in schemas:
+        migrate.upgrade(database_url, schema=schema)
+    with ThreadPoolExecutor(len(schemas)) as pool:
+        downgrades = [
+            pool.submit(migrate.downgrade, database_url, schema=schema, revision="base") for schema in schemas
+        ]
+    assert [done.exception() for done in downgrades] == [None] * len(schemas)
+    assert [migrate.current(database_url, schema=schema) for schema in schemas] == [None] * len(schemas)
+
+
+@pytest.mark.parametrize(
+    ("name", "reflected", "is_in_a_model", "stays"),
+    [
+        ("channels_pg_sa_things", True, True, True),
+        ("channels_pg_sa_things", False, False, True),
+        ("channels_pg_sa_things", True, False, False),
+        ("channels_pg_sa_message", True, True, False),
+        ("things", True, False, True),
+    ],
+)
+def test_a_table_of_their_models_is_theirs_whatever_it_is_called(
+    name: str, reflected: bool, is_in_a_model: bool, stays: bool
+) -> None:
+    """A change of it is found; only what is called as ours and in no model may be of another version of ours."""
+    table = Table(name, MetaData())
+    assert migrate.include_object(table, name, "table", reflected, table if is_in_a_model else None) is stays

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -82,7 +82,9 @@ def database_name(url: str) -> str:
     return str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
 
 
-def query(url: str, statement: LiteralString, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+def query(
+    url: str, statement: LiteralString, parameters: Sequence[object] | Mapping[str, object] = ()
+) -> list[tuple[Any, ...]]:
     """Run one statement in a database, commit, and return its rows."""
     with psycopg.connect(url, autocommit=True, application_name="tests") as connection:
         cursor = connection.execute(statement, parameters or None)

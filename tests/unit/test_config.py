@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import URL
 
+from channels_pg_sa import ConfigurationError
+from channels_pg_sa.address import parameters_from_url
 from channels_pg_sa.config import ALL_KEYS, Config, Settings, checked_schema, settings_from_mapping
-from channels_pg_sa.errors import ConfigurationError
-from channels_pg_sa.rules import RULES
+from channels_pg_sa.rules import LONGEST_PREFIX, RULES, shown
 from tests.support.serializers import COMPRESSED_PATH
 
 SECRET = "tiger"
@@ -489,3 +490,31 @@ def test_a_plain_identifier_is_a_schema(name: str) -> None:
 def test_no_schema_is_left_to_the_search_path() -> None:
     """None is not the name of a schema."""
     assert checked_schema(None) is None
+
+
+def test_the_longest_prefix_is_one() -> None:
+    """And one character more is too many."""
+    prefix = "é" * LONGEST_PREFIX
+    assert settings_from_mapping({"prefix": prefix}, connect=dict).prefix == prefix
+    with pytest.raises(ConfigurationError, match="prefix"):
+        settings_from_mapping({"prefix": prefix + "x"}, connect=dict)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:secret@/db?host=a&host=b&port=1&port=secret&port=3",
+    ],
+)
+def test_what_cannot_be_read_is_not_told_behind_the_error_either(url: str) -> None:
+    """A traceback shows the context of an error, unless that is suppressed."""
+    with pytest.raises(ConfigurationError) as caught:
+        parameters_from_url(url, "url")
+    assert "secret" not in str(caught.value)
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("value", ["PASSWORD=hunter2", "Password is hunter2"])
+def test_what_may_be_a_password_is_not_shown_however_it_is_written(value: str) -> None:
+    """Libpq wants small letters; who writes the key wrongly has capitals too."""
+    assert shown(value) == "of type str"

@@ -14,7 +14,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.utils import ConnectionHandler
 from django.test import override_settings
 
-from channels_pg_sa.django_settings import database_alias, settings_from_config
+from channels_pg_sa.django_settings import configs, database_alias, settings_from_config
 
 POSTGRESQL = "django.db.backends.postgresql"
 CHANNELS_POSTGRES = {
@@ -335,3 +335,23 @@ def test_none_is_as_good_as_nothing_where_django_takes_it_so() -> None:
 def test_a_key_in_small_letters_is_no_third_party_s(backend: Callable[[type], str]) -> None:
     """Django's own are capitals: this one is ours, and wrong."""
     assert "nonsense" in complaint({"ENGINE": backend(DatabaseWrapper), "NAME": "d", "nonsense": 1})
+
+
+def test_a_third_party_s_backend_may_take_its_own_options_out(backend: Callable[[type], str]) -> None:
+    """They are there again for the next connection."""
+
+    class Popping(DatabaseWrapper):
+        def get_connection_params(self) -> dict[str, Any]:
+            region = self.settings_dict["OPTIONS"].pop("region")
+            return {**super().get_connection_params(), "password": f"token of {region}"}
+
+    made = settings_from_config({"ENGINE": backend(Popping), "NAME": "db", "OPTIONS": {"region": "eu"}})
+    for _ in range(2):
+        assert made.connect() == {"dbname": "db", "password": "token of eu"}
+
+
+@pytest.mark.parametrize("layers", [None, [], {"default": None}, {"default": "channels_pg_sa"}, {"default": {}}])
+def test_what_is_no_layer_of_ours_is_passed_over(layers: object) -> None:
+    """What is wrong with it Channels will tell."""
+    with override_settings(CHANNEL_LAYERS=layers):
+        assert list(configs()) == []

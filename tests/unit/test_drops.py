@@ -99,3 +99,15 @@ def test_counters_lose_nothing_between_threads() -> None:
     for thread in threads:
         thread.join()
     assert drops.counters == {"why": 16_000}
+
+
+def test_as_many_kinds_as_are_named_leave_no_rest(caplog: pytest.LogCaptureFixture) -> None:
+    """Not "and 0 more"."""
+    drops = DropLog()
+    drops.add("why", "first")
+    caplog.clear()
+    for number in range(NAMED):
+        drops.add("why", f"kind {number}", 100 - number)
+    drops.report(at_once=True)
+    (record,) = caplog.records
+    assert record.getMessage().endswith(f"; {101 - NAMED} kind {NAMED - 1}")

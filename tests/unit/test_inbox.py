@@ -306,3 +306,52 @@ def test_nothing_reopens_an_inbox_that_was_closed(verb: str) -> None:
     assert inbox.is_closed
     with pytest.raises(LayerClosed):
         inbox.check()
+
+
+async def test_who_was_woken_and_has_come_is_remembered_no_longer(inbox: Inbox, dispatcher: Dispatcher) -> None:
+    """One for each round would be a leak."""
+    for _ in range(3):
+        reader = asyncio.get_running_loop().create_future()
+        with inbox.decisions():
+            dispatcher.wait(CHANNEL, reader)
+            dispatcher.put([CHANNEL], message())
+        inbox.keep_house(DropLog(), thoroughly=False)
+        assert inbox._woken == {reader}
+        with inbox.decisions():
+            dispatcher.take(CHANNEL, 0.0)
+            dispatcher.served(CHANNEL, reader)
+    await turns()
+
+
+async def test_who_was_woken_in_vain_waits_on_in_its_place(inbox: Inbox, dispatcher: Dispatcher) -> None:
+    """Another was faster; who comes later is no reason to wait longer, and nobody waits twice."""
+    readers = [asyncio.create_task(inbox.receive(CHANNEL, shared=False))]
+    await turns()
+    with inbox.decisions():
+        dispatcher.put([CHANNEL], message())
+        assert dispatcher.take(CHANNEL, 0.0) is not None
+        readers.append(asyncio.create_task(inbox.receive(CHANNEL, shared=False)))
+        dispatcher.wait(CHANNEL, later := asyncio.get_running_loop().create_future())
+    await turns()
+    assert dispatcher.reader_count == 3
+    with inbox.decisions():
+        dispatcher.put([CHANNEL], message())
+    await turns()
+    assert [reader.done() for reader in readers] == [True, False]
+    assert not later.done()
+    with inbox.decisions():
+        dispatcher.remove_reader(CHANNEL, later)
+        dispatcher.put([CHANNEL], message())
+    await asyncio.wait_for(readers[1], 5)
+
+
+async def test_a_reader_of_a_prefix_takes_what_is_there_and_what_comes(inbox: Inbox, dispatcher: Dispatcher) -> None:
+    """Its name is not that of the channel in which something is."""
+    with inbox.decisions():
+        dispatcher.put(["w!x"], message())
+    assert (await asyncio.wait_for(inbox.receive("w!", shared=True), 5)).payload == b"x"
+    reader = asyncio.create_task(inbox.receive("w!", shared=True))
+    await turns()
+    with inbox.decisions():
+        dispatcher.put(["w!y"], message())
+    assert (await asyncio.wait_for(reader, 5)).payload == b"x"

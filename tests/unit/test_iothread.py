@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import contextlib
+import gc
 import logging
 import threading
+import weakref
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -73,3 +77,87 @@ def test_what_swallows_a_cancellation_is_cancelled_again() -> None:
     thread.stop()
     stopping.join()
     assert not thread._thread.is_alive()
+
+
+def test_a_task_is_held_until_it_ends_and_no_longer() -> None:
+    """The loop itself holds none: one that waits for what only it knows would be freed in the middle."""
+    thread = IOThread("holding")
+    waited_for: list[Any] = []
+
+    async def work() -> str:
+        change = thread.loop.create_future()
+        waited_for.append(weakref.ref(change))
+        return str(await change)
+
+    async def begin() -> weakref.ref[asyncio.Task[Any]]:
+        task = weakref.ref(thread.spawn(work(), "work"))
+        await asyncio.sleep(0)
+        gc.collect()
+        return task
+
+    task = thread.call(begin()).result(10)
+    assert (task() is not None, len(thread._tasks)) == (True, 1)
+
+    async def finish() -> None:
+        waited_for[0]().set_result("done")
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    thread.call(finish()).result(10)
+    assert thread._tasks == set()
+    thread.stop()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_second_stop_breaks_off_nothing() -> None:
+    """What is cancelled has its time, whoever else stops the thread meanwhile."""
+    thread = IOThread("slow to end")
+    cancelled, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+            while not go_on.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.01)
+            ended.set()
+
+    async def begin() -> None:
+        thread.spawn(work(), "work")
+        await asyncio.sleep(0)
+
+    thread.call(begin()).result(10)
+    stopping = [threading.Thread(target=thread.stop) for _ in range(2)]
+    stopping[0].start()
+    assert cancelled.wait(10)
+    stopping[1].start()
+    thread._thread.join(0.2)
+    go_on.set()
+    for stop in stopping:
+        stop.join()
+    assert ended.is_set()
+    assert thread.loop.is_closed()
+
+
+def test_generators_that_nobody_finished_are_closed_with_the_loop() -> None:
+    """What they hold, as a connection, is given back."""
+    thread = IOThread("generating")
+    held: list[Any] = []
+    closed = threading.Event()
+
+    async def generate() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            closed.set()
+
+    async def begin() -> None:
+        held.append(generate())
+        await anext(held[0])
+
+    thread.call(begin()).result(10)
+    thread.stop()
+    assert closed.is_set()

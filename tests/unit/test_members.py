@@ -90,3 +90,19 @@ def test_nothing_is_remembered_of_memberships_that_are_over() -> None:
     assert index._absent == {("g", "b")}
     index.replace([])
     assert (index._absent, index._groups) == (set(), {})
+
+
+def test_memberships_are_restored_in_the_order_of_their_keys() -> None:
+    """Two who insert the same rows in different orders would wait for each other."""
+    index = MemberIndex()
+    for group, channel in ("hb", "gc", "ha", "gd"):
+        index.join(group, channel, math.inf)
+    assert [member[:2] for member in index.to_restore()] == [("g", "c"), ("g", "d"), ("h", "a"), ("h", "b")]
+
+
+def test_a_membership_without_a_name_is_none() -> None:
+    """SQL may have written one; a message to its group is nobody's, and not one that is unread until it expires."""
+    index = MemberIndex()
+    index.join("g", "", math.inf)
+    index.replace([("g", "", math.inf)])
+    assert (len(index), index.members("g", 0.0), index._groups) == (0, [], {})

@@ -1,0 +1,235 @@
+"""Which rows each statement takes, and which it leaves: they may be, or have become, somebody else's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from channels_pg_sa.claims import ANYWHERE, Claim
+from channels_pg_sa.config import Settings
+from channels_pg_sa.queries import Queries
+from channels_pg_sa.topics import Topics
+from tests.support.databases import query
+
+NODE, OTHER = "0123456789ab", "ba9876543210"
+INSERT = """INSERT INTO channels_pg_sa_message (prefix, recipient, channel, payload, expires_at)
+    VALUES (%s, %s, %s, 'x', now() + make_interval(secs => %s)) RETURNING id, date_part('epoch', expires_at)"""
+
+
+@pytest.fixture
+async def connection(layer_url: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """One as the layer's statements want it; what waits for a lock fails."""
+    options = "-c lock_timeout=1s"
+    async with await psycopg.AsyncConnection.connect(layer_url, autocommit=True, options=options) as connected:
+        yield connected
+
+
+@pytest.fixture
+def queries() -> Queries:
+    """Those of a node."""
+    return Queries(Settings(connect=dict, listen=dict), NODE)
+
+
+def insert(url: str, recipient: str, channel: str, *, seconds: float = 60, prefix: str = "asgi") -> tuple[int, float]:
+    """Insert a message as it is; return its id and its end."""
+    ((row, until),) = query(url, INSERT, [prefix, recipient, channel, seconds])
+    return row, until
+
+
+def recipients(url: str) -> list[str]:
+    """Whose the rows are, in their order."""
+    return [recipient for (recipient,) in query(url, "SELECT recipient FROM channels_pg_sa_message ORDER BY id")]
+
+
+@pytest.mark.parametrize("owner", [OTHER, "jobs"])
+async def test_what_is_in_no_mailbox_of_the_node_is_left_alone(
+    layer_url: str, connection: Any, queries: Queries, owner: str
+) -> None:
+    """Its row may have gone back to its queue, and on to another node, since this one heard of it."""
+    row, until = insert(layer_url, owner, "jobs")
+    assert await queries.fetch(connection, {row: until}) == {}
+    await queries.forget(connection, {row: until})
+    await queries.put_back(connection, {row: until})
+    assert recipients(layer_url) == [owner]
+
+
+async def test_another_row_that_has_the_id_by_now_is_left_alone(
+    layer_url: str, connection: Any, queries: Queries
+) -> None:
+    """It is told by its end, but not by how that was written."""
+    row, until = insert(layer_url, NODE, "jobs")
+    for other in (until - 0.01, until + 0.01):
+        assert await queries.fetch(connection, {row: other}) == {}
+        await queries.forget(connection, {row: other})
+        await queries.put_back(connection, {row: other})
+    assert recipients(layer_url) == [NODE]
+    assert await queries.fetch(connection, {row: until + 0.0004}) == {row: b"x"}
+    await queries.forget(connection, {row: until - 0.0004})
+    assert recipients(layer_url) == []
+
+
+async def test_what_is_over_is_neither_claimed_nor_found_waiting(
+    layer_url: str, connection: Any, queries: Queries
+) -> None:
+    """It lies there until it is swept, and takes no reader's place."""
+    for owner in ("jobs", NODE):
+        insert(layer_url, owner, "jobs", seconds=-1)
+    row, _ = insert(layer_url, "jobs", "jobs")
+    (claimed,) = await queries.claim(connection, [Claim("jobs", *ANYWHERE, 1)])
+    assert [found[0] for found in claimed.rows] == [row]
+    assert [parcel.id for parcel in await queries.waiting(connection)] == [row]
+
+
+async def test_a_claim_begins_where_it_says(layer_url: str, connection: Any, queries: Queries) -> None:
+    """And ends there, and takes no other prefix's."""
+    insert(layer_url, "jobs", "jobs", prefix="other")
+    first, second, third = (insert(layer_url, "jobs", "jobs")[0] for _ in range(3))
+    (claimed,) = await queries.claim(connection, [Claim("jobs", second, second, 5)])
+    assert [found[0] for found in claimed.rows] == [second]
+    assert claimed.end is None
+    (claimed,) = await queries.claim(connection, [Claim("jobs", second, ANYWHERE[1], 5)])
+    assert ([found[0] for found in claimed.rows], claimed.end) == ([third], third)
+    (claimed,) = await queries.claim(connection, [Claim("jobs", *ANYWHERE, 5)])
+    assert ([found[0] for found in claimed.rows], claimed.end) == ([first], first)
+
+
+@pytest.mark.parametrize("table", ["message", "membership"])
+async def test_a_sweep_waits_for_no_row_that_somebody_has(
+    layer_url: str, connection: Any, queries: Queries, table: str
+) -> None:
+    """A membership may be about to be renewed, a message about to be claimed or deleted; the next sweep comes soon."""
+    if table == "message":
+        insert(layer_url, "jobs", "jobs", seconds=-1)
+        insert(layer_url, "jobs", "jobs", seconds=-1)
+    else:
+        query(
+            layer_url,
+            """INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel, expires_at)
+            VALUES ('asgi', 'g', '', 'a', now() - interval '1 s'), ('asgi', 'g', '', 'b', now() - interval '1 s')""",
+        )
+    with psycopg.connect(layer_url) as rival:
+        rival.execute(f"SELECT FROM channels_pg_sa_{table} LIMIT 1 FOR UPDATE")
+        swept = await queries.sweep(connection, 10)
+        assert swept == ((1, 0) if table == "message" else (0, 1))
+    assert await queries.sweep(connection, 10) == swept
+
+
+async def test_a_sweep_takes_no_more_than_it_may(layer_url: str, connection: Any, queries: Queries) -> None:
+    """Nor what is not over."""
+    for seconds in (-1, -1, -1, 60):
+        insert(layer_url, "jobs", "jobs", seconds=seconds)
+    swept = [await queries.sweep(connection, 2) for _ in range(3)]
+    assert swept == [(2, 0), (1, 0), (0, 0)]
+    assert recipients(layer_url) == ["jobs"]
+
+
+async def test_of_a_membership_that_is_restored_and_there_the_later_end_counts(
+    layer_url: str, connection: Any, queries: Queries
+) -> None:
+    """It was renewed by others, or a crash has cost a renewal; and none is written anew for nothing."""
+    query(
+        layer_url,
+        """INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel, expires_at) VALUES
+        ('asgi', 'g', %(node)s, 'a', to_timestamp(2000000000)), ('asgi', 'g', %(node)s, 'b', to_timestamp(1900000000)),
+        ('asgi', 'g', %(node)s, 'c', 'infinity'), ('asgi', 'g', %(node)s, 'd', to_timestamp(1900000000))""",
+        {"node": NODE},
+    )
+    ends = {"a": 1900000000.0, "b": 2000000000.0, "c": float("inf"), "d": 1900000000.5, "e": float("inf")}
+    places = "SELECT channel, ctid::text FROM channels_pg_sa_membership"
+    before = dict(query(layer_url, places))
+    await queries.restore(connection, [("g", channel, end) for channel, end in ends.items()], lambda: None)
+    expected = {**ends, "a": 2000000000.0, "d": 1900000000.0}
+    assert {channel: end for _, channel, end in await queries.members(connection)} == expected
+    after = dict(query(layer_url, places))
+    assert [channel for channel in before if before[channel] != after[channel]] == ["b"]
+
+
+async def test_the_oldest_comes_first_wherever_it_lies(layer_url: str, connection: Any, queries: Queries) -> None:
+    """However the planner walks through the table: a row that was moved to a queue and back lies behind later ones."""
+    await connection.execute("SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off")
+    mine, theirs = ([insert(layer_url, owner, "jobs")[0] for _ in range(3)] for owner in (NODE, "jobs"))
+    query(layer_url, "UPDATE channels_pg_sa_message SET payload = 'y' WHERE id = ANY (%s)", [[mine[0], theirs[0]]])
+    assert [parcel.id for parcel in await queries.waiting(connection)] == mine
+    (claimed,) = await queries.claim(connection, [Claim("jobs", *ANYWHERE, 2)])
+    assert sorted(row[0] for row in claimed.rows) == theirs[:2]
+
+
+ADD_NODE = """INSERT INTO channels_pg_sa_node (id, prefix, pid, lease_until)
+    VALUES (%s, %s, %s, now() + make_interval(secs => %s))"""
+ADD_MEMBER = """INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel, expires_at)
+    VALUES (%s, 'g', %s, %s, now() + make_interval(secs => %s))"""
+NODES = "SELECT id FROM channels_pg_sa_node ORDER BY id"
+MEMBERS = "SELECT channel FROM channels_pg_sa_membership ORDER BY channel"
+
+
+def every(url: str, statement: Any) -> str:
+    """The letters that a statement finds."""
+    return "".join(found for (found,) in query(url, statement))
+
+
+async def test_a_placeholder_is_nobody_s_registration(layer_url: str, connection: Any, queries: Queries) -> None:
+    """It has a lease, and no process: who finds it in its own place must register, and restore its members."""
+    topics = Topics("asgi", NODE)
+    topics.secret = "of no installation"
+    query(layer_url, ADD_NODE, [NODE, "asgi", None, 60])
+    assert not await queries.is_known(connection)
+    assert not (await queries.renew(connection, topics)).alive
+    assert not (await queries.beat(connection, topics, [])).alive
+    await queries.register(connection, host="h", pid=1, version="1")
+    assert await queries.is_known(connection)
+    assert (await queries.renew(connection, topics)).alive
+
+
+async def test_each_thing_that_is_over_is_a_reason_to_sweep(layer_url: str, connection: Any, queries: Queries) -> None:
+    """And nothing else is; in a queue a message waits that can be claimed."""
+    topics = Topics("asgi", NODE)
+    topics.secret = "of no installation"
+    query(layer_url, ADD_NODE, ["a", "asgi", 1, 60])
+    query(layer_url, ADD_MEMBER, ["asgi", "", "jobs", 60])
+    insert(layer_url, "jobs", "jobs")
+    insert(layer_url, "others", "others", prefix="other")
+    pulse = await queries.beat(connection, topics, ["jobs", "others"])
+    assert (pulse.sweep_due, pulse.filled) == (False, ["jobs"])
+    reasons: list[tuple[str, list[Any]]] = [
+        (INSERT, ["asgi", "late", "late", -1]),
+        (ADD_NODE, ["b", "asgi", 1, -1]),
+        (ADD_MEMBER, ["asgi", "", "late", -1]),
+    ]
+    for statement, values in reasons:
+        query(layer_url, statement, values)
+        pulse = await queries.beat(connection, topics, ["late"])
+        assert (pulse.sweep_due, pulse.filled) == (True, ())
+        await queries.sweep(connection, 10)
+        assert not (await queries.beat(connection, topics, ["late"])).sweep_due
+
+
+async def test_a_flush_asks_those_who_can_answer(layer_url: str, connection: Any, queries: Queries) -> None:
+    """Not the dead, nor those of other prefixes, whose messages and members stay."""
+    for node, prefix, pid, lease in (("a", "asgi", 1, 60), ("b", "asgi", 1, -1), ("c", "asgi", None, 60)):
+        query(layer_url, ADD_NODE, [node, prefix, pid, lease])
+    query(layer_url, ADD_NODE, ["d", "other", 1, 60])
+    for prefix in ("asgi", "other"):
+        insert(layer_url, f"of-{prefix}", "jobs", prefix=prefix)
+        query(layer_url, ADD_MEMBER, [prefix, "", f"of-{prefix}", 60])
+    assert await queries.flush(connection, "F1 t") == ["a"]
+    assert (recipients(layer_url), every(layer_url, MEMBERS)) == (["of-other"], "of-other")
+
+
+async def test_who_lives_is_not_swept(layer_url: str, connection: Any, queries: Queries) -> None:
+    """Nor who has a lease to come back in; of the dead all members go, and at last they themselves."""
+    rows = (("a", 1, 60), ("b", None, 60), ("c", 1, -1), ("d", None, -1))
+    for node, pid, lease in rows:
+        query(layer_url, ADD_NODE, [node, "asgi", pid, lease])
+        for prefix in ("asgi", "other") if node == "c" else ("asgi",):
+            query(layer_url, ADD_MEMBER, [prefix, node, f"{node}{prefix[0]}", 60])
+    query(layer_url, ADD_NODE, ["e", "asgi", None, 60])
+    assert await queries.sweep(connection, 1) == (0, 1)
+    assert every(layer_url, NODES) in {"abce", "abde"}, "one whose members are not all gone stays to be found again"
+    for _ in range(2):
+        await queries.sweep(connection, 1)
+    assert every(layer_url, NODES) == "abe"
+    assert every(layer_url, "SELECT id FROM channels_pg_sa_node WHERE pid IS NOT NULL") == "a"
+    assert every(layer_url, MEMBERS) == "aabaco"
