@@ -62,6 +62,7 @@ class Dispatcher(LocalChannels):
     def begin_recovery(self) -> None:
         """Note that the node's mailbox is about to be read: rows which come from now on may be missing there."""
         self._before = dict(self._known)
+        self._shown.clear()
 
     def vanished(self, waiting: Iterable[Parcel]) -> set[int]:
         """Forget, and return, ids whose rows are gone without this node's doing; messages that are here stay.

@@ -940,3 +940,14 @@ def test_a_flush_that_is_heard_after_the_table_was_read() -> None:
     assert taken(it) == [4]
     it.hear([parcel(5), Flushed("g", "topic")], NOW)
     assert taken(it) == []
+
+
+def test_a_flush_that_is_heard_after_another_recovery() -> None:
+    """What one before it had read, whose mark never came round, is flushed."""
+    it = dispatcher()
+    it.recover([doorbell(1)], 1, NOW)
+    it.fetched([1], {1: b"1"})
+    assert vanished(it, []) == {1}
+    it.recover([], 2, NOW)
+    it.hear([Flushed("f", "topic"), Mark(2)], NOW)
+    assert taken(it) == []
