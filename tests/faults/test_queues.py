@@ -54,6 +54,29 @@ async def test_a_flush_under_a_claim(
     assert await asyncio.wait_for(reader, PATIENCE) == text(2)
 
 
+async def test_a_flush_under_a_claim_of_whatever_there_is(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes what was sent after the flush, and nobody can tell: the mailbox is read again, where that lies by then."""
+    layer, other = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    reader = await reads(layer, "jobs")
+    queries, loop = inside(layer)._queries, inside(layer)._thread.loop
+    claim, under_way, go_on = queries.claim, threading.Event(), threading.Event()
+
+    async def slow(connection: Any, claims: Any) -> Any:
+        under_way.set()
+        await asyncio.to_thread(go_on.wait, 10)
+        return await claim(connection, claims)
+
+    monkeypatch.setattr(queries, "claim", slow)
+    loop.call_soon_threadsafe(inside(layer)._queues.on_filled, ["jobs"])
+    assert await asyncio.to_thread(under_way.wait, 10)
+    await other.flush()
+    await other.send("jobs", text(1))
+    go_on.set()
+    assert await asyncio.wait_for(reader, PATIENCE) == text(1)
+
+
 async def topics(layer: PostgresLayer) -> set[str]:
     """What the layer's session LISTENs to."""
 
