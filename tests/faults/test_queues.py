@@ -57,7 +57,7 @@ async def test_a_flush_under_a_claim(
 async def test_a_flush_under_a_claim_of_whatever_there_is(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes what was sent after the flush, and nobody can tell: the mailbox is read again, where that lies by then."""
+    """It takes what was sent after the flush, and nobody can tell: the mailbox is read again, where that lies now."""
     layer, other = make_own_layer(heartbeat=60, lease=200), make_own_layer()
     reader = await reads(layer, "jobs")
     queries, loop = inside(layer)._queries, inside(layer)._thread.loop
