@@ -49,10 +49,10 @@ class Leaves:
                     del self._calls[key_of(call.job)]
                     self._unsure.discard(key_of(call.job))
 
-    def redo(self, calls: Iterable[Call[Any]]) -> None:
+    def redo(self, leaves: Iterable[Leave]) -> None:
         """Take note that leaves have to be done once more, although their callers have been told that they are done."""
         with self._lock:
-            self._unsure.update(key_of(call.job) for call in calls if isinstance(call.job, Leave) and is_done(call))
+            self._unsure.update(map(key_of, leaves))
 
     def is_wanted(self, call: Call[Any]) -> bool:
         """Tell whether nobody has asked for anything else since."""

@@ -204,12 +204,13 @@ class Memberships:
         """
         if not self._is_own(calls):
             return
-        if session is None or session != self._session():
-            self._leaves.redo(calls)
+        _, left = _last_of(call for call in calls if is_done(call))
+        if left and (session is None or session != self._session()):
+            self._leaves.redo(left)
             return
         self._leaves.tried(calls)
-        if left := [call.job for call in calls if isinstance(call.job, Leave) and is_done(call)]:
-            self._left([(job.group, job.channel) for job in left])
+        if left:
+            self._left([key_of(job) for job in left])
 
 
 def _last_of(calls: Iterable[Call[Membership]]) -> tuple[list[Join], list[Leave]]:

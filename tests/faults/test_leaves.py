@@ -329,3 +329,26 @@ async def test_who_leaves_while_the_server_crashes(
     await eventually_async(has_left)
     await asyncio.sleep(2 * TICK)
     assert await has_left()
+
+
+async def test_who_leaves_and_joins_at_once_is_restored(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Both come in one batch, of which only the last word is brought to the database: it is no leave."""
+    layer = make_own_layer(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    node = layer._node  # type: ignore[attr-defined]
+    node._outbox.memberships.own._fast_path = None
+    for number in range(20):
+        await asyncio.gather(
+            layer.group_add("other", channel),  # so that the two wait, and go together
+            layer.group_discard("group", channel),
+            layer.group_add("group", channel),
+            layer.group_add(f"group{number}", channel),
+        )
+    assert not inside(layer).inbox._dispatcher.members._absent
+    query(layer_url, "DELETE FROM channels_pg_sa_node")
+    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as crash:
+        crash.execute("SET session_replication_role = replica")
+        crash.execute("DELETE FROM channels_pg_sa_membership WHERE group_name = 'group'")
+    await come_back(layer)
+    assert ("group", channel) in query(layer_url, MEMBERS)
