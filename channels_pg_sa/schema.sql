@@ -53,9 +53,10 @@ $routine$,
 -- statement that need not sort takes less time. In the loop an assignment of a plain expression takes a fraction of
 -- what a statement does, of which PERFORM is one; so there pg_notify() is called for the value that it does not have.
 -- On another's table it would run, with our owner's rights, what the casts of that table's types do.
+-- Times are written in full, whatever the session's setting: rows are told by them.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_message_added() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET extra_float_digits = 1 AS $body$
 DECLARE
     prefix text;
     recipient text;

@@ -105,6 +105,19 @@ def test_what_does_not_fit_is_a_doorbell(connection: psycopg.Connection[Any], co
         assert [frame.encoded is not None for frame in frames] == [travels] * count
 
 
+@pytest.mark.parametrize("count", [1, FEW + 1])
+def test_times_are_told_in_full(connection: psycopg.Connection[Any], count: int) -> None:
+    """However few digits the session that sends writes of a number: rows are told from others by their ends."""
+    with psycopg.connect(connection.info.dsn, autocommit=True, password=connection.info.password) as writer:
+        writer.execute("SET extra_float_digits = -15")
+        insert(writer, [(f"specific.{NODES[0]}!a", b"x")] * count)
+    frames = [frame for _, some in heard(connection) for frame in some if isinstance(frame, Parcel)]
+    told = {frame.id: frame.expires for frame in frames}
+    rows = connection.execute("SELECT id, date_part('epoch', expires_at) FROM channels_pg_sa_message").fetchall()
+    assert told == pytest.approx(dict(rows), abs=1e-5)
+    assert len(told) == count
+
+
 # The layer's own statements for one message notify in the trigger's place.
 
 
