@@ -47,7 +47,7 @@ def status(database: Database, *, schema: str | None = None) -> str:
 def _lines(processes: Rows, groups: Rows, queues: Rows) -> Iterator[str]:
     prefixes = sorted({row[0] for row in (*processes, *groups, *queues)})
     if not prefixes:
-        yield "Nobody receives, and nothing waits."
+        yield "Nobody receives, and no queue holds messages."
     for prefix in prefixes:
         yield f"prefix {_printable(prefix)}"
         yield from _process_lines([row[1:] for row in processes if row[0] == prefix])
@@ -82,5 +82,5 @@ def _span(seconds: float) -> str:
 
 
 def _printable(name: str | None) -> str:
-    """A name that is no terminal's control sequence, whoever wrote the row."""
-    return name if name and name.isprintable() else ascii(name)
+    """A name that every terminal can show, and none takes for a command, whoever wrote the row."""
+    return name if name and name.isascii() and name.isprintable() else ascii(name)

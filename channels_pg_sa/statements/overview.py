@@ -24,7 +24,9 @@ def processes(there: Tables) -> Select[str, str, str, int, str, float, float, bo
     it has a lease, how many memberships are its own, and how many messages are in its mailbox.
     """
     nodes, members, messages = there.node.c, there.membership.c, there.message.c
-    joined = select(func.count()).where(members.prefix == nodes.prefix, members.node == nodes.id, members.node != "")
+    joined = select(func.count()).where(
+        members.prefix == nodes.prefix, members.node == nodes.id, members.node != "", members.expires_at > NOW
+    )
     mailbox = select(func.count()).where(
         messages.prefix == nodes.prefix, messages.recipient == nodes.id, messages.expires_at > NOW
     )

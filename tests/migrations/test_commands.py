@@ -285,7 +285,7 @@ def test_the_django_command_uses_the_layer_s_database_and_schema(
     assert manage("current") == NOTHING
     assert manage("upgrade") == f"{REVISION}\n"
     assert manage("check") == f"{REVISION}\n"
-    assert manage("status") == "Nobody receives, and nothing waits.\n"
+    assert manage("status") == "Nobody receives, and no queue holds messages.\n"
     assert "CREATE UNLOGGED TABLE" in manage("sql")
     assert manage("current", layer="other") == NOTHING
     migrate.check(database_url, schema="tenant")

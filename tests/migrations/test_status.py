@@ -24,7 +24,7 @@ NODE = """INSERT INTO channels_pg_sa_node (id, prefix, host, pid, version, start
 
 def test_of_empty_tables(layer_url: str) -> None:
     """It says so, rather than nothing."""
-    assert status(layer_url) == "Nobody receives, and nothing waits.\n"
+    assert status(layer_url) == "Nobody receives, and no queue holds messages.\n"
 
 
 async def test_of_processes_and_groups(make_own_layer: LayerFactory, layer_url: str) -> None:
@@ -103,7 +103,7 @@ def test_for_a_role_that_may_only_read(layer_url: str) -> None:
         shown = status(lambda: {**psycopg.conninfo.conninfo_to_dict(layer_url), "options": f"-c role={role}"})
     finally:
         run_script(layer_url, f"DROP OWNED BY {role}; DROP ROLE {role}")
-    assert shown == "Nobody receives, and nothing waits.\n"
+    assert shown == "Nobody receives, and no queue holds messages.\n"
 
 
 def test_tables_that_are_missing_or_elsewhere(
@@ -117,4 +117,4 @@ def test_tables_that_are_missing_or_elsewhere(
     assert cli.main(["status", "head", "--url", database_url]) == 2
     assert "takes no revision" in capsys.readouterr().err
     assert cli.main(["status", "--url", database_url, "--schema", "tenant"]) == 0
-    assert capsys.readouterr().out == "Nobody receives, and nothing waits.\n"
+    assert capsys.readouterr().out == "Nobody receives, and no queue holds messages.\n"
