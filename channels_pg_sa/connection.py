@@ -113,7 +113,7 @@ class CleanConnection(psycopg.AsyncConnection[Any]):
     """A connection that goes back to the pool it is from, and leaves no open socket where connecting failed."""
 
     borrower: asyncio.Task[Any] | None = None
-    """The task that the pool lent it to, None once it has gone back."""
+    """The task that takes it out of the engine, None once it has it, or it has gone back."""
 
     @classmethod
     async def connect(cls, *arguments: Any, **parameters: Any) -> Self:

@@ -233,15 +233,16 @@ class Database:
             await self._take_back()
             self.trouble = await self._diagnose()
             return None
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Exception):
             await self._take_back()
             raise
         finally:
             self._end_limit()
         self.trouble = None
         driver = raw.driver_connection
-        if not isinstance(driver, psycopg.AsyncConnection):
-            raise TypeError(f"The engine's driver is not psycopg but {type(driver).__name__}.")
+        if not isinstance(driver, CleanConnection):
+            raise TypeError(f"The engine's connection is not the pool's but of type {type(driver).__name__}.")
+        driver.borrower = None
         held = Held(sa_connection, driver)
         return held if await self._is_good(held) else None
 

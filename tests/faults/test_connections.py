@@ -77,7 +77,7 @@ async def test_a_silence_while_a_connection_is_made_or_given_back(
 async def test_who_asks_the_first_connection_is_cancelled(
     proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While SQLAlchemy asks it what the server is, and hears nothing: its place in the pool is free for another."""
+    """While SQLAlchemy asks it what the server is: its place in the pool is free, with versions before 2.1 as well."""
     silence, fallen = Silence(proxy), asyncio.Event()
     configure = Database._configure
     loop = asyncio.get_running_loop()
