@@ -62,21 +62,23 @@ class Courier:
     async def _fetch(self, rows: list[int]) -> None:
         async with self._database.connection(self._patience) as connection:
             self._check_current()
-            found = await self._queries.fetch(connection, self._ends(rows))
+            asked = self._ends(rows)
+            found = await self._queries.fetch(connection, asked)
         payloads = {row: payload for row, payload in found.items() if payload is not None}
         left = found.keys() - payloads.keys()
         with self._inbox.decisions() as dispatcher:
-            dispatcher.fetched([row for row in rows if row not in left], payloads)
+            still = dispatcher.ends(asked)  # meanwhile an id may have become another's
+            dispatcher.fetched([row for row in asked if row not in left and still.get(row) == asked[row]], payloads)
         self.fetches.add(sorted(left))
 
     async def _delete(self, batch: list[int]) -> None:
         async with self._database.connection(self._patience) as connection:
             self._check_current()
-            rows = [row for row in batch if row in self.deletions.underway]
-            await self._queries.forget(connection, self._ends(rows))
+            rows = self._ends([row for row in batch if row in self.deletions.underway])
+            await self._queries.forget(connection, rows)
         self._deleted(len(rows))
         with self._inbox.decisions() as dispatcher:
-            dispatcher.deleted(rows)
+            dispatcher.deleted([row for row in rows if row in self.deletions.underway])
 
     def _ends(self, rows: list[int]) -> dict[int, float]:
         with self._inbox.decisions() as dispatcher:

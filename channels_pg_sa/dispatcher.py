@@ -76,12 +76,7 @@ class Dispatcher(LocalChannels):
         there = {parcel.id: parcel.expires for parcel in waiting}
         rows = {row for row, expires in self._before.items() if abs(there.get(row, -math.inf) - expires) > SAME}
         self._gone -= rows & there.keys()  # these ids are others' by now
-        self._forget(rows - self._gone)
-        self.fetched(rows & self._unfetched.keys(), {})
-        for local in self.unread.values():
-            for entry in local.entries:
-                entry.keeps_row = entry.keeps_row and entry.id not in rows
-        self._before = {}
+        self._lose(rows - self._gone)
         return rows
 
     def recover(self, waiting: Iterable[Parcel], barrier: int, now: float) -> None:
@@ -96,7 +91,8 @@ class Dispatcher(LocalChannels):
         """
         self._barrier = barrier
         parcels = list(waiting)
-        self._shown.update(parcel.id for parcel in parcels)
+        self._shown.update(parcel.id for parcel in parcels if parcel.id not in self._before)
+        self._before = {}
         self.hear(parcels, now)
 
     def _end_recovery(self) -> None:
@@ -112,7 +108,7 @@ class Dispatcher(LocalChannels):
     def _arrive(self, parcel: Parcel, now: float) -> None:
         if self._is_known(parcel.id, parcel.expires):  # read from the table after a reconnect, and heard of as well
             return
-        self._known[parcel.id] = parcel.expires
+        self._note(parcel.id, parcel.expires)
         if not 0 < len(parcel.name) < MAX_LENGTH:
             self._refuse(parcel.id)
             return
@@ -142,6 +138,24 @@ class Dispatcher(LocalChannels):
         """Whether a message has come before; not another one with its id, since the table began to count again."""
         known = self._known.get(row)
         return known is not None and (known == expires or abs(known - expires) <= SAME)  # both may be infinite
+
+    def _note(self, row: int, expires: float) -> None:
+        """Remember a row that has come. If another had its id, that is lost: the table has begun to count again."""
+        if row in self._known:
+            self._lose({row})
+            effects = self._to_do()
+            effects.delete = [other for other in effects.delete if other != row]
+            effects.lost.append(row)
+        self._known[row] = expires
+
+    def _lose(self, rows: set[int]) -> None:
+        """Forget ids whose rows are gone without this node's doing; messages that are here stay."""
+        self._gone -= rows
+        self._forget(rows)
+        self.fetched(rows & self._unfetched.keys(), {})
+        for local in self.unread.values():
+            for entry in local.entries:
+                entry.keeps_row = entry.keeps_row and entry.id not in rows
 
     def _refuse(self, row: int) -> None:
         """Drop a row that somebody wrote under a name which no reader can have: none, or one too long for an index."""
@@ -184,7 +198,7 @@ class Dispatcher(LocalChannels):
             if row in self._unfetched and self._is_known(row, expires):  # the mailbox was read meanwhile
                 self.fetched([row], {row: payload})
             elif not self._is_known(row, expires):
-                self._known[row] = expires
+                self._note(row, expires)
                 if not 0 < len(channel) < MAX_LENGTH:
                     self._refuse(row)
                     continue

@@ -203,7 +203,7 @@ class Layer(TransactionalSends, Directory, Closing):
         """Forget all messages and memberships of this layer's prefix, in the database and in every living process.
 
         A process that does not answer is not waited for longer than two seconds; the log tells which. A flush whose
-        SendError says that it may have been done may also be done a second later, and take what was sent meanwhile.
+        SendError says that it may have been done may yet be done, and take what was sent meanwhile.
 
         Raises:
             SendError, SchemaError, LayerClosed: as `send`.

@@ -23,6 +23,7 @@ class Effects:
     wake: list[Reader] = field(default_factory=list)
     fetch: list[int] = field(default_factory=list)
     delete: list[int] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
     rings: list[Ring] = field(default_factory=list)
     flushes: list[Flushed | Acknowledged] = field(default_factory=list)
 

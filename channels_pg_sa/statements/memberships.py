@@ -75,7 +75,8 @@ def members() -> Executable:
 def restore() -> Executable:
     """Insert memberships from memory, with the ends they had; of those that are there already the later ends count.
 
-    A crash may have cost a renewal. Two ways to write a time differ by less than a second: mostly all stays as it is.
+    A crash may have cost a renewal. Two ways to write a time differ by less than a second, so mostly none is written
+    anew; but all that are there are locked, in the order of their keys.
     """
     given = given_rows(group_name=Text(), channel=Text(), expires=Float())
     rows = select(PREFIX, given.c.group_name, NODE, given.c.channel, func.to_timestamp(given.c.expires))

@@ -18,6 +18,7 @@ from channels_pg_sa.queries import Queries
 from channels_pg_sa.topics import Topics
 from tests.support.databases import query
 from tests.support.layers import LayerFactory
+from tests.support.waiting import eventually_async
 
 from .breaking import SwallowingProxy, come_back, inside, take, text, warm
 
@@ -116,3 +117,30 @@ async def test_an_answer_that_cannot_be_given_is_no_mistake() -> None:
     queries: Any = None
     flushes = Flushes("0123456789ab", database, queries, Topics("asgi", "0123456789ab"), timeout=1.0)
     await flushes.answer(Flushed("1", "topic"))
+
+
+@pytest.mark.parametrize("capacity", [None, 10])
+async def test_a_flush_while_a_node_recovers_takes_what_came_before(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, capacity: int | None
+) -> None:
+    """With a capacity its row is there until it is read, so that the recovery has just seen it."""
+    monkeypatch.setattr(flushing, "PATIENCE", 0.5)
+    layer, other = (make_own_layer(heartbeat=60, lease=200, capacity=capacity) for _ in range(2))
+    channel = await warm(layer)
+    await warm(other)
+    members, loop = Queries.members, asyncio.get_running_loop()
+    await other.send(channel, text(1))
+
+    async def is_here() -> bool:
+        return bool(inside(layer).inbox._dispatcher.unread_count)
+
+    async def after_a_flush(self: Queries, connection: Any) -> Any:
+        monkeypatch.setattr(Queries, "members", members)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(other.flush(), loop))
+        return await members(self, connection)
+
+    await eventually_async(is_here)
+    monkeypatch.setattr(Queries, "members", after_a_flush)
+    await come_back(layer)
+    await other.send(channel, text(2))
+    assert await take(layer, channel, 1) == [text(2)]

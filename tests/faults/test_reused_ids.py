@@ -11,9 +11,9 @@ import pytest
 
 from channels_pg_sa import migrate
 from channels_pg_sa.queries import Queries
-from tests.support.layers import LayerFactory
+from tests.support.layers import LayerFactory, PostgresLayer
 
-from .breaking import FragileServer, SwallowingProxy, come_back, take, text, warm
+from .breaking import FragileServer, SwallowingProxy, come_back, inside, take, text, warm, within
 
 OLD, NEW = range(20), range(100, 120)
 
@@ -31,9 +31,10 @@ class Gate:
 
         monkeypatch.setattr(Queries, "forget", late)
 
-    def open(self) -> None:
-        """Let them go on."""
+    async def open(self, layer: PostgresLayer) -> None:
+        """Let them go on, and wait until they are done, those that failed too."""
         self._open.set()
+        await within(layer, inside(layer)._courier.finish(10))
 
 
 async def make_tables_anew(url: str) -> None:
@@ -55,8 +56,7 @@ async def test_tables_made_anew_under_deletions(
     fresh = make_own_layer()
     for number in NEW:
         await fresh.send(channel, text(number))
-    gate.open()
-    await asyncio.sleep(1)  # in which they would be deleted, by the second attempt
+    await gate.open(layer)
     await come_back(layer)
     assert [message["number"] for message in await take(layer, channel, len(NEW))] == list(NEW)
 
@@ -79,8 +79,7 @@ async def test_a_crash_that_the_listener_does_not_notice_at_once(
     fresh = make_fragile()
     for number in NEW:
         await fresh.send(channel, text(number))
-    gate.open()
-    await asyncio.sleep(1)
+    await gate.open(layer)
     fragile_proxy.heal()
     await come_back(layer)
     assert [message["number"] for message in await take(layer, channel, len(NEW))] == list(NEW)

@@ -102,17 +102,17 @@ async def test_nothing_is_fetched_or_deleted_before_the_mailbox_was_read_anew() 
     """Until then ids may be those of strangers' rows."""
     mailbox = Mailbox()
     mailbox.rows = {1: b"a stranger's"}
-    mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER, None)], 100.0)
+    mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER, None), Parcel(2, OWN, False, LATER, b"eA==")], 100.0)
     mailbox.open.set()
     mailbox.courier.is_current = False
     mailbox.courier.fetches.add([1])
-    mailbox.courier.deletions.add([1])
+    mailbox.courier.deletions.add([2])
     await asyncio.sleep(0.05)
     assert (mailbox.fetched, mailbox.deleted) == ([], [])
     mailbox.courier.is_current = True
     await mailbox.courier.fetches.finish(5)
     await mailbox.courier.finish(5)
-    assert (mailbox.fetched, mailbox.deleted) == ([[1]], [[1]])
+    assert (mailbox.fetched, mailbox.deleted) == ([[1]], [[2]])
 
 
 async def test_ids_are_forgotten_when_their_rows_are_gone() -> None:
@@ -123,3 +123,31 @@ async def test_ids_are_forgotten_when_their_rows_are_gone() -> None:
     mailbox.courier.deletions.add([1])
     await mailbox.courier.finish(5)
     assert mailbox.dispatcher._known == {}
+
+
+@pytest.mark.parametrize("is_deletion", [False, True])
+async def test_an_answer_that_comes_when_the_id_is_another_s(is_deletion: bool) -> None:
+    """It says nothing of that one, which is fetched by itself, and not deleted."""
+    mailbox = Mailbox()
+    mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER, b"eA==" if is_deletion else None)], 100.0)
+    backlog = mailbox.courier.deletions if is_deletion else mailbox.courier.fetches
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def late(_connection: None, rows: dict[int, float]) -> dict[int, bytes | None]:
+        assert rows == {1: LATER}
+        asked.set()
+        await answer.wait()
+        return {}
+
+    mailbox.forget = mailbox.fetch = late  # type: ignore[method-assign]
+    mailbox.open.set()
+    backlog.add([1])
+    await asked.wait()
+    mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER + 5, b"eQ==")], 100.0)
+    mailbox.courier.on_rows_lost({1})
+    answer.set()
+    await backlog.finish(5)
+    assert mailbox.dispatcher._known == {1: LATER + 5}
+    assert mailbox.dispatcher._gone == set()
+    payloads = [entry.payload for entry in iter(lambda: mailbox.dispatcher.take(OWN, 100.0), None)]
+    assert payloads == ([b"x", b"y"] if is_deletion else [b"y"])

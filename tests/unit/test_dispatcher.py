@@ -951,3 +951,61 @@ def test_a_flush_that_is_heard_after_another_recovery() -> None:
     it.recover([], 2, NOW)
     it.hear([Flushed("f", "topic"), Mark(2)], NOW)
     assert taken(it) == []
+
+
+def test_what_was_known_before_a_recovery_is_flushed_though_the_table_showed_it() -> None:
+    """The flush came while the members were read, and the mailbox had been; a row that came since then may be newer."""
+    it = dispatcher(10)
+    it.hear([parcel(1)], NOW)
+    it.begin_recovery()
+    it.claimed([(2, "jobs", b"2", LATER)])
+    assert it.vanished([doorbell(1), doorbell(2, "jobs")]) == set()
+    it.recover([doorbell(1), doorbell(2, "jobs")], 1, NOW)
+    it.hear([Flushed("f", "topic"), Mark(1)], NOW)
+    assert taken(it) == []
+    assert taken(it, "jobs") == [2]
+
+
+@pytest.mark.parametrize("comes_by_claim", [False, True])
+def test_a_doorbell_whose_id_is_given_to_another_holds_nothing_up(comes_by_claim: bool) -> None:
+    """Its row is lost, and nothing that is still to be done to it is done to the other."""
+    it = dispatcher()
+    it.hear([doorbell(5), parcel(6)], NOW)
+    effects(it)
+    if comes_by_claim:
+        it.claimed([(5, "jobs", b"5", LATER + 5)])
+    else:
+        it.hear([parcel(5, OTHER, expires=LATER + 5)], NOW)
+    assert effects(it).lost == [5]
+    assert taken(it) == [6]
+    assert taken(it, "jobs" if comes_by_claim else OTHER) == [5]
+    assert it.counters["vanished"] == 1
+
+
+def test_what_is_claimed_with_another_s_id_while_the_table_is_read_has_not_vanished() -> None:
+    """A crash, and then a claim, of which a recovery that had begun before knows nothing."""
+    it = dispatcher()
+    it.claimed([(5, "jobs", b"1", LATER)])
+    it.begin_recovery()
+    it.claimed([(5, "jobs", b"2", LATER + 5)])
+    assert it.vanished([doorbell(5, "jobs", expires=LATER + 5)]) == set()
+    it.recover([doorbell(5, "jobs", expires=LATER + 5)], 1, NOW)
+    effects(it)
+    assert taken(it, "jobs") == [1, 2]
+    assert effects(it).delete == [5]
+
+
+def test_a_deletion_that_is_decided_is_not_done_to_another_with_the_id() -> None:
+    """Of all that one round decides; nor is it forgotten that the other is there."""
+    it = dispatcher(10)
+    it.hear([parcel(5)], NOW)
+    it.begin_claims()
+    assert taken(it) == [5]
+    it.deleted([5])
+    it.hear([parcel(5, OTHER, expires=LATER + 5)], NOW)
+    it.end_claims()
+    done = effects(it)
+    assert (done.delete, done.lost) == ([], [5])
+    assert it.ends([5]) == {5: LATER + 5}
+    assert taken(it, OTHER) == [5]
+    assert effects(it).delete == [5]
