@@ -58,11 +58,11 @@ class Backlog(Generic[T]):
         if self._todo and (self._task is None or self._task.done()):
             self._task = self._spawn(self._work(), self._name)
 
-    def drop(self, things: Iterable[T]) -> None:
-        """Do without things, those of a batch too that is about to be done, or done again."""
-        for thing in things:
-            self._todo.pop(thing, None)
-            self.underway.pop(thing, None)
+    def drop(self, is_over: Callable[[T], bool]) -> None:
+        """Do without some things, those of a batch too that is about to be done, or done again."""
+        for things in (self._todo, self.underway):
+            for thing in filter(is_over, list(things)):
+                del things[thing]
 
     async def finish(self, timeout: float) -> None:
         """Wait until nothing is left to do, but no longer than so many seconds."""

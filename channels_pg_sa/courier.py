@@ -10,6 +10,7 @@ import psycopg
 from .backlog import Backlog
 from .config import Settings
 from .database import Database
+from .entry import Row
 from .fate import log_level
 from .inbox import Inbox
 from .iothread import Spawn
@@ -45,7 +46,7 @@ class Courier:
         self._queries = queries
         self._inbox = inbox
         self._deleted = deleted
-        make = functools.partial(Backlog[int], spawn=spawn, level=log_level)
+        make = functools.partial(Backlog[Row], spawn=spawn, level=log_level)
         # Deleting can wait, so that more rows go together: nobody waits for it but senders who count what is unread.
         pause = 0.02 if settings.bounded else 0.1
         self.deletions = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=pause)
@@ -53,36 +54,30 @@ class Courier:
 
     def on_rows_lost(self, rows: set[int]) -> None:
         """Rows are gone with a server that crashed: what was to be done to them is not done to others."""
-        self.deletions.drop(rows)
+        self.deletions.drop(lambda row: row[0] in rows)
 
     async def finish(self, timeout: float) -> None:
         """Wait until nothing is left to delete, but no longer than so many seconds."""
         await self.deletions.finish(timeout)
 
-    async def _fetch(self, rows: list[int]) -> None:
+    async def _fetch(self, rows: list[Row]) -> None:
         async with self._database.connection(self._patience) as connection:
             self._check_current()
-            asked = self._ends(rows)
-            found = await self._queries.fetch(connection, asked)
+            found = await self._queries.fetch(connection, rows)
         payloads = {row: payload for row, payload in found.items() if payload is not None}
         left = found.keys() - payloads.keys()
         with self._inbox.decisions() as dispatcher:
-            still = dispatcher.ends(asked)  # meanwhile an id may have become another's
-            dispatcher.fetched([row for row in asked if row not in left and still.get(row) == asked[row]], payloads)
-        self.fetches.add(sorted(left))
+            dispatcher.fetched([row for row in rows if row[0] not in left], payloads)
+        self.fetches.add(row for row in rows if row[0] in left)
 
-    async def _delete(self, batch: list[int]) -> None:
+    async def _delete(self, batch: list[Row]) -> None:
         async with self._database.connection(self._patience) as connection:
             self._check_current()
-            rows = self._ends([row for row in batch if row in self.deletions.underway])
+            rows = [row for row in batch if row in self.deletions.underway]
             await self._queries.forget(connection, rows)
         self._deleted(len(rows))
         with self._inbox.decisions() as dispatcher:
-            dispatcher.deleted([row for row in rows if row in self.deletions.underway])
-
-    def _ends(self, rows: list[int]) -> dict[int, float]:
-        with self._inbox.decisions() as dispatcher:
-            return dispatcher.ends(rows)
+            dispatcher.deleted(rows)
 
     def _check_current(self) -> None:
         if not self.is_current:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from .entry import GONE, SAME, Entry
+from .entry import GONE, SAME, Entry, Row
 from .localchannels import LocalChannels
 from .members import MemberIndex
 from .names import MAX_LENGTH, node_of, queue_of
@@ -28,8 +28,8 @@ class Dispatcher(LocalChannels):
         self._barrier: int | None = None
         self._is_claiming = False
         self._gone: set[int] = set()  # ids of deleted rows that we may yet be told of once more
-        self._before: dict[int, float] = {}  # what was known before a recovery reads the mailbox, and since then
-        self._shown: set[int] = set()  # ids that it has read, until its mark comes round
+        self._before: dict[int, float] | None = None  # while a recovery reads: what was known before, and since then
+        self._shown: set[int] = set()  # until its mark comes round: ids that are known by it alone, or by claims beside
 
     # What is heard -------------------------------------------------------------------------------
 
@@ -37,6 +37,7 @@ class Dispatcher(LocalChannels):
         """Take in frames in the order in which the database sent them."""
         for frame in frames:
             if isinstance(frame, Parcel):
+                self._shown.discard(frame.id)
                 self._arrive(frame, now)
             elif isinstance(frame, Ring):
                 self._to_do().rings.append(frame)
@@ -55,10 +56,6 @@ class Dispatcher(LocalChannels):
             else:
                 self.counters["malformed"] += 1
 
-    def ends(self, rows: Iterable[int]) -> dict[int, float]:
-        """Return when the messages of rows expire, by id; of rows that are there, as far as this node knows."""
-        return {row: self._known[row] for row in rows if row in self._known}
-
     def begin_recovery(self) -> None:
         """Note that the node's mailbox is about to be read: rows which come from now on may be missing there."""
         self._before = dict(self._known)
@@ -74,7 +71,8 @@ class Dispatcher(LocalChannels):
             waiting: the node's mailbox, as it has been read since `begin_recovery`.
         """
         there = {parcel.id: parcel.expires for parcel in waiting}
-        rows = {row for row, expires in self._before.items() if abs(there.get(row, -math.inf) - expires) > SAME}
+        before, self._before = self._before or {}, None
+        rows = {row for row, expires in before.items() if abs(there.get(row, -math.inf) - expires) > SAME}
         self._gone -= rows & there.keys()  # these ids are others' by now
         self._lose(rows - self._gone)
         return rows
@@ -90,10 +88,10 @@ class Dispatcher(LocalChannels):
             now: Unix time by the database's clock.
         """
         self._barrier = barrier
-        parcels = list(waiting)
-        self._shown.update(parcel.id for parcel in parcels if parcel.id not in self._before)
-        self._before = {}
-        self.hear(parcels, now)
+        for parcel in waiting:
+            if not self._is_known(parcel.id, parcel.expires):
+                self._arrive(parcel, now)
+                self._shown.add(parcel.id)
 
     def _end_recovery(self) -> None:
         self._barrier = None
@@ -110,7 +108,7 @@ class Dispatcher(LocalChannels):
             return
         self._note(parcel.id, parcel.expires)
         if not 0 < len(parcel.name) < MAX_LENGTH:
-            self._refuse(parcel.id)
+            self._refuse(parcel.id, parcel.expires)
             return
         if parcel.grouped:
             channels = self.members.members(parcel.name, now)
@@ -120,7 +118,7 @@ class Dispatcher(LocalChannels):
             kept = self._bounded or node_of(parcel.name) is None
         if parcel.expires <= now or not channels:
             self.counters["expired" if channels else "no_member"] += 1
-            self._to_do().delete.append(parcel.id)
+            self._to_do().delete.append((parcel.id, parcel.expires))
             return
         shared = len(channels) > 1
         entry = Entry(
@@ -128,9 +126,9 @@ class Dispatcher(LocalChannels):
         )
         if parcel.encoded is None:
             self._unfetched[parcel.id] = (entry, channels)
-            self._to_do().fetch.append(parcel.id)
+            self._to_do().fetch.append((parcel.id, parcel.expires))
         elif not kept:
-            self._to_do().delete.append(parcel.id)
+            self._to_do().delete.append((parcel.id, parcel.expires))
         self.counters["received"] += len(channels)
         self.put(channels, entry, parcel.name if parcel.grouped else None)
 
@@ -143,38 +141,37 @@ class Dispatcher(LocalChannels):
         """Remember a row that has come. If another had its id, that is lost: the table has begun to count again."""
         if row in self._known:
             self._lose({row})
-            effects = self._to_do()
-            effects.delete = [other for other in effects.delete if other != row]
-            effects.lost.append(row)
+        self._gone.discard(row)
         self._known[row] = expires
 
     def _lose(self, rows: set[int]) -> None:
         """Forget ids whose rows are gone without this node's doing; messages that are here stay."""
-        self._gone -= rows
         self._forget(rows)
-        self.fetched(rows & self._unfetched.keys(), {})
+        self.fetched([(row, self._unfetched[row][0].expires) for row in rows & self._unfetched.keys()], {})
         for local in self.unread.values():
             for entry in local.entries:
-                entry.keeps_row = entry.keeps_row and entry.id not in rows
+                if entry.id in rows:
+                    entry.id = None
 
-    def _refuse(self, row: int) -> None:
+    def _refuse(self, row: int, expires: float) -> None:
         """Drop a row that somebody wrote under a name which no reader can have: none, or one too long for an index."""
         self.counters["malformed"] += 1
-        self._to_do().delete.append(row)
+        self._to_do().delete.append((row, expires))
 
-    def fetched(self, asked: Iterable[int], payloads: dict[int, bytes]) -> None:
+    def fetched(self, asked: Iterable[Row], payloads: dict[int, bytes]) -> None:
         """Fill in the content of doorbells; those whose row is gone are dropped."""
-        for row in asked:
-            entry, channels = self._unfetched.pop(row, (None, ()))
-            if entry is None:
+        for row, expires in asked:
+            entry, channels = self._unfetched.get(row, (None, ()))
+            if entry is None or entry.expires != expires:  # meanwhile the id may have become another's
                 continue
+            del self._unfetched[row]
             entry.content = payloads.get(row)
             if entry.content is None:
                 entry.expires = GONE
                 self.counters["vanished"] += 1
                 self._forget([row])  # from its queue, where it may be again, it can still come to us
             elif not entry.keeps_row:
-                self._to_do().delete.append(row)
+                self._to_do().delete.append((row, expires))
             for channel in channels:
                 if channel in self.unread:
                     self._wake(channel, self.unread[channel])
@@ -196,18 +193,20 @@ class Dispatcher(LocalChannels):
         """Take in rows of queues that are now this node's: id, channel, payload, expiry."""
         for row, channel, payload, expires in sorted(rows):
             if row in self._unfetched and self._is_known(row, expires):  # the mailbox was read meanwhile
-                self.fetched([row], {row: payload})
+                self.fetched([(row, self._unfetched[row][0].expires)], {row: payload})
             elif not self._is_known(row, expires):
                 self._note(row, expires)
+                if self._before is not None:
+                    self._shown.add(row)
                 if not 0 < len(channel) < MAX_LENGTH:
-                    self._refuse(row)
+                    self._refuse(row, expires)
                     continue
                 self.counters["received"] += 1
                 self.put([channel], Entry(row, expires, payload, keeps_row=True, name=channel))
 
-    def deleted(self, rows: Iterable[int]) -> None:
+    def deleted(self, rows: Iterable[Row]) -> None:
         """Forget ids whose rows are gone, as soon as nothing can tell of them any more."""
-        self._gone.update(rows)
+        self._gone.update(row for row, expires in rows if self._known.get(row) == expires)
         self._forget_gone()
 
     def announce(self, payload: bytes, expires: float) -> None:
@@ -229,11 +228,13 @@ class Dispatcher(LocalChannels):
         heard late. If not, its row is gone, as whoever fetches its content will see.
         """
         for row in self._unfetched.keys() - self._shown:
-            del self._unfetched[row]
-            self._to_do().delete.append(row)
+            entry, _ = self._unfetched.pop(row)
+            self._to_do().delete.append((row, entry.expires))
         for channel, local in list(self.unread.items()):
             over = [entry for entry in local.entries if entry.id not in self._shown]
-            self._to_do().delete.extend(entry.id for entry in over if entry.id is not None and entry.keeps_row)
+            self._to_do().delete.extend(
+                (entry.id, entry.expires) for entry in over if entry.id is not None and entry.keeps_row
+            )
             kept = [entry for entry in local.entries if entry.id in self._shown]
             local.entries.clear()
             local.entries.extend(kept)
@@ -260,4 +261,5 @@ class Dispatcher(LocalChannels):
     def _forget(self, rows: Iterable[int]) -> None:
         for row in rows:
             self._known.pop(row, None)
-            self._before.pop(row, None)  # should it come again, that is another time
+            if self._before is not None:
+                self._before.pop(row, None)  # should it come again, that is another time

@@ -14,12 +14,16 @@ GONE = 0.0
 """The end of a message whose row was gone before its content was fetched: it is over, and nothing is left to delete."""
 
 
+Row = tuple[int, float]
+"""A row's id, and when its message expires: by both it is told from another that has the id after a crash."""
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
     """An unread message; a group's is shared by its members.
 
     Args:
-        id: of its row; None for what never had one.
+        id: of its row; None for what never had one, or has lost it.
         expires: Unix time by the database's clock.
         content: the payload.
         encoded: the payload in base64, until somebody wants it. With neither, it has yet to be fetched.

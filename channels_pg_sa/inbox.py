@@ -186,7 +186,7 @@ class Inbox:
     def _act(self, effects: Effects | None) -> None:
         while effects is not None:
             stuck = self._wake(effects.wake)
-            if effects.fetch or effects.delete or effects.lost or effects.rings or effects.flushes:
+            if effects.fetch or effects.delete or effects.rings or effects.flushes:
                 self._work(effects)
             effects = self._remove(stuck) if stuck else None
 

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .entry import Entry
+from .entry import Entry, Row
 from .names import node_of, queue_of
 from .parcels import Acknowledged, Flushed, Ring
 
@@ -21,9 +21,8 @@ class Effects:
     """What the node has to do: decisions since they were last collected."""
 
     wake: list[Reader] = field(default_factory=list)
-    fetch: list[int] = field(default_factory=list)
-    delete: list[int] = field(default_factory=list)
-    lost: list[int] = field(default_factory=list)
+    fetch: list[Row] = field(default_factory=list)
+    delete: list[Row] = field(default_factory=list)
     rings: list[Ring] = field(default_factory=list)
     flushes: list[Flushed | Acknowledged] = field(default_factory=list)
 
@@ -81,7 +80,7 @@ class LocalChannels:
         if not entries:
             del self.unread[channel]
         if entry.keeps_row and entry.id is not None:
-            self._to_do().delete.append(entry.id)
+            self._to_do().delete.append((entry.id, entry.expires))
         return entry
 
     def wait(self, channel: str, reader: Reader, *, instead_of: Reader | None = None) -> None:
@@ -234,7 +233,7 @@ class LocalChannels:
             if not entry.is_gone:
                 self.counters["expired"] += 1
                 if entry.keeps_row and entry.id is not None:
-                    self._to_do().delete.append(entry.id)
+                    self._to_do().delete.append((entry.id, entry.expires))
         if not entries:
             del self.unread[channel]
         elif len(entries) < before:

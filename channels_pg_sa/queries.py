@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from .claims import Claim
 from .compiled import compiled
 from .config import Settings
 from .connection import Connection
+from .entry import Row
 from .errors import SchemaError, words_of
 from .jobs import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
 from .members import Member
@@ -138,21 +139,21 @@ class Queries:
             claimed.end = end
         return got
 
-    async def fetch(self, connection: Connection, rows: Mapping[int, float]) -> dict[int, bytes | None]:
-        """Return the payloads of rows in the mailbox, whose ends are given by id; those that are gone are missing.
+    async def fetch(self, connection: Connection, rows: Iterable[Row]) -> dict[int, bytes | None]:
+        """Return the payloads of rows in the mailbox; those that are gone are missing.
 
         None stands for what would make the answer too large. At least one payload comes, if any row is there.
         """
-        found = await self._run(connection, "fetch", budget=BUDGET, **_ends(rows))
+        found = await self._run(connection, "fetch", budget=BUDGET, **_columns(rows))
         return dict(found)
 
-    async def forget(self, connection: Connection, rows: Mapping[int, float]) -> None:
-        """Delete rows of the mailbox, whose ends are given by id."""
-        await self._run(connection, "forget", **_ends(rows))
+    async def forget(self, connection: Connection, rows: Iterable[Row]) -> None:
+        """Delete rows of the mailbox."""
+        await self._run(connection, "forget", **_columns(rows))
 
-    async def put_back(self, connection: Connection, rows: Mapping[int, float]) -> None:
-        """Return claimed rows, of which the ends are given by id, to their queues."""
-        await self._run(connection, "put_back", **_ends(rows))
+    async def put_back(self, connection: Connection, rows: Iterable[Row]) -> None:
+        """Return claimed rows to their queues."""
+        await self._run(connection, "put_back", **_columns(rows))
 
     def schema_error(self, connection: Connection, found: str | None, error: Exception | None = None) -> SchemaError:
         """Return the error of tables that are missing, at another revision, or not whole, as the server says."""
@@ -276,6 +277,6 @@ class Queries:
             return messages.rowcount, memberships.rowcount
 
 
-def _ends(rows: Mapping[int, float]) -> dict[str, list[Any]]:
-    """Return the columns that tell rows of the mailbox from others which have had their ids."""
-    return {"id": IntArray(rows), "expires": FloatArray(rows.values())}
+def _columns(rows: Iterable[Row]) -> dict[str, Any]:
+    ids, ends = tuple(zip(*rows, strict=True)) or ((), ())
+    return {"id": IntArray(ids), "expires": FloatArray(ends)}

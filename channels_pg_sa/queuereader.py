@@ -244,9 +244,11 @@ class QueueReader:
         if self._returning:
             async with self._database.connection(self._settings.send_timeout) as connection:
                 rows = dict(self._returning)
-                await self._queries.put_back(connection, rows)
+                await self._queries.put_back(connection, rows.items())
+            # Meanwhile an id may have become another's.
+            rows = {row: end for row, end in rows.items() if self._returning.get(row) == end}
             for row in rows:
-                self._returning.pop(row, None)
+                del self._returning[row]
             with self._inbox.decisions() as dispatcher:
                 dispatcher.returned(rows)
             # Before their doorbell comes, a claim could pass over them.

@@ -242,9 +242,6 @@ class Reception:
         if not self._thread.is_current:
             self._soon(self._work, effects)
             return
-        if effects.lost:  # first: the ids are others' by now
-            self._courier.on_rows_lost(set(effects.lost))
-            self._queues.on_rows_lost(set(effects.lost))
         self._courier.fetches.add(effects.fetch)
         self._courier.deletions.add(effects.delete)
         for ring in effects.rings:

@@ -18,6 +18,7 @@ from benchmarks.growth.model import Load
 from channels_pg_sa.compiled import compiled
 from channels_pg_sa.config import Settings
 from channels_pg_sa.connection import SETTINGS
+from channels_pg_sa.entry import Row
 from channels_pg_sa.jobs import GroupSend, Send
 from channels_pg_sa.layer import Layer
 from channels_pg_sa.queries import Queries
@@ -109,8 +110,8 @@ class Probe:
         return middle([await self._taking(self._queries.fetch, 1, times, size) for _ in range(repeat)])
 
     async def _taking(self, take: Callable[..., Awaitable[Any]], rows: int, times: int, size: int) -> Cost:
-        waiting = iter((await self._fill(rows * (times + 1), size)).items())
-        batches = iter([dict(itertools.islice(waiting, rows)) for _ in range(times + 1)])
+        waiting = iter(await self._fill(rows * (times + 1), size))
+        batches = iter([list(itertools.islice(waiting, rows)) for _ in range(times + 1)])
 
         async def work() -> None:
             await take(self._connection, next(batches))
@@ -128,7 +129,7 @@ class Probe:
         async def live() -> None:
             await self._publish(jobs)
             found = await self._queries.waiting(self._connection)
-            await self._queries.forget(self._connection, {parcel.id: parcel.expires for parcel in found})
+            await self._queries.forget(self._connection, [(parcel.id, parcel.expires) for parcel in found])
 
         await live()
         return await self._cost(times, live, 0.0)
@@ -259,14 +260,14 @@ class Probe:
         else:
             await self._queries.publish(connection or self._connection, jobs)
 
-    async def _fill(self, rows: int, size: int, *, tidy: bool = True) -> dict[int, float]:
-        """Put so many messages into the mailbox and return their ends by id."""
+    async def _fill(self, rows: int, size: int, *, tidy: bool = True) -> list[Row]:
+        """Put so many messages into the mailbox and return them."""
         if tidy:
             await self._tidy()
         job = Send(node_id(0), f"specific.{node_id(0)}!1", os.urandom(size))
         for first in range(0, rows, 250):
             await self._queries.send(self._connection, [job] * min(250, rows - first))
-        return {parcel.id: parcel.expires for parcel in await self._queries.waiting(self._connection)}
+        return [(parcel.id, parcel.expires) for parcel in await self._queries.waiting(self._connection)]
 
     async def _tidy(self) -> None:
         """Leave no rows, but the room of many: a table that is used for a while does not grow with each message."""

@@ -161,7 +161,7 @@ async def test_a_thread_that_is_interrupted_when_it_has_just_opened(
     thread = layer._node._thread
     await layer.close()
     assert not thread._thread.is_alive()
-    assert server.connections(layer_url) == []
+    await asyncio.to_thread(eventually, lambda: server.connections(layer_url) == [])
 
 
 async def test_a_layer_that_cannot_be_closed_well(

@@ -400,10 +400,34 @@ async def test_what_goes_back_is_told_by_its_end(layer_url: str) -> None:
     recipients = "SELECT recipient FROM channels_pg_sa_message"
     ((row, until),) = query(layer_url, insert, [node])
     async with await psycopg.AsyncConnection.connect(layer_url, autocommit=True) as connection:
-        await queries.put_back(connection, {row: until - 10})
+        await queries.put_back(connection, [(row, until - 10)])
         assert query(layer_url, recipients) == [(node,)]
-        await queries.put_back(connection, {row: until})
+        await queries.put_back(connection, [(row, until)])
         assert query(layer_url, recipients) == [("jobs",)]
+
+
+async def test_what_has_gone_back_when_its_id_is_another_s(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server crashed while it was asked, and the id has come with another message: that is known from then on."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+    queues, dispatcher = inside(layer)._queues, inside(layer).inbox._dispatcher
+
+    async def crash(_connection: Any, rows: Any) -> None:
+        assert list(rows) == [(5, 100.0), (6, 100.0)]
+        queues.on_rows_lost({5})
+        dispatcher._note(5, 200.0)
+
+    async def give_back() -> dict[int, float]:
+        for row in (5, 6):
+            dispatcher._note(row, 100.0)
+            queues._returning[row] = 100.0
+        await queues._return_rows()
+        return {row: end for row, end in dispatcher._known.items() if row in {5, 6}}
+
+    monkeypatch.setattr(inside(layer)._queries, "put_back", crash)
+    assert await within(layer, give_back()) == {5: 200.0}
 
 
 async def test_a_claim_that_lost_its_rows_to_another_of_its_queue_looks_again(make_own_layer: LayerFactory) -> None:

@@ -94,7 +94,7 @@ def test_what_runs_with_the_owner_s_rights_has_a_search_path_of_its_own(layer_ur
         "channels_pg_sa_message_added",
         "channels_pg_sa_send",
     }
-    assert [name for name, path in found if path != ["search_path=pg_catalog, pg_temp"]] == []
+    assert [name for name, settings in found if "search_path=pg_catalog, pg_temp" not in settings] == []
 
 
 CAST = f"""

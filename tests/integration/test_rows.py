@@ -50,9 +50,9 @@ async def test_what_is_in_no_mailbox_of_the_node_is_left_alone(
 ) -> None:
     """Its row may have gone back to its queue, and on to another node, since this one heard of it."""
     row, until = insert(layer_url, owner, "jobs")
-    assert await queries.fetch(connection, {row: until}) == {}
-    await queries.forget(connection, {row: until})
-    await queries.put_back(connection, {row: until})
+    assert await queries.fetch(connection, [(row, until)]) == {}
+    await queries.forget(connection, [(row, until)])
+    await queries.put_back(connection, [(row, until)])
     assert recipients(layer_url) == [owner]
 
 
@@ -62,12 +62,12 @@ async def test_another_row_that_has_the_id_by_now_is_left_alone(
     """It is told by its end, but not by how that was written."""
     row, until = insert(layer_url, NODE, "jobs")
     for other in (until - 0.01, until + 0.01):
-        assert await queries.fetch(connection, {row: other}) == {}
-        await queries.forget(connection, {row: other})
-        await queries.put_back(connection, {row: other})
+        assert await queries.fetch(connection, [(row, other)]) == {}
+        await queries.forget(connection, [(row, other)])
+        await queries.put_back(connection, [(row, other)])
     assert recipients(layer_url) == [NODE]
-    assert await queries.fetch(connection, {row: until + 0.0004}) == {row: b"x"}
-    await queries.forget(connection, {row: until - 0.0004})
+    assert await queries.fetch(connection, [(row, until + 0.0004)]) == {row: b"x"}
+    await queries.forget(connection, [(row, until - 0.0004)])
     assert recipients(layer_url) == []
 
 

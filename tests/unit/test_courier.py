@@ -13,6 +13,7 @@ import pytest
 from channels_pg_sa import backlog as backlog_module
 from channels_pg_sa.courier import Courier
 from channels_pg_sa.dispatcher import Dispatcher
+from channels_pg_sa.entry import Row
 from channels_pg_sa.parcels import Parcel
 
 OWN = "s.0123456789ab!a"
@@ -41,16 +42,14 @@ class Mailbox:
         await self.open.wait()
         yield
 
-    async def fetch(self, _connection: None, rows: dict[int, float]) -> dict[int, bytes | None]:
+    async def fetch(self, _connection: None, rows: list[Row]) -> dict[int, bytes | None]:
         """One payload at a time: the rest is behind too many bytes."""
-        assert set(rows.values()) <= {LATER}
-        self.fetched.append(list(rows))
-        there = sorted(self.rows.keys() & set(rows))
+        self.fetched.append([row for row, _ in rows])
+        there = sorted(self.rows.keys() & {row for row, _ in rows})
         return {row: self.rows[row] if row == there[0] else None for row in there}
 
-    async def forget(self, _connection: None, rows: dict[int, float]) -> None:
-        assert set(rows.values()) <= {LATER}
-        self.deleted.append(list(rows))
+    async def forget(self, _connection: None, rows: list[Row]) -> None:
+        self.deleted.append([row for row, _ in rows])
 
     @contextlib.contextmanager
     def decisions(self) -> Iterator[Dispatcher]:
@@ -61,6 +60,11 @@ class Mailbox:
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work, name=name)
+
+
+def rows(*numbers: int) -> list[Row]:
+    """Rows of messages that expire at the same time."""
+    return [(number, LATER) for number in numbers]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +79,7 @@ async def test_what_was_too_much_for_one_answer_is_asked_for_again() -> None:
     mailbox.rows = {1: b"1", 2: b"2", 4: b"4"}
     mailbox.dispatcher.hear([Parcel(row, OWN, False, LATER, None) for row in (1, 2, 3, 4)], 100.0)
     mailbox.open.set()
-    mailbox.courier.fetches.add([1, 2, 3, 4])
+    mailbox.courier.fetches.add(rows(1, 2, 3, 4))
     await mailbox.courier.fetches.finish(5)
     assert mailbox.fetched == [[1, 2, 3, 4], [2, 4], [4]]
     taken = [mailbox.dispatcher.take(OWN, 100.0) for _ in range(3)]
@@ -88,7 +92,7 @@ async def test_what_was_lost_is_not_deleted(is_under_way: bool) -> None:
     """Its id is a stranger's row by now; nor is it, if its deletion waits for a connection, or is tried again."""
     mailbox = Mailbox()
     mailbox.dispatcher.hear([Parcel(row, OWN, False, LATER, b"eA==") for row in (1, 2)], 100.0)
-    mailbox.courier.deletions.add([1, 2])
+    mailbox.courier.deletions.add(rows(1, 2))
     if is_under_way:
         await mailbox.wanted.wait()
     mailbox.courier.on_rows_lost({1})
@@ -105,8 +109,8 @@ async def test_nothing_is_fetched_or_deleted_before_the_mailbox_was_read_anew() 
     mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER, None), Parcel(2, OWN, False, LATER, b"eA==")], 100.0)
     mailbox.open.set()
     mailbox.courier.is_current = False
-    mailbox.courier.fetches.add([1])
-    mailbox.courier.deletions.add([2])
+    mailbox.courier.fetches.add(rows(1))
+    mailbox.courier.deletions.add(rows(2))
     await asyncio.sleep(0.05)
     assert (mailbox.fetched, mailbox.deleted) == ([], [])
     mailbox.courier.is_current = True
@@ -120,7 +124,7 @@ async def test_ids_are_forgotten_when_their_rows_are_gone() -> None:
     mailbox = Mailbox()
     mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER, b"eA==")], 100.0)
     mailbox.open.set()
-    mailbox.courier.deletions.add([1])
+    mailbox.courier.deletions.add(rows(1))
     await mailbox.courier.finish(5)
     assert mailbox.dispatcher._known == {}
 
@@ -133,15 +137,15 @@ async def test_an_answer_that_comes_when_the_id_is_another_s(is_deletion: bool) 
     backlog = mailbox.courier.deletions if is_deletion else mailbox.courier.fetches
     asked, answer = asyncio.Event(), asyncio.Event()
 
-    async def late(_connection: None, rows: dict[int, float]) -> dict[int, bytes | None]:
-        assert rows == {1: LATER}
+    async def late(_connection: None, asked_for: list[Row]) -> dict[int, bytes | None]:
+        assert asked_for == rows(1)
         asked.set()
         await answer.wait()
         return {}
 
     mailbox.forget = mailbox.fetch = late  # type: ignore[method-assign]
     mailbox.open.set()
-    backlog.add([1])
+    backlog.add(rows(1))
     await asked.wait()
     mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER + 5, b"eQ==")], 100.0)
     mailbox.courier.on_rows_lost({1})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from channels_pg_sa.dispatcher import Dispatcher
-from channels_pg_sa.entry import Entry
+from channels_pg_sa.entry import Entry, Row
 from channels_pg_sa.localchannels import Effects
 from channels_pg_sa.names import MAX_LENGTH
 from channels_pg_sa.parcels import Acknowledged, Flushed, Joined, Left, Mark, Parcel, Ring
@@ -47,6 +47,16 @@ def effects(of: Dispatcher) -> Effects:
     return of.collect() or Effects()
 
 
+def rows(*numbers: int, expires: float = LATER) -> list[Row]:
+    """Rows of messages that expire at the same time."""
+    return [(number, expires) for number in numbers]
+
+
+def ids(of: list[Row]) -> list[int]:
+    """The ids of rows."""
+    return [row for row, _ in of]
+
+
 def waiting(of: Dispatcher, channel: str = OWN) -> Reader:
     """A reader who found nothing and waits."""
     assert of.take(channel, NOW) is None
@@ -73,7 +83,7 @@ def test_a_message_to_an_own_channel_is_handed_over_and_its_row_deleted_on_arriv
     """Once, however often its row is heard of."""
     it = dispatcher()
     it.hear([parcel(1), parcel(1)], NOW)
-    assert effects(it).delete == [1]
+    assert ids(effects(it).delete) == [1]
     assert taken(it) == [1]
     it.hear([parcel(1)], NOW)
     assert taken(it) == []
@@ -83,10 +93,10 @@ def test_where_capacity_counts_rows_a_row_is_deleted_when_its_message_is_taken()
     """Until then it takes up room."""
     it = dispatcher(10)
     it.hear([parcel(1), doorbell(2)], NOW)
-    it.fetched([2], {2: b"2"})
-    assert effects(it).delete == []
+    it.fetched(rows(2), {2: b"2"})
+    assert ids(effects(it).delete) == []
     assert taken(it) == [1, 2]
-    assert effects(it).delete == [1, 2]
+    assert ids(effects(it).delete) == [1, 2]
 
 
 def test_a_group_message_goes_to_the_members_of_this_moment() -> None:
@@ -94,7 +104,7 @@ def test_a_group_message_goes_to_the_members_of_this_moment() -> None:
     it = dispatcher()
     it.hear([Joined("g", OWN, math.inf), Joined("g", OTHER, math.inf), parcel(1, "g", grouped=True)], NOW)
     it.hear([Left("g", OTHER), parcel(2, "g", grouped=True)], NOW)
-    assert effects(it).delete == [1, 2]
+    assert ids(effects(it).delete) == [1, 2]
     assert taken(it, OWN) == [1, 2]
     assert taken(it, OTHER) == [1]
 
@@ -140,7 +150,7 @@ def test_what_nobody_can_get_is_counted_and_deleted(sent: Parcel, reason: str) -
     """It is not even fetched."""
     it = dispatcher()
     it.hear([sent], NOW)
-    assert effects(it) == Effects(delete=[1])
+    assert effects(it) == Effects(delete=rows(1, expires=sent.expires))
     assert it.counters[reason] == 1
     assert it.unread_count == 0
 
@@ -150,7 +160,7 @@ def test_what_came_under_a_name_that_is_too_long_is_dropped(kind: Callable[..., 
     """SQL that writes into the table itself may do that; no reader can have the name."""
     it = dispatcher()
     it.hear([kind(1, OWN.rjust(MAX_LENGTH, "x"))], NOW)
-    assert effects(it) == Effects(delete=[1])
+    assert effects(it) == Effects(delete=rows(1))
     assert it.counters == {"malformed": 1}
     assert it.unread_count == 0
     it.hear([kind(2, OWN.rjust(MAX_LENGTH - 1, "x"))], NOW)
@@ -162,11 +172,11 @@ def test_a_doorbell_keeps_its_place_until_it_is_fetched() -> None:
     it = dispatcher()
     reader = waiting(it)
     it.hear([doorbell(1), parcel(2)], NOW)
-    assert effects(it) == Effects(fetch=[1], delete=[2])
+    assert effects(it) == Effects(fetch=rows(1), delete=rows(2))
     assert reader not in it.woken
     assert it.take(OWN, NOW) is None
-    it.fetched([1], {1: b"1"})
-    assert effects(it) == Effects(wake=[reader], delete=[1])
+    it.fetched(rows(1), {1: b"1"})
+    assert effects(it) == Effects(wake=[reader], delete=rows(1))
     assert taken(it) == [1, 2]
 
 
@@ -176,7 +186,7 @@ def test_a_doorbell_whose_row_is_gone_gives_way() -> None:
     reader = waiting(it)
     it.hear([doorbell(1), parcel(2)], NOW)
     effects(it)
-    it.fetched([1], {})
+    it.fetched(rows(1), {})
     assert effects(it).wake == [reader]
     assert it.counters["vanished"] == 1
     assert taken(it) == [2]
@@ -192,7 +202,7 @@ def test_behind_an_expired_doorbell_the_next_message_is_not_kept_waiting() -> No
     it.expire(NOW + 2)
     assert effects(it).wake == [reader]
     assert taken(it, now=NOW + 2) == [2]
-    it.fetched([1], {1: b"1"})
+    it.fetched(rows(1), {1: b"1"})
     assert taken(it, now=NOW + 2) == []
 
 
@@ -303,14 +313,14 @@ def test_claimed_rows_are_read_in_their_order_and_deleted_when_taken() -> None:
     it.claimed([(3, "jobs", b"3", LATER)])
     assert effects(it) == Effects(wake=[reader])
     assert taken(it, "jobs") == [1, 3]
-    assert effects(it).delete == [1, 3]
+    assert ids(effects(it).delete) == [1, 3]
 
 
 def test_a_claimed_row_under_a_name_that_is_too_long_is_dropped() -> None:
     """As in a mailbox; what was claimed with it is read."""
     it = dispatcher()
     it.claimed([(1, "j" * MAX_LENGTH, b"1", LATER), (2, "jobs", b"2", LATER)])
-    assert effects(it) == Effects(delete=[1])
+    assert effects(it) == Effects(delete=rows(1))
     assert it.counters["malformed"] == 1
     assert taken(it, "jobs") == [2]
     assert it.unread_count == 0
@@ -369,7 +379,7 @@ def test_what_nobody_here_reads_goes_back_and_may_come_again() -> None:
     it.claimed([(1, "jobs", b"1", LATER), (2, "read", b"2", LATER), (3, "w!x", b"3", LATER)])
     effects(it)
     assert list(it.claimed_unread()) == [1]
-    assert effects(it).delete == []
+    assert ids(effects(it).delete) == []
     it.claimed([(1, "jobs", b"1", LATER)])
     assert taken(it, "jobs") == [], "it is on its way back"
     it.returned([1])
@@ -381,11 +391,11 @@ def test_a_row_that_went_back_before_it_was_fetched_is_read_when_it_comes_again(
     """The late answer of the fetch is about its first stay."""
     it = dispatcher()
     it.recover([doorbell(1, "jobs")], 1, NOW)
-    assert effects(it).fetch == [1]
+    assert ids(effects(it).fetch) == [1]
     assert list(it.claimed_unread()) == [1]
     it.returned([1])
     it.claimed([(1, "jobs", b"1", LATER)])
-    it.fetched([1], {})
+    it.fetched(rows(1), {})
     it.recover([doorbell(1, "jobs")], 2, NOW)
     assert taken(it, "jobs") == [1]
 
@@ -398,7 +408,7 @@ def test_a_claim_answers_the_fetch_of_a_row_that_was_read_meanwhile() -> None:
     assert reader not in it.woken
     it.claimed([(1, "jobs", b"1", LATER)])
     assert reader in it.woken
-    it.fetched([1], {})
+    it.fetched(rows(1), {})
     assert taken(it, "jobs") == [1]
     assert it.counters["vanished"] == 0
 
@@ -407,7 +417,7 @@ def test_a_row_that_was_not_found_is_read_when_it_is_claimed_later() -> None:
     """It was back in its queue when the fetch looked."""
     it = dispatcher()
     it.recover([doorbell(1, "jobs")], 1, NOW)
-    it.fetched([1], {})
+    it.fetched(rows(1), {})
     it.claimed([(1, "jobs", b"1", LATER)])
     assert taken(it, "jobs") == [1]
 
@@ -416,11 +426,11 @@ def test_a_claimed_row_that_was_found_in_the_mailbox_stays_until_it_is_read() ->
     """Until then it may go back to its queue."""
     it = dispatcher()
     it.recover([doorbell(1, "jobs")], 1, NOW)
-    assert effects(it) == Effects(fetch=[1])
-    it.fetched([1], {1: b"1"})
+    assert effects(it) == Effects(fetch=rows(1))
+    it.fetched(rows(1), {1: b"1"})
     assert effects(it) == Effects()
     assert taken(it, "jobs") == [1]
-    assert effects(it) == Effects(delete=[1])
+    assert effects(it) == Effects(delete=rows(1))
 
 
 # Recovery -----------------------------------------------------------------------------------------
@@ -430,14 +440,14 @@ def test_what_was_read_from_the_table_is_not_taken_again_when_it_is_notified_lat
     """Even if its row is deleted meanwhile; until the mark that was sent after reading comes round."""
     it = dispatcher()
     it.recover([doorbell(1)], 5, NOW)
-    it.fetched([1], {1: b"1"})
+    it.fetched(rows(1), {1: b"1"})
     assert taken(it) == [1]
-    it.deleted([1])
+    it.deleted(rows(1))
     it.hear([Mark(4), parcel(1)], NOW)
     assert taken(it) == []
     it.hear([Mark(5)], NOW)
     assert (it._known, it._gone) == ({}, set())
-    it.deleted([1])
+    it.deleted(rows(1))
     assert it._gone == set()
 
 
@@ -447,8 +457,8 @@ def test_what_was_handed_over_before_the_table_was_read_is_not_taken_again() -> 
     it.hear([parcel(1)], NOW)
     assert taken(it) == [1]
     it.recover([doorbell(1)], 1, NOW)
-    assert effects(it).fetch == []
-    it.deleted([1])
+    assert ids(effects(it).fetch) == []
+    it.deleted(rows(1))
     it.hear([Mark(1)], NOW)
     assert it._known == {}
 
@@ -461,7 +471,7 @@ def test_ids_of_rows_that_vanished_may_be_given_to_others() -> None:
     assert list(it._known) == [2]
     it.hear([parcel(1), parcel(2)], NOW)
     assert taken(it) == [1, 2, 1]
-    assert effects(it).delete == [2, 1]
+    assert ids(effects(it).delete) == [2, 1]
 
 
 def test_a_doorbell_whose_row_vanished_holds_nothing_up() -> None:
@@ -474,7 +484,7 @@ def test_a_doorbell_whose_row_vanished_holds_nothing_up() -> None:
     effects(it)
     assert it.vanished([]) == {1}
     assert effects(it) == Effects(wake=[reader])
-    it.fetched([1], {1: b"1"})
+    it.fetched(rows(1), {1: b"1"})
     assert taken(it) == [2]
 
 
@@ -505,8 +515,8 @@ def test_a_later_recovery_waits_for_its_own_mark() -> None:
     it = dispatcher()
     it.recover([doorbell(1)], 2, NOW)
     it.recover([doorbell(2)], 4, NOW)
-    it.fetched([1, 2], {1: b"1", 2: b"2"})
-    it.deleted([1, 2])
+    it.fetched(rows(1, 2), {1: b"1", 2: b"2"})
+    it.deleted(rows(1, 2))
     it.hear([Mark(3), parcel(2)], NOW)
     assert taken(it) == [1, 2]
     it.hear([Mark(4)], NOW)
@@ -518,9 +528,9 @@ def test_what_the_mailbox_showed_under_a_claim_is_not_taken_again_by_its_answer(
     it = dispatcher()
     it.begin_claims()
     it.recover([doorbell(1, "jobs")], 1, NOW)
-    it.fetched([1], {1: b"1"})
+    it.fetched(rows(1), {1: b"1"})
     assert taken(it, "jobs") == [1]
-    it.deleted([1])
+    it.deleted(rows(1))
     it.hear([Mark(1)], NOW)
     vanished(it, [])
     it.claimed([(1, "jobs", b"1", LATER)])
@@ -534,7 +544,7 @@ def test_a_claim_that_ends_ends_no_recovery() -> None:
     it = dispatcher()
     it.begin_claims()
     it.recover([doorbell(1)], 1, NOW)
-    it.deleted([1])
+    it.deleted(rows(1))
     it.end_claims()
     it.hear([parcel(1)], NOW)
     assert it.counters["received"] == 1
@@ -546,9 +556,9 @@ def test_an_id_that_was_given_to_another_row_is_not_forgotten_for_the_first() ->
     """A server that crashed began to count again while this node had yet to forget the id of a row it had deleted."""
     it = dispatcher()
     it.recover([doorbell(1)], 1, NOW)
-    it.fetched([1], {1: b"1"})
+    it.fetched(rows(1), {1: b"1"})
     assert taken(it) == [1]
-    it.deleted([1])
+    it.deleted(rows(1))
     vanished(it, [doorbell(1, expires=LATER + 5)])
     it.recover([doorbell(1, expires=LATER + 5)], 2, NOW)
     it.hear([Mark(2)], NOW)
@@ -560,7 +570,7 @@ def test_what_others_answer_to_a_flush_ends_no_recovery() -> None:
     it = dispatcher()
     it.recover([doorbell(1)], 2, NOW)
     effects(it)
-    it.deleted([1])
+    it.deleted(rows(1))
     it.hear([Acknowledged("9", NODE), parcel(1)], NOW)
     assert effects(it).flushes == [Acknowledged("9", NODE)]
     assert it.counters["received"] == 1
@@ -575,9 +585,9 @@ def test_a_member_over_its_capacity_is_left_out_and_counted() -> None:
     it.hear([Joined("g", OWN, math.inf), parcel(1), parcel(2), parcel(3)], NOW)
     it.hear([parcel(4, "g", grouped=True), doorbell(5, "g", grouped=True)], NOW)
     assert it.overfull == {(OWN, "g"): 2}
-    it.fetched([5], {5: b"5"})
+    it.fetched(rows(5), {5: b"5"})
     assert taken(it) == [1, 2, 3]
-    assert effects(it).delete.count(5) == 1
+    assert ids(effects(it).delete).count(5) == 1
     it.hear([parcel(6, "g", grouped=True)], NOW)
     assert taken(it) == [6]
 
@@ -589,7 +599,7 @@ def test_what_is_not_read_in_time_is_freed() -> None:
         it.hear([parcel(1, expires=NOW + 1), parcel(2)], NOW)
         effects(it)
         it.expire(NOW + 1)
-        assert effects(it).delete == deleted
+        assert ids(effects(it).delete) == deleted
         assert (it.unread_count, it.counters["expired"]) == (1, 1)
         assert taken(it, now=NOW + 1) == [2]
         assert it.unread == {}
@@ -612,8 +622,8 @@ def test_flush_forgets_messages_but_no_reader_and_no_member() -> None:
     it.hear([Joined("g", OWN, math.inf), doorbell(1), parcel(2), Flushed("n", "t")], NOW)
     done = effects(it)
     assert done.flushes == [Flushed("n", "t")]
-    assert sorted(set(done.delete)) == [1, 2]
-    it.fetched([1], {1: b"1"})
+    assert sorted(set(ids(done.delete))) == [1, 2]
+    it.fetched(rows(1), {1: b"1"})
     it.deleted(done.delete)
     assert (it.unread_count, it.reader_count, len(it.members), it._known) == (0, 1, 1, {})
     it.hear([parcel(3)], NOW)
@@ -634,7 +644,7 @@ def test_a_message_without_a_channel_is_refused() -> None:
     it = dispatcher()
     it.hear([parcel(1, ""), Joined("g", "", math.inf)], NOW)
     it.claimed([(2, "", b"2", LATER)])
-    assert effects(it).delete == [1, 2]
+    assert ids(effects(it).delete) == [1, 2]
     assert it.counters["malformed"] == 2
     it.hear([parcel(3, "g", grouped=True)], NOW)
     assert it.counters["no_member"] == 1
@@ -653,7 +663,7 @@ def test_an_announcement_reaches_channels_that_are_read_or_in_a_group() -> None:
     assert reader in effects(it).wake
     assert taken(it, OWN) == [1]
     assert taken(it, OTHER) == [1]
-    assert effects(it).delete == []
+    assert ids(effects(it).delete) == []
     assert it.take("jobs", NOW) is None
 
 
@@ -804,7 +814,7 @@ def test_what_was_claimed_while_the_table_was_read_has_not_vanished() -> None:
     assert it.vanished([]) == {1}
     assert list(it._known) == [2]
     assert taken(it, "jobs") == [2]
-    assert 2 in effects(it).delete
+    assert 2 in ids(effects(it).delete)
 
 
 def test_what_would_never_have_expired_can_vanish_too() -> None:
@@ -818,11 +828,11 @@ def test_what_was_deleted_before_a_crash_is_not_deleted_again_after_it() -> None
     """The id is a stranger's row already."""
     it = dispatcher()
     it.hear([parcel(1)], NOW)
-    assert effects(it).delete == [1]
-    it.deleted([1])
+    assert ids(effects(it).delete) == [1]
+    it.deleted(rows(1))
     vanished(it, [])
     assert taken(it) == [1]
-    assert effects(it).delete == []
+    assert ids(effects(it).delete) == []
 
 
 def test_an_answer_for_a_row_that_nobody_waits_for_does_not_hide_the_next() -> None:
@@ -830,7 +840,7 @@ def test_an_answer_for_a_row_that_nobody_waits_for_does_not_hide_the_next() -> N
     it = dispatcher()
     it.recover([doorbell(1, "jobs"), doorbell(2)], 1, NOW)
     it.claimed([(1, "jobs", b"1", LATER)])
-    it.fetched([1, 2], {1: b"1", 2: b"2"})
+    it.fetched(rows(1, 2), {1: b"1", 2: b"2"})
     assert taken(it) == [2]
 
 
@@ -873,8 +883,8 @@ def test_a_flush_deletes_what_is_still_there_and_forgets_the_rest() -> None:
     it.announce(b"3", LATER)
     effects(it)
     it.hear([Flushed("n", "t")], NOW)
-    assert effects(it).delete == [2]
-    it.fetched([2], {})
+    assert ids(effects(it).delete) == [2]
+    it.fetched(rows(2), {})
     assert it.counters["vanished"] == 0
 
 
@@ -920,7 +930,7 @@ def test_what_was_returned_and_claimed_again_while_the_table_was_read_has_not_va
     it.claimed([(1, "jobs", b"1", LATER)])
     assert it.vanished([]) == set()
     assert taken(it, "jobs") == [1]
-    assert effects(it).delete == [1]
+    assert ids(effects(it).delete) == [1]
 
 
 def test_a_flush_that_is_heard_after_the_table_was_read() -> None:
@@ -928,15 +938,15 @@ def test_a_flush_that_is_heard_after_the_table_was_read() -> None:
     it = dispatcher(bounded=True)
     it.hear([doorbell(2), parcel(1)], NOW)
     it.recover([doorbell(3), doorbell(4)], 1, NOW)
-    it.fetched([3], {3: b"3"})
+    it.fetched(rows(3), {3: b"3"})
     reader = waiting(it)
     effects(it)
     it.hear([Flushed("f", "topic"), Mark(1)], NOW)
     done = effects(it)
-    assert set(done.delete) == {1, 2}
+    assert set(ids(done.delete)) == {1, 2}
     assert done.wake == [reader]
     assert taken(it) == [3]
-    it.fetched([4], {4: b"4"})
+    it.fetched(rows(4), {4: b"4"})
     assert taken(it) == [4]
     it.hear([parcel(5), Flushed("g", "topic")], NOW)
     assert taken(it) == []
@@ -946,7 +956,7 @@ def test_a_flush_that_is_heard_after_another_recovery() -> None:
     """What one before it had read, whose mark never came round, is flushed."""
     it = dispatcher()
     it.recover([doorbell(1)], 1, NOW)
-    it.fetched([1], {1: b"1"})
+    it.fetched(rows(1), {1: b"1"})
     assert vanished(it, []) == {1}
     it.recover([], 2, NOW)
     it.hear([Flushed("f", "topic"), Mark(2)], NOW)
@@ -976,7 +986,7 @@ def test_a_doorbell_whose_id_is_given_to_another_holds_nothing_up(comes_by_claim
         it.claimed([(5, "jobs", b"5", LATER + 5)])
     else:
         it.hear([parcel(5, OTHER, expires=LATER + 5)], NOW)
-    assert effects(it).lost == [5]
+    effects(it)
     assert taken(it) == [6]
     assert taken(it, "jobs" if comes_by_claim else OTHER) == [5]
     assert it.counters["vanished"] == 1
@@ -992,7 +1002,7 @@ def test_what_is_claimed_with_another_s_id_while_the_table_is_read_has_not_vanis
     it.recover([doorbell(5, "jobs", expires=LATER + 5)], 1, NOW)
     effects(it)
     assert taken(it, "jobs") == [1, 2]
-    assert effects(it).delete == [5]
+    assert ids(effects(it).delete) == [5]
 
 
 def test_a_deletion_that_is_decided_is_not_done_to_another_with_the_id() -> None:
@@ -1001,11 +1011,50 @@ def test_a_deletion_that_is_decided_is_not_done_to_another_with_the_id() -> None
     it.hear([parcel(5)], NOW)
     it.begin_claims()
     assert taken(it) == [5]
-    it.deleted([5])
+    it.deleted(rows(5))
     it.hear([parcel(5, OTHER, expires=LATER + 5)], NOW)
     it.end_claims()
-    done = effects(it)
-    assert (done.delete, done.lost) == ([], [5])
-    assert it.ends([5]) == {5: LATER + 5}
+    assert it._known == {5: LATER + 5}
     assert taken(it, OTHER) == [5]
-    assert effects(it).delete == [5]
+    assert effects(it).delete == [(5, LATER), (5, LATER + 5)]
+
+
+def test_what_has_lost_its_row_gives_no_other_back() -> None:
+    """Nobody reads its queue; the id is that of a message for somebody else."""
+    it = dispatcher()
+    it.claimed([(5, "jobs", b"1", LATER)])
+    it.hear([doorbell(5, expires=LATER + 5)], NOW)
+    assert it.claimed_unread() == {}
+    it.fetched(rows(5, expires=LATER + 5), {5: b"2"})
+    assert taken(it) == [2]
+
+
+def test_the_stream_tells_what_came_before_a_flush() -> None:
+    """Though a recovery has read it as well."""
+    it = dispatcher(bounded=True)
+    it.begin_recovery()
+    it.hear([parcel(1)], NOW)
+    assert it.vanished([doorbell(1), doorbell(2)]) == set()
+    it.recover([doorbell(1), doorbell(2)], 1, NOW)
+    it.fetched(rows(2), {2: b"2"})
+    it.hear([parcel(2), Flushed("f", "topic"), Mark(1)], NOW)
+    assert taken(it) == []
+
+
+def test_a_look_at_the_mailbox_in_the_middle_of_a_recovery() -> None:
+    """Whatever it has read, the recovery still knows what there was before."""
+    it = dispatcher()
+    it.hear([parcel(1)], NOW)
+    it.begin_recovery()
+    it.recover([], 1, NOW)
+    assert it.vanished([]) == {1}
+
+
+def test_what_was_deleted_and_vanished_at_once_hides_no_other() -> None:
+    """A doorbell that expired before it was fetched; a crash, and another has its id before the mark has come round."""
+    it = dispatcher()
+    it.recover([doorbell(5, expires=NOW + 1)], 1, NOW)
+    it.deleted(rows(5, expires=NOW + 1))
+    it.fetched(rows(5, expires=NOW + 1), {})
+    it.hear([parcel(5), Mark(1)], NOW)
+    assert it._known == {5: LATER}

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.entry import Entry
+from channels_pg_sa.entry import Row as Told
 from channels_pg_sa.localchannels import Effects
 from channels_pg_sa.names import node_of, queue_of, recipient_of
 from channels_pg_sa.parcels import Parcel, parse
@@ -94,10 +95,10 @@ class World:
         self._recovering = False  # LISTENing again, but the table has not been read
         self._read: tuple[list[Parcel], list[tuple[str, str, float]] | None] | None = None
         self._marks = 0
-        self._fetch_todo: list[int] = []
-        self._fetching: tuple[list[int], dict[int, bytes]] | None = None
-        self._delete_todo: list[int] = []
-        self._deleting: list[int] | None = None
+        self._fetch_todo: list[Told] = []
+        self._fetching: tuple[list[Told], dict[int, bytes]] | None = None
+        self._delete_todo: list[Told] = []
+        self._deleting: list[Told] | None = None
         self._claiming: Claimed | None = None
         self._flushes = self._flushes_before = 0
         self._returning: list[int] = []
@@ -243,7 +244,7 @@ class World:
         elif self._fetch_todo:
             count = 1 + pick % 4
             asked, self._fetch_todo = self._fetch_todo[:count], self._fetch_todo[count:]
-            self._fetching = asked, {row: self._rows[row].payload for row in asked if self._is_mine(row)}
+            self._fetching = asked, {row: self._rows[row].payload for row, _ in asked if self._is_mine(row)}
 
     def delete(self, _pick: int) -> None:
         if self._deleting is not None:
@@ -251,7 +252,7 @@ class World:
             self._dispatcher.deleted(rows)
         elif self._delete_todo:
             self._deleting, self._delete_todo = self._delete_todo, []
-            for row in self._deleting:
+            for row, _ in self._deleting:
                 if self._is_mine(row):
                     del self._rows[row]
 
@@ -375,7 +376,7 @@ class World:
         """See that this message was due here and now."""
         assert channel == reader.channel or (reader.channel in PREFIXES and channel.startswith(reader.channel))
         sent = self._sent[int(entry.payload)]
-        assert entry.id == sent.row.id
+        assert entry.id == sent.row.id or (entry.id is None and not self._is_mine(sent.row.id)), "its row is there"
         assert entry.expires == sent.row.expires > self._now
         assert channel in sent.may, "not for this channel"
         assert not sent.taken_elsewhere, "somebody else has it"

@@ -248,8 +248,8 @@ def test_each_decision_that_needs_the_database_is_passed_on(dispatcher: Dispatch
     decided = [
         (Effects(rings=[Ring(1, "jobs")]), [Ring(1, "jobs")]),
         (Effects(flushes=[Acknowledged("1", "n")]), [Acknowledged("1", "n")]),
-        (Effects(fetch=[2]), [Parcel(2, CHANNEL, False, float("inf"), None)]),
-        (Effects(delete=[3]), [Parcel(3, "group", True, float("inf"), b"eA==")]),
+        (Effects(fetch=[(2, float("inf"))]), [Parcel(2, CHANNEL, False, float("inf"), None)]),
+        (Effects(delete=[(3, float("inf"))]), [Parcel(3, "group", True, float("inf"), b"eA==")]),
     ]
     for effects, frames in decided:
         with inbox.decisions():
@@ -294,7 +294,7 @@ async def test_what_taking_decides_is_passed_on_at_once(waits: bool) -> None:
         dispatcher.hear([Parcel(1, CHANNEL, False, float("inf"), b"eA==")], 0.0)
     entry = inbox.take(CHANNEL) if reader is None else await asyncio.wait_for(reader, 5)
     assert entry is not None
-    assert [effects.delete for effects in passed_on] == [[1]]
+    assert [effects.delete for effects in passed_on] == [[(1, float("inf"))]]
 
 
 @pytest.mark.parametrize("verb", ["serve", "fail"])

@@ -78,7 +78,7 @@ def test_what_was_done_in_vain_perhaps_is_done_once_more() -> None:
     stays, again = over(call("a")), over(call("b"))
     for left in (stays, again):
         leaves.note(left)
-    leaves.redo([stays, again])
+    leaves.redo([stays.job, again.job])
     leaves.forget(Join("group", NODE, "a"))
     (attempt,) = leaves.again()
     assert attempt.job == again.job
@@ -116,7 +116,7 @@ def test_a_leave_that_is_asked_for_again_is_the_callers() -> None:
 def test_a_leave_to_be_done_once_more_is_not_forgotten_before_its_caller_has_noted_it() -> None:
     """The caller's thread stood still between submitting and noting it, while the I/O thread did all the rest."""
     leaves, left = Leaves(5.0), over(call())
-    leaves.redo([left])
+    leaves.redo([left.job])
     assert leaves.again() == []
     leaves.note(left)
     assert [attempt.job for attempt in leaves.again()] == [left.job]
