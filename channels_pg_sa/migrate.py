@@ -112,12 +112,16 @@ def check(database: Database, *, schema: str | None = None) -> None:
     """
     name = checked_schema(schema)
     with engine_for(database).connect() as connection:
-        found = _current(connection, name)
-        if found != REVISION:
-            raise SchemaError(found, REVISION, schema=schema)
+        check_revision(connection, name)
         missing = [*_missing_tables(connection, name), *_missing_routines(connection, name)]
     if missing:
-        raise SchemaError(found, REVISION, schema=schema, reason=", ".join(missing))
+        raise SchemaError(REVISION, REVISION, schema=schema, reason=", ".join(missing))
+
+
+def check_revision(connection: Connection, schema: str | None) -> None:
+    """Raise SchemaError unless the tables are at the revision that this version of the package needs."""
+    if (found := _current(connection, schema)) != REVISION:
+        raise SchemaError(found, REVISION, schema=schema)
 
 
 def history() -> list[tuple[str, str]]:

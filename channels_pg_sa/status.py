@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 from .config import checked_schema
-from .errors import SchemaError
-from .migrate import Database, current, engine_for
-from .schema import REVISION, tables
+from .migrate import Database, check_revision, engine_for
+from .schema import tables
 from .statements import overview
 
 MOST = 20
@@ -31,12 +30,11 @@ def status(database: Database, *, schema: str | None = None) -> str:
         ConfigurationError: the address or the schema's name is wrong.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
-    if (found := current(database, schema=schema)) != REVISION:
-        raise SchemaError(found, REVISION, schema=schema)
     there = tables(checked_schema(schema))
     with engine_for(database).connect() as connection:
         # All of it as it was at one moment.
         connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        check_revision(connection, schema)
         processes, groups, queues = (
             connection.execute(statement).all()
             for statement in (overview.processes(there), overview.groups(there), overview.queues(there, MOST))

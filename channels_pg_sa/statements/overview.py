@@ -66,7 +66,7 @@ def queues(there: Tables, most: int) -> Select[str, str, int, float, int]:
     prefix has.
     """
     found = there.message.c
-    is_queued = or_(found.recipient == found.channel, found.recipient.endswith("!"))
+    is_queued = or_(found.recipient == found.channel, found.recipient.endswith("!"))  # as channels_pg_sa_queued()
     place = func.row_number().over(partition_by=found.prefix, order_by=[func.count().desc(), found.recipient])
     filled = (
         select(
