@@ -230,18 +230,8 @@ class Dispatcher(LocalChannels):
         for row in self._unfetched.keys() - self._shown:
             entry, _ = self._unfetched.pop(row)
             self._to_do().delete.append((row, entry.expires))
-        for channel, local in list(self.unread.items()):
-            over = [entry for entry in local.entries if entry.id not in self._shown]
-            self._to_do().delete.extend(
-                (entry.id, entry.expires) for entry in over if entry.id is not None and entry.keeps_row
-            )
-            kept = [entry for entry in local.entries if entry.id in self._shown]
-            local.entries.clear()
-            local.entries.extend(kept)
-            if kept:
-                self._wake(channel, local)  # what is next may have been here for a while
-            else:
-                del self.unread[channel]
+        for entry in self._forget_unread(lambda _channel, _local: True, self._shown):
+            self._delete_row(entry)
 
     def claimed_unread(self) -> dict[int, float]:
         """Drop the messages of queues that this node has claimed and nobody here waits for; return their ends by id.

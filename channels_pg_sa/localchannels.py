@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from asyncio import Future
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .entry import Entry, Row
@@ -79,8 +79,8 @@ class LocalChannels:
         entries.popleft()
         if not entries:
             del self.unread[channel]
-        if entry.keeps_row and entry.id is not None:
-            self._to_do().delete.append((entry.id, entry.expires))
+        if entry.keeps_row:
+            self._delete_row(entry)
         return entry
 
     def wait(self, channel: str, reader: Reader, *, instead_of: Reader | None = None) -> None:
@@ -232,8 +232,7 @@ class LocalChannels:
             entry = entries.popleft()
             if not entry.is_gone:
                 self.counters["expired"] += 1
-                if entry.keeps_row and entry.id is not None:
-                    self._to_do().delete.append((entry.id, entry.expires))
+                self._delete_row(entry)
         if not entries:
             del self.unread[channel]
         elif len(entries) < before:
@@ -251,15 +250,27 @@ class LocalChannels:
                 ready.append((local.entries[0].id or 0, name))
         return min(ready)[1] if ready else None
 
-    def _forget_unread(self, is_theirs: Callable[[str, LocalChannel], bool]) -> list[Entry]:
-        """Drop the messages of some channels, and return them."""
-        entries: list[Entry] = []
+    def _delete_row(self, entry: Entry) -> None:
+        """Have the row of a message deleted that is over, unless that was done on its arrival."""
+        if entry.keeps_row and entry.id is not None:
+            self._to_do().delete.append((entry.id, entry.expires))
+
+    def _forget_unread(
+        self, is_theirs: Callable[[str, LocalChannel], bool], spared: Container[int | None] = ()
+    ) -> list[Entry]:
+        """Drop the messages of some channels, but for those of the rows that are spared, and return them."""
+        dropped: list[Entry] = []
         for channel, local in list(self.unread.items()):
             if is_theirs(channel, local):
-                entries.extend(local.entries)
+                entries = list(local.entries)
                 local.entries.clear()
-                del self.unread[channel]
-        return entries
+                for entry in entries:
+                    (local.entries if entry.id in spared else dropped).append(entry)
+                if local.entries:
+                    self._wake(channel, local)  # what is next may have been here for a while
+                else:
+                    del self.unread[channel]
+        return dropped
 
     def _is_left_over(self, channel: str, local: LocalChannel) -> bool:
         """Whether others may read the channel, and nobody here does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,7 +139,7 @@ class Queries:
             claimed.end = end
         return got
 
-    async def fetch(self, connection: Connection, rows: Iterable[Row]) -> dict[int, bytes | None]:
+    async def fetch(self, connection: Connection, rows: Collection[Row]) -> dict[int, bytes | None]:
         """Return the payloads of rows in the mailbox; those that are gone are missing.
 
         None stands for what would make the answer too large. At least one payload comes, if any row is there.
@@ -147,11 +147,11 @@ class Queries:
         found = await self._run(connection, "fetch", budget=BUDGET, **_columns(rows))
         return dict(found)
 
-    async def forget(self, connection: Connection, rows: Iterable[Row]) -> None:
+    async def forget(self, connection: Connection, rows: Collection[Row]) -> None:
         """Delete rows of the mailbox."""
         await self._run(connection, "forget", **_columns(rows))
 
-    async def put_back(self, connection: Connection, rows: Iterable[Row]) -> None:
+    async def put_back(self, connection: Connection, rows: Collection[Row]) -> None:
         """Return claimed rows to their queues."""
         await self._run(connection, "put_back", **_columns(rows))
 
@@ -277,6 +277,5 @@ class Queries:
             return messages.rowcount, memberships.rowcount
 
 
-def _columns(rows: Iterable[Row]) -> dict[str, Any]:
-    ids, ends = tuple(zip(*rows, strict=True)) or ((), ())
-    return {"id": IntArray(ids), "expires": FloatArray(ends)}
+def _columns(rows: Collection[Row]) -> dict[str, Any]:
+    return {"id": IntArray(row for row, _ in rows), "expires": FloatArray(end for _, end in rows)}
