@@ -311,9 +311,6 @@ async def test_messages_that_may_not_go_back_to_their_queue_keep_no_others_from_
     queries = inside(layer)._queries
     put_back = queries.put_back
 
-    async def refused(connection: Any, _rows: Any) -> None:
-        await connection.execute("DO 'BEGIN RAISE insufficient_privilege; END'")
-
     monkeypatch.setattr(queries, "put_back", refused)
     await leave_unread(layer, sender, text(1))
     await asyncio.to_thread(eventually, lambda: told(caplog) == 1)
@@ -322,6 +319,11 @@ async def test_messages_that_may_not_go_back_to_their_queue_keep_no_others_from_
     assert told(caplog) == 1
     monkeypatch.setattr(queries, "put_back", put_back)
     assert await take(sender, "jobs", 1) == [text(1)]
+
+
+async def refused(connection: Any, _rows: Any) -> None:
+    """Give nothing back: the role may not."""
+    await connection.execute("DO 'BEGIN RAISE insufficient_privilege; END'")
 
 
 async def leave_unread(layer: PostgresLayer, sender: PostgresLayer, message: dict[str, Any]) -> None:
@@ -377,9 +379,6 @@ async def test_what_may_not_go_back_is_told_again_when_it_could_in_between(
     await warm(layer)
     queries = inside(layer)._queries
     put_back = queries.put_back
-
-    async def refused(connection: Any, _rows: Any) -> None:
-        await connection.execute("DO 'BEGIN RAISE insufficient_privilege; END'")
 
     for number in range(2):
         monkeypatch.setattr(queries, "put_back", refused)

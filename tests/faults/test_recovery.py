@@ -18,7 +18,7 @@ from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory
 from tests.support.waiting import eventually_async
 
-from .breaking import come_back, inside, take, text, until_listening, warm
+from .breaking import WAITING, come_back, inside, take, text, until_listening, warm
 from .test_liveness import SWEEP_LOCK
 from .test_operators import leave_unread
 from .test_queues import heard, topics
@@ -123,15 +123,10 @@ async def test_what_is_returned_and_claimed_again_while_its_node_recovers(
     monkeypatch.setattr(Queries, "members", after_the_claim)
     await come_back(layer)
     assert await asyncio.wrap_future(readers[0]) == [text(1)]
-    await eventually_async(functools.partial(is_empty, layer_url))
+    await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, WAITING) == [(0,)]))
     await come_back(layer)
     await sender.send("jobs", text(2))
     assert await take(layer, "jobs", 1) == [text(2)]
-
-
-async def is_empty(url: str) -> bool:
-    """Whether no message is left."""
-    return query(url, "SELECT count(*) FROM channels_pg_sa_message") == [(0,)]
 
 
 async def test_a_renewal_that_a_crash_has_cost_is_restored(make_own_layer: LayerFactory, layer_url: str) -> None:

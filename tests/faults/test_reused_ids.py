@@ -109,7 +109,7 @@ async def test_tables_made_anew_under_a_fetch(
     for number in range(row):
         await fresh.send(other, text(number))
     sent.set()
-    await asyncio.sleep(1)
+    await within(layer, inside(layer)._courier.fetches.finish(10))
     await come_back(layer)
     await fresh.send(channel, text(-2))
     assert await reader == [text(-2)]
