@@ -221,7 +221,7 @@ class Node:
                 next_round = time.monotonic() + self._settings.heartbeat
             try:
                 self._outbox.memberships.leave_again()
-                await self._reception.keep_house(self.drops, thoroughly=thoroughly)
+                self._reception.keep_house(self.drops, thoroughly=thoroughly)
             except Exception:
                 logger.exception("Housekeeping failed")
             self.drops.report()

@@ -137,7 +137,7 @@ class QueueReader:
         if time.monotonic() < self._doubtful_until:
             self.rereads.add([None])
 
-    async def rest(self) -> None:
+    def rest(self) -> None:
         """Stop listening for queues without readers in two successive calls."""
         with self._inbox.decisions() as dispatcher:
             idle = {channel for channel in self.book.channels if not dispatcher.is_read(channel)}
@@ -145,9 +145,7 @@ class QueueReader:
         for channel in idle & self._idle:
             self.book.close(channel)
         self._idle = idle
-        if gone := before - self.book.queues:
-            await self._listen(sorted(gone), stop=True)
-            self.listens.add(gone & self.book.queues)  # a reader came while we stopped listening
+        self.listens.add(before - self.book.queues)
 
     async def finish(self, timeout: float) -> None:
         """Wait until nothing is left to claim or return, but no longer than so many seconds."""
@@ -156,8 +154,12 @@ class QueueReader:
     # Parts ---------------------------------------------------------------------------------------
 
     async def _hear_doorbells(self, queues: list[str]) -> None:
-        if await self._listen(queues):
-            self.on_listening(queues)
+        """Listen to the doorbells of those that have readers, and no more to others."""
+        read = self.book.queues.intersection(queues)
+        if unread := sorted(set(queues) - read):
+            await self._listen(unread, stop=True)
+        if read and await self._listen(sorted(read)):
+            self.on_listening(read)
         # Otherwise the listener is on its way, and will LISTEN to all queues of the book.
 
     async def _listen(self, queues: list[str], *, stop: bool = False) -> bool:

@@ -161,13 +161,13 @@ class Reception:
         """Delete all messages and memberships of the prefix; every living node answers when it has forgotten them."""
         return await self._flushes.flush(connection)
 
-    async def keep_house(self, drops: DropLog, *, thoroughly: bool) -> None:
+    def keep_house(self, drops: DropLog, *, thoroughly: bool) -> None:
         """Free what nobody reads; thoroughly: stop listening for queues that nobody reads, too."""
         self.inbox.keep_house(drops, thoroughly=thoroughly)
         self._queues.give_back()
         if thoroughly:
             self._queues.reread_if_doubtful()
-            await self._queues.rest()
+            self._queues.rest()
 
     @property
     def is_away(self) -> bool:

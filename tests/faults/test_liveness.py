@@ -589,7 +589,7 @@ async def test_housekeeping_goes_on_after_an_error(
     await warm(layer)
     rounds: list[bool] = []
 
-    async def keep_house(_: object, *, thoroughly: bool) -> None:
+    def keep_house(_: object, *, thoroughly: bool) -> None:
         rounds.append(thoroughly)
         if len(rounds) == 1:
             raise RuntimeError("broken")

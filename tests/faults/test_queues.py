@@ -12,6 +12,7 @@ import pytest
 
 from channels_pg_sa.claims import Claim
 from channels_pg_sa.config import Settings
+from channels_pg_sa.drops import DropLog
 from channels_pg_sa.queries import Claimed, Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -77,6 +78,17 @@ async def test_a_flush_under_a_claim_of_whatever_there_is(
     assert await asyncio.wait_for(reader, PATIENCE) == text(1)
 
 
+async def rest(layer: PostgresLayer) -> None:
+    """Look once for queues that nobody reads, and wait until what follows from that is done."""
+    queues = inside(layer)._queues
+
+    async def look() -> None:
+        queues.rest()
+        await queues.listens.finish(10)
+
+    await within(layer, look())
+
+
 async def topics(layer: PostgresLayer) -> set[str]:
     """What the layer's session LISTENs to."""
 
@@ -107,9 +119,9 @@ async def layer(make_own_layer: LayerFactory) -> AsyncIterator[PostgresLayer]:
 async def test_a_queue_that_nobody_reads_is_not_listened_to_for_long(layer: PostgresLayer) -> None:
     """Twice, because its reader may be between two receive() calls; one who comes later is served at once."""
     queues = inside(layer)._queues
-    await within(layer, queues.rest())
+    await rest(layer)
     assert await topics(layer) == heard(layer, "jobs", "kept")
-    await within(layer, queues.rest())
+    await rest(layer)
     assert await topics(layer) == heard(layer, "kept")
     assert queues.book.queues == {"kept"}
     await layer.send("jobs", text(1))
@@ -118,30 +130,28 @@ async def test_a_queue_that_nobody_reads_is_not_listened_to_for_long(layer: Post
 
 async def test_a_queue_that_is_read_now_and_then_is_listened_to(layer: PostgresLayer) -> None:
     """Not twice in succession without a reader."""
-    queues = inside(layer)._queues
     for _ in range(3):
-        await within(layer, queues.rest())
+        await rest(layer)
         reader = await reads(layer, "jobs")
-        await within(layer, queues.rest())
+        await rest(layer)
         await end(reader)
     assert await topics(layer) == heard(layer, "jobs", "kept")
 
 
 async def test_a_reader_that_comes_while_its_queue_is_given_up(layer: PostgresLayer) -> None:
-    """Its LISTEN may have come before the UNLISTEN."""
+    """Its LISTEN comes after the UNLISTEN."""
     queues = inside(layer)._queues
     listen = queues._listen
 
     async def just_before(gone: list[str], *, stop: bool = False) -> bool:
         if stop:
             queues.on_reader("jobs")
-            await queues.listens.finish(10)
         done: bool = await listen(gone, stop=stop)
         return done
 
     queues._listen = just_before
     for _ in range(2):
-        await within(layer, queues.rest())
+        await rest(layer)
 
     async def is_heard() -> bool:
         return await topics(layer) == heard(layer, "jobs", "kept")
@@ -477,3 +487,22 @@ async def test_a_listen_that_was_refused_is_made_up_for(
     await eventually_async(is_heard)
     assert refusals
     await end(reader)
+
+
+async def test_housekeeping_does_not_wait_for_the_connection(make_own_layer: LayerFactory) -> None:
+    """It may be silent, for as long as a heartbeat; an UNLISTEN waits for it, but not what is to be freed meanwhile."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await end(await reads(layer, "jobs"))
+    reception = inside(layer)
+    queues, drops = reception._queues, DropLog()
+
+    async def keep_house_twice() -> set[str]:
+        async with reception._listener._lock:
+            for _ in range(2):
+                reception.keep_house(drops, thoroughly=True)
+                await asyncio.sleep(0)
+            return set(queues.book.queues)
+
+    assert await within(layer, asyncio.wait_for(keep_house_twice(), PATIENCE)) == set()
+    await within(layer, queues.listens.finish(10))
+    assert await topics(layer) == heard(layer)
