@@ -46,7 +46,6 @@ class Backlog(Generic[T]):
         self._level = level
         self._pause = pause
         self._todo: dict[T, None] = {}
-        self.underway: dict[T, None] = {}  # of the batch, what has not been dropped
         self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -57,12 +56,6 @@ class Backlog(Generic[T]):
         self._todo.update(dict.fromkeys(things))
         if self._todo and (self._task is None or self._task.done()):
             self._task = self._spawn(self._work(), self._name)
-
-    def drop(self, is_over: Callable[[T], bool]) -> None:
-        """Do without some things, those of a batch too that is about to be done, or done again."""
-        for things in (self._todo, self.underway):
-            for thing in filter(is_over, list(things)):
-                del things[thing]
 
     async def finish(self, timeout: float) -> None:
         """Wait until nothing is left to do, but no longer than so many seconds."""
@@ -78,7 +71,6 @@ class Backlog(Generic[T]):
             things = [thing for thing, _ in zip(self._todo, range(self._batch), strict=False)]
             for thing in things:
                 del self._todo[thing]
-            self.underway = dict.fromkeys(things)
             try:
                 await self._run(things)
             except Exception as error:
@@ -86,7 +78,7 @@ class Backlog(Generic[T]):
                 level = logging.INFO if reason == told else self._level(error)
                 logger.log(level, "%s: %s; trying again", self._name, reason, exc_info=level >= logging.ERROR)
                 told = reason
-                self._todo = {**self.underway, **self._todo}
+                self._todo = {**dict.fromkeys(things), **self._todo}
                 await asyncio.sleep(backoff.next())
             else:
                 backoff.reset()

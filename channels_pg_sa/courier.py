@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import psycopg
-
 from .backlog import Backlog
 from .config import Settings
 from .database import Database
@@ -39,8 +37,6 @@ class Courier:
         deleted: Callable[[int], None],
         spawn: Spawn,
     ) -> None:
-        self.is_current = True
-        """Whether ids mean what they meant: after a crash of the server others' rows may have them, until recovery."""
         self._patience = settings.send_timeout
         self._database = database
         self._queries = queries
@@ -52,17 +48,12 @@ class Courier:
         self.deletions = make("channels_pg_sa deletions", run=self._delete, batch=5000, pause=pause)
         self.fetches = make("channels_pg_sa fetches", run=self._fetch, batch=32)
 
-    def on_rows_lost(self, rows: set[int]) -> None:
-        """Rows are gone with a server that crashed: what was to be done to them is not done to others."""
-        self.deletions.drop(lambda row: row[0] in rows)
-
     async def finish(self, timeout: float) -> None:
         """Wait until nothing is left to delete, but no longer than so many seconds."""
         await self.deletions.finish(timeout)
 
     async def _fetch(self, rows: list[Row]) -> None:
         async with self._database.connection(self._patience) as connection:
-            self._check_current()
             found = await self._queries.fetch(connection, rows)
         payloads = {row: payload for row, payload in found.items() if payload is not None}
         left = found.keys() - payloads.keys()
@@ -70,15 +61,9 @@ class Courier:
             dispatcher.fetched([row for row in rows if row[0] not in left], payloads)
         self.fetches.add(row for row in rows if row[0] in left)
 
-    async def _delete(self, batch: list[Row]) -> None:
+    async def _delete(self, rows: list[Row]) -> None:
         async with self._database.connection(self._patience) as connection:
-            self._check_current()
-            rows = [row for row in batch if row in self.deletions.underway]
             await self._queries.forget(connection, rows)
         self._deleted(len(rows))
         with self._inbox.decisions() as dispatcher:
             dispatcher.deleted(rows)
-
-    def _check_current(self) -> None:
-        if not self.is_current:
-            raise psycopg.OperationalError("the mailbox is about to be read anew")

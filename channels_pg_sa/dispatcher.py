@@ -61,8 +61,8 @@ class Dispatcher(LocalChannels):
         self._before = dict(self._known)
         self._shown.clear()
 
-    def vanished(self, waiting: Iterable[Parcel]) -> set[int]:
-        """Forget, and return, ids whose rows are gone without this node's doing; messages that are here stay.
+    def vanished(self, waiting: Iterable[Parcel]) -> None:
+        """Forget ids whose rows are gone without this node's doing; messages that are here stay.
 
         A server that crashes loses all rows, and begins to count again: an id may be another row's already, whose
         message expires at another time.
@@ -75,7 +75,6 @@ class Dispatcher(LocalChannels):
         rows = {row for row, expires in before.items() if abs(there.get(row, -math.inf) - expires) > SAME}
         self._gone -= rows & there.keys()  # these ids are others' by now
         self._lose(rows - self._gone)
-        return rows
 
     def recover(self, waiting: Iterable[Parcel], barrier: int, now: float) -> None:
         """Take in what the node's mailbox holds.
@@ -206,7 +205,7 @@ class Dispatcher(LocalChannels):
 
     def deleted(self, rows: Iterable[Row]) -> None:
         """Forget ids whose rows are gone, as soon as nothing can tell of them any more."""
-        self._gone.update(row for row, expires in rows if self._known.get(row) == expires)
+        self._gone.update(self._still_of(rows))
         self._forget_gone()
 
     def announce(self, payload: bytes, expires: float) -> None:
@@ -233,20 +232,24 @@ class Dispatcher(LocalChannels):
         for entry in self._forget_unread(lambda _channel, _local: True, self._shown):
             self._delete_row(entry)
 
-    def claimed_unread(self) -> dict[int, float]:
-        """Drop the messages of queues that this node has claimed and nobody here waits for; return their ends by id.
+    def claimed_unread(self) -> list[Row]:
+        """Drop the messages of queues that this node has claimed and nobody here waits for; return their rows.
 
         Their ids stay known until `returned` tells that they are in their queues again.
         """
         unread = self._forget_unread(self._is_left_over)
-        rows = {entry.id: entry.expires for entry in unread if entry.id is not None}
-        for row in rows:
+        rows = [(entry.id, entry.expires) for entry in unread if entry.id is not None]
+        for row, _ in rows:
             self._unfetched.pop(row, None)
         return rows
 
-    def returned(self, rows: Iterable[int]) -> None:
+    def returned(self, rows: Iterable[Row]) -> None:
         """Forget the ids of rows that are in their queues again, so that they may be claimed again."""
-        self._forget(rows)
+        self._forget(self._still_of(rows))
+
+    def _still_of(self, rows: Iterable[Row]) -> list[int]:
+        """Return the ids of rows, but for those that have become others' meanwhile."""
+        return [row for row, expires in rows if self._known.get(row) == expires]
 
     def _forget(self, rows: Iterable[int]) -> None:
         for row in rows:

@@ -15,6 +15,7 @@ from .backlog import Backlog
 from .claims import ANYWHERE, Claim, ClaimBook
 from .config import Settings
 from .database import Database
+from .entry import Row
 from .errors import words_of
 from .fate import Fate, fate, log_level
 from .inbox import Inbox
@@ -71,7 +72,7 @@ class QueueReader:
         self._is_unread = False
         self._flushes = 0
         self._idle: set[str] = set()
-        self._returning: dict[int, float] = {}
+        self._returning: set[Row] = set()
         self._refusal = ""  # why they could not be returned the last time
         self._most = MOST
         make = functools.partial(Backlog[str], spawn=spawn, level=log_level, batch=100)
@@ -113,11 +114,6 @@ class QueueReader:
         """All rows were deleted: what a claim under way returns may be among them."""
         self._flushes += 1
 
-    def on_rows_lost(self, rows: set[int]) -> None:
-        """Rows are gone with a server that crashed: what was to be done to them is not done to others."""
-        for row in rows:
-            self._returning.pop(row, None)
-
     # What to do ----------------------------------------------------------------------------------
 
     def listen_to_late(self) -> None:
@@ -127,8 +123,7 @@ class QueueReader:
     def give_back(self) -> None:
         """Return what was claimed here and nobody here reads."""
         with self._inbox.decisions() as dispatcher:
-            rows = dispatcher.claimed_unread()
-        self._returning.update(rows)
+            self._returning.update(dispatcher.claimed_unread())
         if self._returning:
             self.claims.add([_NO_CHANNEL])  # by the same task as claims, so that no row goes both ways at once
 
@@ -245,14 +240,11 @@ class QueueReader:
     async def _return_rows(self) -> None:
         if self._returning:
             async with self._database.connection(self._settings.send_timeout) as connection:
-                rows = dict(self._returning)
-                await self._queries.put_back(connection, rows.items())
-            # Meanwhile an id may have become another's.
-            rows = {row: end for row, end in rows.items() if self._returning.get(row) == end}
-            for row in rows:
-                del self._returning[row]
+                rows = sorted(self._returning)
+                await self._queries.put_back(connection, rows)
+            self._returning.difference_update(rows)
             with self._inbox.decisions() as dispatcher:
                 dispatcher.returned(rows)
             # Before their doorbell comes, a claim could pass over them.
-            for queue in self.book.queues if rows else ():
-                self.on_ring(queue, min(rows), max(rows))
+            for queue in self.book.queues:
+                self.on_ring(queue, rows[0][0], rows[-1][0])

@@ -94,7 +94,6 @@ class Reception:
             clock=clock,
             listener=listener,
             queues=self._queues,
-            courier=self._courier,
             spawn=spawn,
         )
         self._heartbeat = Heartbeat(
@@ -259,7 +258,6 @@ class Reception:
 
     def _went_down(self, error: Exception) -> None:
         self._database.doubt()
-        self._courier.is_current = False
         self._outages.begin(error)
 
     # Parts ---------------------------------------------------------------------------------------

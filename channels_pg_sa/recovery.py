@@ -15,7 +15,6 @@ import psycopg
 from .clock import Clock
 from .config import Settings
 from .connection import Connection, is_pooled
-from .courier import Courier
 from .database import Database
 from .dispatcher import Dispatcher
 from .errors import ConfigurationError, PoolerError, PrivilegeError, words_of
@@ -47,7 +46,6 @@ class Recovery:
         clock: the database's.
         listener: whose connections they are.
         queues: knows whose doorbells are to be listened for.
-        courier: is told what is in the mailbox no more.
         spawn: starts a task and holds it.
     """
 
@@ -62,7 +60,6 @@ class Recovery:
         clock: Clock,
         listener: Listener,
         queues: QueueReader,
-        courier: Courier,
         spawn: Spawn,
     ) -> None:
         self.is_registered = False
@@ -74,7 +71,6 @@ class Recovery:
         self._clock = clock
         self._listener = listener
         self._queues = queues
-        self._courier = courier
         self._spawn = spawn
         self._is_way_unknown = settings.listen is not settings.connect
         self._mark = 0
@@ -119,11 +115,8 @@ class Recovery:
         progressed()
         with self._inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
-            lost = dispatcher.vanished(waiting)
-            self._queues.on_rows_lost(lost)
-            self._courier.on_rows_lost(lost)
+            dispatcher.vanished(waiting)
             self._take_in(dispatcher, waiting)
-        self._courier.is_current = True
         await self._send_mark(connection)
         self._queues.on_listening(queues)
 

@@ -426,13 +426,12 @@ async def test_what_has_gone_back_when_its_id_is_another_s(
 
     async def crash(_connection: Any, rows: Any) -> None:
         assert list(rows) == [(5, 100.0), (6, 100.0)]
-        queues.on_rows_lost({5})
         dispatcher._note(5, 200.0)
 
     async def give_back() -> dict[int, float]:
         for row in (5, 6):
             dispatcher._note(row, 100.0)
-            queues._returning[row] = 100.0
+            queues._returning.add((row, 100.0))
         await queues._return_rows()
         return {row: end for row, end in dispatcher._known.items() if row in {5, 6}}
 

@@ -188,16 +188,3 @@ async def test_finishing_takes_no_longer_than_it_may(work: Work) -> None:
     await work.entered.acquire()
     await work.backlog.finish(0.01)
     assert not work.tasks[0].done()
-
-
-async def test_what_is_dropped_is_not_done(work: Work) -> None:
-    """Neither what waits nor, when it fails, what was under way; the rest is done again."""
-    work.errors = [OSError("gone")]
-    work.backlog.add(["a", "b"])
-    await work.entered.acquire()
-    work.backlog.add(["c", "d"])
-    work.backlog.drop(lambda thing: thing in {"a", "c", "unknown"})
-    assert list(work.backlog.underway) == ["b"]
-    work.gate.set()
-    await asyncio.wait(work.tasks)
-    assert work.batches == [["a", "b"], ["b", "d"]]

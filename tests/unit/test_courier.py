@@ -87,38 +87,6 @@ async def test_what_was_too_much_for_one_answer_is_asked_for_again() -> None:
     assert mailbox.dispatcher.counters["vanished"] == 1
 
 
-@pytest.mark.parametrize("is_under_way", [False, True])
-async def test_what_was_lost_is_not_deleted(is_under_way: bool) -> None:
-    """Its id is a stranger's row by now; nor is it, if its deletion waits for a connection, or is tried again."""
-    mailbox = Mailbox()
-    mailbox.dispatcher.hear([Parcel(row, OWN, False, LATER, b"eA==") for row in (1, 2)], 100.0)
-    mailbox.courier.deletions.add(rows(1, 2))
-    if is_under_way:
-        await mailbox.wanted.wait()
-    mailbox.courier.on_rows_lost({1})
-    mailbox.open.set()
-    await mailbox.courier.finish(5)
-    assert mailbox.deleted == [[2]]
-    assert mailbox.counted == 1
-
-
-async def test_nothing_is_fetched_or_deleted_before_the_mailbox_was_read_anew() -> None:
-    """Until then ids may be those of strangers' rows."""
-    mailbox = Mailbox()
-    mailbox.rows = {1: b"a stranger's"}
-    mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER, None), Parcel(2, OWN, False, LATER, b"eA==")], 100.0)
-    mailbox.open.set()
-    mailbox.courier.is_current = False
-    mailbox.courier.fetches.add(rows(1))
-    mailbox.courier.deletions.add(rows(2))
-    await asyncio.sleep(0.05)
-    assert (mailbox.fetched, mailbox.deleted) == ([], [])
-    mailbox.courier.is_current = True
-    await mailbox.courier.fetches.finish(5)
-    await mailbox.courier.finish(5)
-    assert (mailbox.fetched, mailbox.deleted) == ([[1]], [[2]])
-
-
 async def test_ids_are_forgotten_when_their_rows_are_gone() -> None:
     """They may come again."""
     mailbox = Mailbox()
@@ -148,7 +116,6 @@ async def test_an_answer_that_comes_when_the_id_is_another_s(is_deletion: bool) 
     backlog.add(rows(1))
     await asked.wait()
     mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER + 5, b"eQ==")], 100.0)
-    mailbox.courier.on_rows_lost({1})
     answer.set()
     await backlog.finish(5)
     assert mailbox.dispatcher._known == {1: LATER + 5}

@@ -101,8 +101,8 @@ class World:
         self._deleting: list[Told] | None = None
         self._claiming: Claimed | None = None
         self._flushes = self._flushes_before = 0
-        self._returning: list[int] = []
-        self._returned: list[int] | None = None
+        self._returning: list[Told] = []
+        self._returned: list[Told] | None = None
         self._reread_due = False
         self._in_order = True  # a claim whose answer was lost may be overtaken by the next
         self._last: dict[str, int] = {}
@@ -290,20 +290,20 @@ class World:
         rows = self._dispatcher.claimed_unread()
         self._returning += rows
         self._collect()
-        names = {self._sent[row].row.name for row in rows}
+        names = {self._sent[row].row.name for row, _ in rows}
         assert not names & {reader.channel for reader in self._readers}, "somebody waits for it here"
         assert not {queue_of(name) for name in names if "!" in name} & {reader.channel for reader in self._readers}
 
     def put_back(self, _pick: int) -> None:
         if self._returned is not None:
             rows, self._returned = self._returned, None
-            for row in rows:
+            for row, _ in rows:
                 name = self._sent[row].row.name
                 self._last[name] = min(self._last.get(name, 0), row - 1)
             self._dispatcher.returned(rows)
         elif self._returning and self._claiming is None:
             self._returned, self._returning = self._returning, []
-            for number in self._returned:
+            for number, _ in self._returned:
                 if self._is_mine(number):
                     self._rows[number].recipient = queue_of(self._rows[number].name)
 
