@@ -111,6 +111,11 @@ class Settings:
     on_reconnect: str | None = None
 
     @property
+    def listens_apart(self) -> bool:
+        """Whether the connection that listens has an address of its own, `listen_url`."""
+        return self.listen is not self.connect
+
+    @property
     def bounded(self) -> bool:
         """Whether any channel has a capacity, so that senders count rows."""
         return self.capacity is not None or bool(self.channel_capacity)

@@ -29,6 +29,7 @@ class Outages:
         expiry: seconds that an announcement lives.
         announcements: payloads that local channels get when the server is lost, and when it is back; None for none.
         loop: the I/O loop.
+        key: of the setting that leads to the server by a way of its own; None if it is that of all statements.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Outages:
         expiry: float,
         announcements: tuple[bytes | None, bytes | None],
         loop: asyncio.AbstractEventLoop,
+        key: str | None = None,
     ) -> None:
         self.trouble: str | None = None
         """Why this node does not hear the server, as far as is known; None if it does."""
@@ -51,6 +53,7 @@ class Outages:
         self._expiry = expiry
         self._announcements = announcements
         self._loop = loop
+        self._key = key
         self._logged: set[str] = set()  # the reasons of this outage
         self._change: asyncio.Future[None] = loop.create_future()
 
@@ -59,7 +62,7 @@ class Outages:
 
         If the set-up is at fault, readers are told, although it may yet be mended.
         """
-        reason = words_of(error)
+        reason = words_of(error) if self._key is None else f'"{self._key}": {words_of(error)}'
         if reason not in self._logged:
             self._logged.add(reason)
             expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))

@@ -71,7 +71,13 @@ class Reception:
             dispatcher, clock, work=self._work, want=lambda channel: self._soon(self._queues.on_reader, channel)
         )
         self._outages = Outages(
-            node_id, inbox, clock, expiry=settings.expiry, announcements=announcements, loop=thread.loop
+            node_id,
+            inbox,
+            clock,
+            expiry=settings.expiry,
+            announcements=announcements,
+            loop=thread.loop,
+            key="listen_url" if settings.listens_apart else None,
         )
         self._listener = listener = Listener(
             settings.listen,

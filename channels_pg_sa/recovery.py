@@ -72,7 +72,7 @@ class Recovery:
         self._listener = listener
         self._queues = queues
         self._spawn = spawn
-        self._is_way_unknown = settings.listen is not settings.connect
+        self._is_way_unknown = settings.listens_apart
         self._mark = 0
 
     async def recover(self, connection: Connection, progressed: Callable[[], None]) -> None:

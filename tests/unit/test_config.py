@@ -159,6 +159,8 @@ def test_the_listener_uses_the_same_address_by_default() -> None:
     made = settings()
     assert made.listen() == made.connect()
     assert settings(listen_url=None).listen() == made.connect()
+    assert not made.listens_apart
+    assert settings(listen_url="host=direct").listens_apart
 
 
 @pytest.mark.parametrize(

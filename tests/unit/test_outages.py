@@ -48,6 +48,15 @@ async def outages(inbox: Inbox, clock: Clock) -> Outages:
     return Outages("a", inbox, clock, expiry=60.0, announcements=(b"lost", b"back"), loop=loop)
 
 
+async def test_a_way_of_its_own_is_named(inbox: Inbox, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Sends go on meanwhile, by another, so nobody would look for the fault there."""
+    loop = asyncio.get_running_loop()
+    outages = Outages("a", inbox, clock, expiry=60.0, announcements=(None, None), loop=loop, key="listen_url")
+    outages.begin(OSError("refused"))
+    assert outages.trouble == '"listen_url": refused'
+    assert '"listen_url": refused' in caplog.text
+
+
 @pytest.mark.parametrize(
     "error", [psycopg.OperationalError("gone"), OSError("gone"), ConnectionLost("gone"), ConfigurationError("wrong")]
 )
