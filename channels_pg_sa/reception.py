@@ -131,7 +131,8 @@ class Reception:
             shared: whether other nodes may read it too.
         """
         if not self._started:
-            self.start()
+            # As soon as this reader waits, who is to hear of it if the very first attempt fails.
+            asyncio.get_running_loop().call_soon(self.start)
         return self.inbox.receive(channel, shared=shared)
 
     def check(self) -> None:

@@ -19,6 +19,8 @@ from psycopg.conninfo import conninfo_to_dict
 from channels_pg_sa import SchemaError, SendError, database, listener
 from channels_pg_sa import listener as listener_module
 from channels_pg_sa.backoff import Backoff
+from channels_pg_sa.entry import Entry
+from channels_pg_sa.inbox import Inbox
 from channels_pg_sa.listener import Listener
 from channels_pg_sa.queries import Queries
 from tests.support.databases import TestServer, query
@@ -1003,12 +1005,19 @@ async def test_an_outage_of_many_attempts_is_told_once(proxy: SwallowingProxy, m
 
 
 async def test_a_server_that_is_away_from_the_start_is_announced(
-    proxy: SwallowingProxy, make_own_layer: LayerFactory
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anybody has seen its clock."""
+    """Before anybody has seen its clock, and to the reader who makes the layer listen, however slow that one is."""
     layer = make_own_layer(url=proxy.url, on_disconnect="layer.lost", on_reconnect="layer.back")
     channel = await layer.new_channel()
     proxy.cut()
+    receive = Inbox.receive
+
+    async def slow(inbox: Inbox, channel: str, *, shared: bool) -> Entry:
+        time.sleep(0.2)  # noqa: ASYNC251 - meanwhile an attempt of the I/O thread's would fail
+        return await receive(inbox, channel, shared=shared)
+
+    monkeypatch.setattr(Inbox, "receive", slow)
     reader = asyncio.create_task(take(layer, channel, 2))
 
     async def is_noticed() -> bool:
