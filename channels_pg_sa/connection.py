@@ -7,7 +7,8 @@ import contextlib
 import os
 import socket
 import traceback
-from collections.abc import AsyncIterator, Callable
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -110,10 +111,18 @@ async def time_limit(
 
 
 class CleanConnection(psycopg.AsyncConnection[Any]):
-    """A connection that goes back to the pool it is from, and leaves no open socket where connecting failed."""
+    """A connection that goes back to the pool it is from, and leaves no open socket: where connecting failed, or in a
+    child process that was forked.
+    """
 
     borrower: asyncio.Task[Any] | None = None
     """The task that takes it out of the engine, None once it has it, or it has gone back."""
+
+    def __init__(self, *arguments: Any, **parameters: Any) -> None:
+        super().__init__(*arguments, **parameters)
+        self._process = os.getpid()
+        self._twins: set[int] = set()
+        _CONNECTIONS.add(self)
 
     @classmethod
     async def connect(cls, *arguments: Any, **parameters: Any) -> Self:
@@ -136,6 +145,44 @@ class CleanConnection(psycopg.AsyncConnection[Any]):
         self.borrower = None
         pool: AsyncConnectionPool[Any] | None = getattr(self, "_pool", None)
         await (super().close() if pool is None else pool.putconn(self))
+
+    @contextlib.contextmanager
+    def twin(self) -> Iterator[int]:
+        """Duplicate its socket, for a loop to watch.
+
+        libpq closes its own in whatever thread it meets the end, and the number is free for others at once.
+        """
+        twin = os.dup(self.fileno())
+        self._twins.add(twin)
+        try:
+            yield twin
+        finally:
+            self._twins.discard(twin)
+            os.close(twin)
+
+    def _let_go(self, nothing: int) -> None:
+        """Put something else in the place of its sockets; their numbers, by which they are known, stay taken."""
+        with contextlib.suppress(psycopg.Error):  # it has ended
+            os.dup2(nothing, self.pgconn.socket, inheritable=False)
+        for twin in self._twins:
+            os.dup2(nothing, twin, inheritable=False)
+
+    @classmethod
+    def let_go_of_parents(cls) -> None:
+        """Let go of what a process that was forked has of its parent's connections: they end with the parent.
+
+        A child that lives longer would keep its sessions, and the one that LISTENs would be read by nobody, until the
+        server's queue of notifications is full.
+        """
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for connection in list(_CONNECTIONS):
+            if connection._process != os.getpid():  # noqa: SLF001 - of the same class
+                connection._let_go(nothing)  # noqa: SLF001
+                _CONNECTIONS.discard(connection)
+        os.close(nothing)
+
+
+_CONNECTIONS: weakref.WeakSet[CleanConnection] = weakref.WeakSet()
 
 
 async def is_pooled(connection: Connection) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -171,18 +170,13 @@ class FastPath:
             if held.driver.prepare_threshold is None:  # a pooler stands in between, which shares sessions
                 self._not_before = float("inf")
                 return
-            # libpq closes its socket in whatever thread it meets the end, and the number is free for others at once:
-            # the loop watches a duplicate.
-            self._socket = os.dup(held.driver.fileno())
-            try:
+            with held.driver.twin() as self._socket:
                 prepared = await self._execute(held, self._prepared.prepare)
                 self._prepared.learn(await prepared.fetchone())
                 with self._watching(held):
                     await self._until_left(held)
                 if held.is_alive():
                     await self._execute(held, self._prepared.deallocate)
-            finally:
-                os.close(self._socket)
 
     async def _execute(self, held: Held, statements: str) -> psycopg.AsyncCursor[Any]:
         """Run statements; a cancellation waits for them.

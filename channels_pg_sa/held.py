@@ -12,7 +12,7 @@ from psycopg.pq import ConnStatus
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .connection import Connection
+from .connection import CleanConnection
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +20,7 @@ class Held:
     """A connection of the engine's, taken out of it once for many statements."""
 
     sa_connection: AsyncConnection
-    driver: Connection
+    driver: CleanConnection
     poll: select.poll = field(default_factory=lambda: select.poll())  # noqa: PLW0108 - eventlet removes it
     timer: asyncio.TimerHandle | None = None
     doubted: bool = False

@@ -18,6 +18,7 @@ from .closing import Closing
 from .codec import Message, MessageCodec
 from .compiled import Compiled, compiled
 from .config import Config, Settings, settings_from_mapping
+from .connection import CleanConnection
 from .directory import Directory, Rows
 from .entry import Entry
 from .errors import DecodeError, MessageTooLarge
@@ -353,6 +354,7 @@ def _after_fork() -> None:
     global _LAYERS_LOCK  # noqa: PLW0603 - a thread that is not in the child may have had it
     _LAYERS_LOCK = threading.RLock()
     _AT_EXIT.clear()
+    CleanConnection.let_go_of_parents()
     for layer in list(_LAYERS):
         if layer._pid == os.getpid():  # noqa: SLF001 - another thread has done that
             continue

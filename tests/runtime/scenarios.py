@@ -345,6 +345,33 @@ def forks_with_locks_held(layer: Layer) -> None:
     use(layer)
 
 
+def killed_with_a_child(layer: Layer) -> None:
+    """The connections of a process that is killed end with it, though a child that it forked lives on."""
+    end, may_end = os.pipe()
+    ready, is_ready = os.pipe()
+
+    def live_on() -> None:
+        os.close(may_end)
+        os.write(is_ready, b"!")
+        os.read(end, 1)
+
+    def work() -> None:
+        os.close(may_end)
+        for _ in range(3):  # by the fast path in the end, which holds a connection
+            use(layer)
+        fork(live_on, os._exit)
+        signal.pause()
+
+    parent = fork(work, os._exit)
+    os.read(ready, 1)
+    assert query(sys.argv[2], BACKENDS)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    eventually(lambda: query(sys.argv[2], BACKENDS) == [])
+    os.close(may_end)
+    use(layer)
+
+
 def grandchildren(layer: Layer) -> None:
     """A child of a child works too, and each closes only its own."""
     use(layer)

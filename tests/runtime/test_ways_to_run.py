@@ -28,6 +28,7 @@ SCENARIOS = {
     "forks_in_traffic": 2,
     "children_that_use_nothing": 1,
     "forks_with_locks_held": 2,
+    "killed_with_a_child": 2,
     "grandchildren": 3,
     "fork_in_a_coroutine": 2,
     "forks_that_python_is_not_told_of": 3,
