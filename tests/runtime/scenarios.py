@@ -350,6 +350,10 @@ def killed_with_a_child(layer: Layer) -> None:
     end, may_end = os.pipe()
     ready, is_ready = os.pipe()
 
+    def sends_fast() -> bool:
+        layer.send_sync(layer.node, text(1))
+        return layer._node._outbox._fast_path.is_open  # type: ignore[union-attr]
+
     def live_on() -> None:
         os.close(may_end)
         os.write(is_ready, b"!")
@@ -357,8 +361,8 @@ def killed_with_a_child(layer: Layer) -> None:
 
     def work() -> None:
         os.close(may_end)
-        for _ in range(3):  # by the fast path in the end, which holds a connection
-            use(layer)
+        use(layer)
+        eventually(sends_fast)
         fork(live_on, os._exit)
         signal.pause()
 
