@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,13 +16,14 @@ from psycopg.pq import ExecStatus
 from channels_pg_sa.config import Settings
 from channels_pg_sa.jobs import GroupSend, Send
 from channels_pg_sa.names import node_of, recipient_of
-from channels_pg_sa.parcels import Frame, Parcel, Ring, parse
+from channels_pg_sa.parcels import Frame, Joined, Left, Parcel, Ring, parse
 from channels_pg_sa.prepared import Bound, Prepared
 from channels_pg_sa.topics import topic
 
 NODES = ["0123456789a0", "0123456789a1"]
 # In a statement of at most so many rows, each has a notification of its own.
 FEW = 8
+JOIN = "INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel) VALUES ('asgi', 'group', %s, %s)"
 
 
 @pytest.fixture
@@ -33,10 +35,10 @@ def connection(layer_url: str) -> Iterator[psycopg.Connection[Any]]:
         yield connected
 
 
-def topic_of(connection: psycopg.Connection[Any], kind: str, name: str) -> str:
+def topic_of(connection: psycopg.Connection[Any], kind: str, name: str, prefix: str = "asgi") -> str:
     """The NOTIFY channel of a node or queue in this database."""
     ((secret,),) = connection.execute("SELECT secret FROM channels_pg_sa_installation").fetchall()
-    return topic(secret, kind, "asgi", name)
+    return topic(secret, kind, prefix, name)
 
 
 def insert(connection: psycopg.Connection[Any], messages: list[tuple[str, bytes]]) -> None:
@@ -103,6 +105,87 @@ def test_what_does_not_fit_is_a_doorbell(connection: psycopg.Connection[Any], co
         insert(connection, [(channel, b"x" * size)] * count)
         frames = [frame for _, some in heard(connection) for frame in some if isinstance(frame, Parcel)]
         assert [frame.encoded is not None for frame in frames] == [travels] * count
+
+
+def test_messages_share_a_notification_to_its_last_byte(connection: psycopg.Connection[Any]) -> None:
+    """It may have 7,999; 127 frames of 62 would have one more, with the commas between them."""
+    channel = f"specific.{NODES[0]}!".ljust(43, "a")
+    connection.execute(
+        """INSERT INTO channels_pg_sa_message (id, recipient, channel, payload, expires_at)
+        SELECT number, %s, %s, 'x', 'infinity' FROM generate_series(100, 226) number""",
+        (NODES[0], channel),
+    )
+    assert [len(frames) for _, frames in heard(connection)] == [126, 1]
+
+
+def test_joins_share_a_notification_to_its_last_byte(connection: psycopg.Connection[Any]) -> None:
+    """It may have 7,999; 63 frames of 126 would have one more, with the commas between them."""
+    channel = f"specific.{NODES[0]}!".ljust(58, "a")
+    connection.execute(
+        """INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel)
+        SELECT 'asgi', lpad(number::text, 40, '0'), %s, %s FROM generate_series(1, 63) number""",
+        (NODES[0], channel),
+    )
+    assert [len(frames) for _, frames in heard(connection)] == [62, 1]
+
+
+def test_prefixes_of_one_statement_are_told_apart(connection: psycopg.Connection[Any]) -> None:
+    """A queue may be called the same in several."""
+    prefixes = ["asgi", "other"]
+    topics = [topic_of(connection, "queue", "jobs", prefix) for prefix in prefixes]
+    connection.execute(f'LISTEN "{topics[1]}"'.encode())
+    connection.execute(
+        """INSERT INTO channels_pg_sa_message (id, prefix, recipient, channel, payload)
+        SELECT number, (%s::text[])[number %% 2 + 1], 'jobs', 'jobs', 'x' FROM generate_series(0, 9) number""",
+        [prefixes],
+    )
+    rung = [[Ring(0, "jobs"), Ring(8, "jobs")], [Ring(1, "jobs"), Ring(9, "jobs")]]
+    assert heard(connection) == list(zip(topics, rung, strict=True))
+
+
+def test_each_node_hears_at_once_who_joined_and_left(connection: psycopg.Connection[Any]) -> None:
+    """Also where the members of several lie in turn in one statement."""
+    connection.execute(
+        """INSERT INTO channels_pg_sa_node (id, prefix, pid, lease_until)
+        SELECT id, 'asgi', 1, 'infinity' FROM unnest(%s::text[]) id""",
+        [NODES],
+    )
+    connection.execute(
+        """INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel)
+        SELECT 'asgi', 'group', (%s::text[])[number %% 2 + 1], number::text FROM generate_series(0, 9) number""",
+        [NODES],
+    )
+    joined = heard(connection)
+    connection.execute("DELETE FROM channels_pg_sa_membership")
+    left = heard(connection)
+    topics = [topic_of(connection, "node", node) for node in NODES]
+    assert [name for name, _ in joined] == [name for name, _ in left] == topics
+    for (_, joins), (_, leaves), first in zip(joined, left, (0, 1), strict=True):
+        channels = [str(number) for number in range(first, 10, 2)]
+        assert sorted(frame.channel for frame in joins if isinstance(frame, Joined)) == channels
+        assert sorted(frame.channel for frame in leaves if isinstance(frame, Left)) == channels
+
+
+def test_nobody_is_told_of_members_that_any_process_may_read(connection: psycopg.Connection[Any]) -> None:
+    """Each notification wakes all who listen in the database."""
+    connection.execute(f'LISTEN "{topic_of(connection, "node", "")}"'.encode())
+    connection.execute(JOIN, ("", "jobs"))
+    connection.execute("UPDATE channels_pg_sa_membership SET expires_at = 'infinity'")
+    connection.execute("DELETE FROM channels_pg_sa_membership")
+    assert heard(connection) == []
+
+
+def test_who_joins_leaves_and_joins_in_one_transaction_is_a_member(connection: psycopg.Connection[Any]) -> None:
+    """Of notifications that are the same a transaction sends one, in the place of the first."""
+    channel = f"specific.{NODES[0]}!a"
+    connection.execute(
+        "INSERT INTO channels_pg_sa_node (id, prefix, pid, lease_until) VALUES (%s, 'asgi', 1, 'infinity')", NODES[:1]
+    )
+    with connection.transaction():
+        for statement in (JOIN, "DELETE FROM channels_pg_sa_membership", JOIN):
+            connection.execute(statement, (NODES[0], channel) if statement == JOIN else ())
+    joined, left = Joined("group", channel, math.inf), Left("group", channel)
+    assert [frames for _, frames in heard(connection)] == [[joined], [left], [joined]]
 
 
 @pytest.mark.parametrize("count", [1, FEW + 1])

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from channels_pg_sa import ConfigurationError, migrate
 from channels_pg_sa.connection import CleanConnection
-from channels_pg_sa.schema import metadata
+from channels_pg_sa.schema import metadata, routines
 from tests.conformance.backends import Conversation, text
 from tests.support import roles
 from tests.support.databases import TestServer, database_name, query, run_script
@@ -171,6 +171,33 @@ def test_what_a_stranger_made_is_not_taken_over(database_url: str, server: TestS
         assert query(database_url, "SELECT to_regclass('channels_pg_sa_message')") == [(None,)]
 
 
+@pytest.mark.parametrize("name", ["channels_pg_sa_queued", "channels_pg_sa_version"])
+@pytest.mark.parametrize("way", ["upgrade", "create_all"])
+def test_what_a_stranger_made_elsewhere_hinders_nobody(
+    database_url: str, server: TestServer, name: str, way: str
+) -> None:
+    """Another may have the tables in a schema of their own."""
+    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
+        run_script(
+            database_url,
+            f"""CREATE SCHEMA theirs AUTHORIZATION {stranger};
+                SET ROLE {stranger}; SET search_path = theirs; {STRANGE[name]}""",
+        )
+        if way == "upgrade":
+            migrate.upgrade(database_url)
+        else:
+            metadata.create_all(migrate.engine_for(database_url))
+        migrate.check(database_url)
+
+
+def test_who_finds_the_tables_of_an_administrator_has_nothing_to_do(database_url: str, server: TestServer) -> None:
+    """A deployment may run `upgrade` as the role of the application, which owns nothing."""
+    migrate.upgrade(database_url)
+    with roles.role(server, database_url, f"reader_of_{database_name(database_url)}") as reader:
+        run_script(database_url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {reader}")
+        migrate.upgrade(with_parameters(database_url, options=f"-c role={reader}"))
+
+
 @pytest.mark.parametrize("function", ["quote_ident(name)", "unnest(text[])", "set_config(text, text, bool)"])
 @pytest.mark.parametrize("way", ["upgrade", "create_all"])
 def test_a_stranger_s_function_does_not_run_at_the_installation(
@@ -191,6 +218,28 @@ def test_a_stranger_s_function_does_not_run_at_the_installation(
         if way == "upgrade":
             migrate.upgrade(database_url)
         migrate.check(database_url)
+
+
+def test_a_stranger_s_operator_does_not_run_at_the_installation(database_url: str, server: TestServer) -> None:
+    """Nor does that."""
+    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
+        run_script(
+            database_url,
+            f"""GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger};
+                CREATE FUNCTION public.same(oid, regnamespace) RETURNS boolean {EVIL};
+                CREATE OPERATOR public.= (LEFTARG = oid, RIGHTARG = regnamespace, FUNCTION = public.same)""",
+        )
+        migrate.upgrade(database_url)
+        migrate.check(database_url)
+
+
+def test_an_administrator_may_do_what_another_has_begun(database_url: str, server: TestServer) -> None:
+    """Functions and triggers are replaced; the tables stay the other's, whom one must trust anyway."""
+    migrate.upgrade(database_url)
+    with roles.role(server, database_url, f"admin_of_{database_name(database_url)}") as admin:
+        run_script(database_url, f"ALTER ROLE {admin} SUPERUSER")
+        run_script(with_parameters(database_url, options=f"-c role={admin}"), routines())
+    migrate.check(database_url)
 
 
 def test_a_stranger_s_table_is_not_taken_over_by_create_all(database_url: str, server: TestServer) -> None:

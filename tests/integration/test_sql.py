@@ -82,13 +82,16 @@ async def test_a_group_gets_what_sql_sends(make_own_layer: LayerFactory, layer_u
 async def test_a_group_costs_one_row_for_each_process(
     make_own_layer: LayerFactory, layer_url: str, connection: psycopg.Connection[Any]
 ) -> None:
-    """However many members it has there; one more for each normal channel, and none for memberships that ended."""
+    """However many members it has there; one more for each normal channel; and none for what ended, or is elsewhere."""
     here, there, gone = make_own_layer(), make_own_layer(), make_own_layer(group_expiry=0.001)
+    elsewhere = make_own_layer(prefix="other")
     await members(here, there, gone, here, there)
     await here.group_add("group", "jobs")
     await here.group_add("group", "hub!x")
     await gone.group_add("group", "late")
     await members(here, group="other")
+    await members(elsewhere)
+    await elsewhere.group_add("group", "others")
     connection.execute(GROUP_SEND, ("group", Jsonb(text(1))))
     to_nodes = {(layer.node, None, "group") for layer in (here, there)}
     assert set(connection.execute(SENT)) == {*to_nodes, ("jobs", "jobs", None), ("hub!", "hub!x", None)}
@@ -417,6 +420,18 @@ async def test_how_long_a_message_may_wait(
             left = "SELECT date_part('epoch', expires_at - clock_timestamp()) FROM channels_pg_sa_message"
             assert [left for (left,) in connection.execute(left)] == [pytest.approx(seconds, abs=5)]
             connection.rollback()
+
+
+async def test_a_message_s_life_begins_with_the_call(
+    make_own_layer: LayerFactory, connection: psycopg.Connection[Any]
+) -> None:
+    """And not with the transaction, which may have been open for longer than a message may wait."""
+    await members(make_own_layer())
+    ((began,),) = connection.execute("SELECT now()")
+    connection.execute(SEND, ("jobs", Jsonb(text(1))))
+    connection.execute(GROUP_SEND, ("group", Jsonb(text(2))))
+    sent = connection.execute("SELECT expires_at - interval '60 s' FROM channels_pg_sa_message").fetchall()
+    assert [moment > began for (moment,) in sent] == [True, True]
 
 
 async def test_the_schema_is_the_function_s(make_own_layer: LayerFactory, layer_url: str) -> None:

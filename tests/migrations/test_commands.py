@@ -103,6 +103,9 @@ def test_check_ends_with_1_and_names_the_remedy(database_url: str, run: Callable
     code, output, errors = run("check", "--url", database_url)
     assert (code, output) == (1, "")
     assert "`channels-pg-sa upgrade`" in errors
+    code, output, errors = run("check", "--url", database_url, "--schema", "tenant")
+    assert (code, output) == (1, "")
+    assert "`channels-pg-sa upgrade --schema tenant`" in errors
 
 
 DAMAGES = {
@@ -129,6 +132,30 @@ def test_check_finds_what_is_missing(
     assert (code, output) == (1, "")
     assert "not all of it is there" in errors
     assert DAMAGES[damage] in errors
+
+
+@pytest.mark.parametrize(
+    "lost", ["FUNCTION tenant.channels_pg_sa_listen", "TRIGGER joined ON tenant.channels_pg_sa_membership"]
+)
+def test_check_does_not_take_another_schema_s_for_ours(
+    database_url: str, run: Callable[..., tuple[int, str, str]], lost: str
+) -> None:
+    """A project for each customer may have its tables in a schema of its own."""
+    arguments = ("--url", database_url, "--schema", "tenant")
+    run("upgrade", "--url", database_url)
+    run("upgrade", *arguments)
+    run_script(database_url, f"DROP {lost}")
+    code, _, errors = run("check", *arguments)
+    assert (code, f"no {lost.split()[0].lower()} " in errors) == (1, True)
+
+
+def test_a_trigger_that_always_fires_is_not_missing(
+    database_url: str, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Where rows come by replication as well, an administrator may have set it so."""
+    run("upgrade", "--url", database_url)
+    query(database_url, "ALTER TABLE channels_pg_sa_message ENABLE ALWAYS TRIGGER added")
+    assert run("check", "--url", database_url) == (0, f"{REVISION}\n", "")
 
 
 def test_a_schema_of_its_own(database_url: str, run: Callable[..., tuple[int, str, str]]) -> None:

@@ -89,6 +89,17 @@ def test_offline_sql_makes_the_same(database_url: str, schema: str | None) -> No
     migrate.check(database_url, schema=schema)
 
 
+def test_a_migration_leaves_its_session_as_it_was(database_url: str) -> None:
+    """Through a pooler, or from psql with `-f`, others, or other scripts, come after it in the same session."""
+    changed = "SELECT name, setting FROM pg_settings WHERE source = 'session'"
+    script = io.StringIO()
+    migrate.write_sql(script, schema="tenant")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        before = connection.execute(changed).fetchall()
+        connection.execute(script.getvalue().encode())
+        assert connection.execute(changed).fetchall() == before
+
+
 def test_offline_sql_goes_where_output_is_redirected_to() -> None:
     """Where no file is given it goes to the standard output of the moment, not of the import."""
     script = io.StringIO()
@@ -230,6 +241,27 @@ def test_reading_changes_nothing(database_url: str, schema: str | None) -> None:
     command.current(migrate.alembic_config(database_url, schema=schema))
     assert query(database_url, "SELECT nspname FROM pg_namespace ORDER BY 1") == before
     assert objects(database_url, schema) == []
+
+
+def test_reading_takes_nothing_away(database_url: str) -> None:
+    """Not even an empty table of versions, as `pg_dump --schema-only` leaves it: its row may be about to come back."""
+    migrate.upgrade(database_url)
+    query(database_url, "DELETE FROM channels_pg_sa_version")
+    before = objects(database_url)
+    command.current(migrate.alembic_config(database_url))
+    assert objects(database_url) == before
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_the_encoding_of_the_environment_does_not_matter(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """The driver would return bytes for texts, or could not write them."""
+    monkeypatch.setenv("PGCLIENTENCODING", encoding)
+    schema = "sch\u00e9ma_\u0142"
+    migrate.upgrade(database_url, schema=schema)
+    migrate.check(database_url, schema=schema)
+    assert migrate.current(database_url, schema=schema) == REVISION
 
 
 def test_the_revision_is_that_of_the_schema_asked_for(database_url: str) -> None:

@@ -99,6 +99,7 @@ def test_parameters_belong_to_the_one_who_asks() -> None:
     ("url", "said"),
     [
         ("mysql://u:tiger@h/db", '"url" must be an address of a PostgreSQL server, not of "mysql".'),
+        ("postgresqlx://u:tiger@h/db", '"url" must be an address of a PostgreSQL server, not of "postgresqlx".'),
         (URL.create("sqlite"), '"url" must be an address of a PostgreSQL server, not of "sqlite".'),
         (
             "postgresql://u:tiger@h/db?sslmod=require",
