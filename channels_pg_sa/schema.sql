@@ -216,7 +216,7 @@ BEGIN
     IF missing IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = missing || ' is NULL',
             HINT = 'No argument may be NULL; prefix and expiry may be left out.';
-    ELSIF length(name) >= 100 OR name COLLATE "C" !~ pattern THEN
+    ELSIF length(name) >= 100 OR name !~ pattern THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = kind || ' is not a valid name: ' || quote_literal(left(name, 100)),
             HINT = 'A name has fewer than 100 characters: ASCII letters, digits, hyphens, underscores and periods'
@@ -278,14 +278,15 @@ CREATE OR REPLACE FUNCTION @.channels_pg_sa_send(
     channel text, message jsonb, prefix text DEFAULT 'asgi', expiry interval DEFAULT '60 s') RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    content constant bytea := @.channels_pg_sa_payload('channel', channel, message, prefix, expiry);
-    recipient constant text := coalesce(
-        substring(channel COLLATE "C" FROM '[.]([0-9a-f]{12})!'),
-        CASE strpos(channel, '!') WHEN 0 THEN channel ELSE split_part(channel, '!', 1) || '!' END);
+    target constant text COLLATE "C" := channel;  -- whatever collation the argument has
+    content constant bytea := @.channels_pg_sa_payload('channel', target, message, prefix COLLATE "C", expiry);
+    recipient constant text COLLATE "C" := coalesce(
+        substring(target FROM '[.]([0-9a-f]{12})!'),
+        CASE strpos(target, '!') WHEN 0 THEN target ELSE split_part(target, '!', 1) || '!' END);
 BEGIN
     PERFORM set_config('channels_pg_sa.notified', 'off', true);  -- whoever calls may have said that it need not
     INSERT INTO @.channels_pg_sa_message (prefix, recipient, channel, payload, expires_at)
-    VALUES (prefix, recipient, channel, content, clock_timestamp() + expiry);
+    VALUES (prefix, recipient, target, content, clock_timestamp() + expiry);
 END
 $body$
 $routine$,
@@ -297,9 +298,9 @@ CREATE OR REPLACE FUNCTION @.channels_pg_sa_group_send(
     group_name text, message jsonb, prefix text DEFAULT 'asgi', expiry interval DEFAULT '60 s') RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    whose constant text := prefix;
-    addressed constant text := group_name;
-    content constant bytea := @.channels_pg_sa_payload('group_name', group_name, message, prefix, expiry);
+    whose constant text COLLATE "C" := prefix;
+    addressed constant text COLLATE "C" := group_name;
+    content constant bytea := @.channels_pg_sa_payload('group_name', addressed, message, whose, expiry);
     until constant timestamptz := clock_timestamp() + expiry;
 BEGIN
     PERFORM set_config('channels_pg_sa.notified', 'off', true);

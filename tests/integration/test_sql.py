@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from channels_pg_sa.codec import MAX_BYTES, MessageCodec
 from channels_pg_sa.config import Settings
-from channels_pg_sa.names import check_channel, check_group, recipient_of
+from channels_pg_sa.names import check_channel, check_group, queue_of, recipient_of
 from tests.conformance.backends import Conversation, text
 from tests.support.databases import query, run_script
 from tests.support.layers import LayerFactory, Message, PostgresLayer
@@ -28,6 +28,7 @@ DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 SEND = "SELECT channels_pg_sa_send(%s, %s)"
 GROUP_SEND = "SELECT channels_pg_sa_group_send(%s, %s)"
+JOIN = "INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel) VALUES ('asgi', 'group', '', %s)"
 SENT = "SELECT recipient, channel, group_name FROM channels_pg_sa_message ORDER BY id"
 
 
@@ -162,6 +163,22 @@ def test_names_are_the_layer_s(connection: psycopg.Connection[Any], statement: A
         assert "fewer than 100 characters" in str(caught.value.diag.message_hint)
     else:
         connection.execute(statement, (name, Jsonb(text(1))))
+
+
+@pytest.mark.parametrize("collation", ["POSIX", "lax"])
+@pytest.mark.parametrize("name", ["jobs", "hub!x", "a.0123456789ab!x"])
+def test_a_name_may_have_any_collation(connection: psycopg.Connection[Any], name: str, collation: str) -> None:
+    """It may come out of a column that has one, such as one to which A is the same as a."""
+    if collation == "lax":
+        try:
+            connection.execute("CREATE COLLATION lax (provider=icu, locale='und-u-ks-level2', deterministic=false)")
+        except psycopg.errors.FeatureNotSupported:
+            pytest.skip("this server has no such collation")
+    connection.execute(JOIN, [name])
+    ours = f'%s::text COLLATE "{collation}"'
+    connection.execute(f"SELECT channels_pg_sa_send({ours}, '{{}}', {ours})".encode(), [name, "asgi"])
+    connection.execute(f"SELECT channels_pg_sa_group_send({ours}, '{{}}', {ours})".encode(), ["group", "asgi"])
+    assert list(connection.execute(SENT)) == [(recipient_of(name), name, None), (queue_of(name), name, None)]
 
 
 async def test_only_a_commit_delivers(
