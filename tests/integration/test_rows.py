@@ -10,6 +10,7 @@ import pytest
 
 from channels_pg_sa.claims import ANYWHERE, Claim
 from channels_pg_sa.config import Settings
+from channels_pg_sa.jobs import GroupSend, Send
 from channels_pg_sa.queries import Queries
 from channels_pg_sa.topics import Topics
 from tests.support.databases import query
@@ -155,6 +156,40 @@ async def test_the_oldest_comes_first_wherever_it_lies(layer_url: str, connectio
     assert [parcel.id for parcel in await queries.waiting(connection)] == mine
     (claimed,) = await queries.claim(connection, [Claim("jobs", *ANYWHERE, 2)])
     assert sorted(row[0] for row in claimed.rows) == theirs[:2]
+
+
+async def test_a_capacity_counts_what_is_unread_of_its_own_channel(
+    layer_url: str, connection: Any, queries: Queries
+) -> None:
+    """Not another prefix's, nor what is over; of one batch the first find room, and a channel without one takes all."""
+    for _ in range(2):
+        insert(layer_url, "jobs", "jobs", prefix="other")
+        insert(layer_url, "jobs", "jobs", seconds=-1)
+    insert(layer_url, "jobs", "jobs")
+    capacities = [("jobs", 2), ("free", None), ("jobs", 2), ("more", 1), ("free", None), ("more", 1)]
+    sends = [Send(channel, channel, b"x", capacity) for channel, capacity in capacities]
+    assert await queries.send(connection, sends) == {2, 5}
+    assert recipients(layer_url)[5:] == ["jobs", "free", "more", "free"]
+
+
+@pytest.mark.parametrize(("queues", "expected"), [(True, [NODE, "hub!", "jobs"]), (False, [NODE])])
+async def test_members_that_any_process_may_read_may_be_left_out(
+    layer_url: str, connection: Any, queries: Queries, queues: bool, expected: list[str]
+) -> None:
+    """Where they have a capacity the caller sends to them, and would send twice. What ended or is elsewhere is out."""
+    for prefix, node, channel, seconds in (
+        ("asgi", NODE, "a", 60),
+        ("asgi", NODE, "b", 60),
+        ("asgi", OTHER, "c", -1),
+        ("asgi", "", "jobs", 60),
+        ("asgi", "", "hub!x", 60),
+        ("asgi", "", "late", -1),
+        ("other", OTHER, "d", 60),
+        ("other", "", "others", 60),
+    ):
+        query(layer_url, ADD_MEMBER, [prefix, node, channel, seconds])
+    await queries.publish(connection, [GroupSend("g", b"x")], queues=queues)
+    assert sorted(recipients(layer_url)) == expected
 
 
 ADD_NODE = """INSERT INTO channels_pg_sa_node (id, prefix, pid, lease_until)

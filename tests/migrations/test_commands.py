@@ -146,7 +146,7 @@ def test_check_does_not_take_another_schema_s_for_ours(
     run("upgrade", *arguments)
     run_script(database_url, f"DROP {lost}")
     code, _, errors = run("check", *arguments)
-    assert (code, f"no {lost.split()[0].lower()} " in errors) == (1, True)
+    assert (code, f"no {lost.split(maxsplit=1)[0].lower()} " in errors) == (1, True)
 
 
 def test_a_trigger_that_always_fires_is_not_missing(
@@ -335,6 +335,14 @@ def test_the_django_command_takes_another_database_and_the_layer_s_schema(
     assert manage("upgrade", database="copy") == f"{REVISION}\n"
     migrate.check(database_url, schema="tenant")
     assert migrate.current(database_url) is None
+
+
+def test_the_django_command_works_where_the_checks_find_errors(database_url: str, layers: Callable[..., None]) -> None:
+    """Those of another layer's CONFIG, say; and it is what mends some of them."""
+    layers(default={"url": database_url}, other={"no": "such key"})
+    output = io.StringIO()
+    Command(stdout=output).run_from_argv(["manage.py", "channels_pg_sa", "upgrade"])
+    assert output.getvalue() == f"{REVISION}\n"
 
 
 def test_the_django_command_fails_as_a_command_does(database_url: str, layers: Callable[..., None]) -> None:

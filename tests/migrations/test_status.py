@@ -6,9 +6,12 @@ import os
 import re
 import secrets
 import socket
+from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from channels_pg_sa import __version__, cli
 from channels_pg_sa.errors import SchemaError
@@ -20,6 +23,9 @@ from tests.support.layers import LayerFactory
 WAITING = "INSERT INTO channels_pg_sa_message (prefix, recipient, channel, payload, expires_at) VALUES "
 NODE = """INSERT INTO channels_pg_sa_node (id, prefix, host, pid, version, started_at, seen_at, lease_until)
     VALUES ('aaaaaaaaaaaa', 'asgi', 'web-1', 42, '0.1', now() - interval '2 h', now() - interval '5 min', now()),"""
+
+JOIN = "INSERT INTO channels_pg_sa_membership (prefix, group_name, node, channel) VALUES ('asgi', 'group', '', 'jobs')"
+PLACEHOLDER = "('bbbbbbbbbbbb', 'asgi', NULL, NULL, NULL, now(), now(), now() + interval '1 min')"
 
 
 def test_of_empty_tables(layer_url: str) -> None:
@@ -56,8 +62,7 @@ async def test_of_processes_and_groups(make_own_layer: LayerFactory, layer_url: 
 
 def test_of_what_waits(layer_url: str) -> None:
     """In queues, in the mailbox of a process that is gone; what has expired, and is not swept yet, waits no more."""
-    placeholder = "('bbbbbbbbbbbb', 'asgi', NULL, NULL, NULL, now(), now(), now() + interval '1 min')"
-    run_script(layer_url, NODE + placeholder)
+    run_script(layer_url, NODE + PLACEHOLDER)
     run_script(
         layer_url,
         WAITING
@@ -75,6 +80,27 @@ def test_of_what_waits(layer_url: str) -> None:
     assert lines[5:] == ["    hub!  waiting: 1  the first expires never"]
 
 
+def test_after_a_clock_was_set_back(layer_url: str) -> None:
+    """What is still to come was a moment ago."""
+    run_script(layer_url, NODE.replace(" - interval", " + interval") + PLACEHOLDER)
+    assert "up 0:00:00  gone, last seen 0:00:00 ago" in status(layer_url)
+
+
+def test_all_is_of_one_moment(layer_url: str) -> None:
+    """What comes while it is read is not in it, so that no member is shown without its process."""
+
+    def join(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "lease_until" in statement:
+            run_script(layer_url, JOIN)
+
+    event.listen(Engine, "after_cursor_execute", join)
+    try:
+        assert status(layer_url) == "Nobody receives, and no queue holds messages.\n"
+    finally:
+        event.remove(Engine, "after_cursor_execute", join)
+    assert "groups: 1  memberships: 1" in status(layer_url)
+
+
 def test_the_fullest_of_many_queues(layer_url: str) -> None:
     """A site that names queues by its users must not fill the terminal."""
     rows = [f"('asgi', 'queue{place}', 'queue{place}', '', 'infinity')" for place in range(MOST + 5)]
@@ -89,8 +115,11 @@ def test_the_fullest_of_many_queues(layer_url: str) -> None:
 def test_nobody_s_name_reaches_the_terminal_as_a_command(layer_url: str) -> None:
     """Whoever may insert a row could write one."""
     run_script(layer_url, WAITING + r"(E'\x1b[2J', E'a\x1b[31m', E'a\x1b[31m', '', 'infinity')")
+    run_script(layer_url, NODE.replace("web-1", "\x1b[1m").replace("0.1", "\u00e9") + PLACEHOLDER)
     shown = status(layer_url)
     assert "\x1b" not in shown
+    assert shown.isascii(), "no terminal is without these"
+    assert r"'\x1b[1m'  pid 42  version '\xe9'" in shown
     assert r"'\x1b[2J'" in shown
     assert r"'a\x1b[31m'" in shown
 
