@@ -212,7 +212,7 @@ class Reception:
 
     async def sign_off(self, patience: float) -> None:
         """Delete what is this node's. If the database is away, others will sweep it."""
-        if self._recovery.is_registered:
+        if self._recovery.may_be_registered:
             with contextlib.suppress(*OUTAGE):
                 await asyncio.wait_for(self._unregister(patience), patience)
 

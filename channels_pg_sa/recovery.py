@@ -62,7 +62,8 @@ class Recovery:
         queues: QueueReader,
         spawn: Spawn,
     ) -> None:
-        self.is_registered = False
+        self.may_be_registered = False
+        """Whether this node may have a row: the answer to a commit can be lost, or not be waited for any more."""
         self._settings = settings
         self._topics = topics
         self._database = database
@@ -188,6 +189,7 @@ class Recovery:
         return None
 
     async def _register(self, connection: Connection, progressed: Callable[[], None]) -> None:
+        self.may_be_registered = True
         async with connection.transaction():
             await self._queries.keep_from_sweeping(connection)
             if not await self._queries.is_known(connection):
@@ -198,4 +200,3 @@ class Recovery:
             # After that, because its lease begins now; nobody sweeps until we have committed.
             await self._queries.register(connection, host=socket.gethostname(), pid=os.getpid(), version=__version__)
         progressed()
-        self.is_registered = True

@@ -14,6 +14,7 @@ import pytest
 
 from channels_pg_sa import LayerClosed, Publisher, node
 from channels_pg_sa.database import Database
+from channels_pg_sa.queries import Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.processes import ROOT, environment
@@ -22,6 +23,7 @@ from tests.support.waiting import eventually, eventually_async
 from .breaking import SwallowingProxy, inside, take, text, warm
 from .test_fast_path_memberships import BLOCKED as MEMBERS_BLOCKED
 from .test_fast_path_memberships import locked
+from .test_liveness import NODES
 
 MINE = "SELECT count(*) FROM channels_pg_sa_message WHERE recipient = %s"
 
@@ -110,6 +112,29 @@ async def test_without_the_connection_that_listens(
     with contextlib.suppress(asyncio.CancelledError):
         await reader
     assert await take(other, "jobs", 1) == [text(1)]
+
+
+async def test_while_it_is_being_registered(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has committed that, and nobody waits for its answer any more: no node stays for its lease."""
+    layer = make_own_layer()
+    register, is_committed = Queries.register, threading.Event()
+
+    async def unanswered(queries: Queries, connection: Any, **node: Any) -> None:
+        await register(queries, connection, **node)
+        await connection.execute("COMMIT")
+        is_committed.set()
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(Queries, "register", unanswered)
+    reader = asyncio.create_task(layer.receive("jobs"))
+    assert await asyncio.to_thread(is_committed.wait, 10)
+    assert query(layer_url, NODES) != []
+    await layer.close()
+    assert query(layer_url, NODES) == []
+    with pytest.raises(LayerClosed):
+        await reader
 
 
 async def test_a_garbage_collector_in_the_io_thread(
