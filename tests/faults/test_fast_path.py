@@ -13,6 +13,7 @@ import pytest
 from channels_pg_sa import LayerClosed, SchemaError, SendError
 from channels_pg_sa.connection import give_up
 from channels_pg_sa.database import KEPT
+from channels_pg_sa.jobs import Send
 from channels_pg_sa.prepared import Bound
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer, ask
@@ -296,6 +297,28 @@ async def test_nothing_begins_on_a_connection_that_is_given_up(
     await layer.send("jobs", text(2))
 
 
+async def test_nothing_follows_on_a_connection_that_is_given_up(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two statements is answered in that very moment: the second is not begun."""
+    layer = await hold(make_own_layer())
+    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    ended: list[int] = []
+
+    async def answered_first(connection: Any) -> None:
+        locker.commit()
+        while not ended:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+        await give_up(connection)
+
+    monkeypatch.setattr("channels_pg_sa.fastpath.give_up", answered_first)
+    with locked_messages(layer_url) as locker, impatient(layer, 1):
+        assert fast_path(layer).run([statement] * 2, lambda _error, results: ended.append(len(results)))
+        await eventually_async(lambda: given_back(layer))
+    assert ended == [1]
+    assert query(layer_url, WAITING) == [(1,)]
+
+
 class Garbling(SwallowingProxy):
     """A proxy that can make nonsense of what the server says."""
 
@@ -404,6 +427,35 @@ async def test_what_the_server_refuses(make_own_layer: LayerFactory, layer_url: 
     assert not caught.value.maybe_sent
     await layer.send("other", text(2))
     assert query(layer_url, WAITING) == [(1,)]
+
+
+async def test_no_connection_is_held_for_what_the_server_refuses(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """However closely such calls follow each other."""
+    layer = make_own_layer()
+    await layer.group_send("nobody", text(0))
+    query(layer_url, "ALTER TABLE channels_pg_sa_message ADD CONSTRAINT no_jobs CHECK (recipient <> 'jobs')")
+    fast_path(layer)._slow_at = float("inf")  # as closely as may be
+    with pytest.raises(SendError, match="no_jobs"):
+        await layer.send("jobs", text(1))
+    assert await at_rest(layer)
+
+
+async def test_no_connection_is_held_that_others_wait_for(make_own_layer: LayerFactory) -> None:
+    """Nor one waited for: whoever comes next needs it more."""
+    layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1})
+    await layer.group_send("nobody", text(0))
+
+    async def note_calls() -> bool:
+        fast_path(layer)._slow_at = float("inf")
+        fast_path(layer).note_calls([])
+        return await given_back(layer)
+
+    async def note_calls_while_it_is_lent() -> bool:
+        async with inside(layer)._database.hold():
+            return await note_calls()
+
+    assert await within(layer, note_calls_while_it_is_lent())
+    assert not await within(layer, note_calls())
 
 
 async def test_a_caller_whose_loop_stands_still_holds_nobody_up(make_own_layer: LayerFactory, layer_url: str) -> None:
@@ -586,6 +638,38 @@ async def test_a_caller_that_is_interrupted(
             layer.send_sync("jobs", text(1))
     await layer.send("jobs", text(2))
     assert query(layer_url, WAITING) == [(1,)]
+
+
+class Interrupted:
+    """A libpq connection under which a signal comes before the statement is handed over, or right after."""
+
+    def __init__(self, connection: Any, *, sent: bool) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._sent = sent
+        connection.pgconn = self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pgconn, name)
+
+    def send_query_prepared(self, *arguments: Any) -> None:
+        """Be interrupted, once."""
+        self._connection.pgconn = self._pgconn
+        if self._sent:
+            self._pgconn.send_query_prepared(*arguments)
+        raise KeyboardInterrupt
+
+
+async def test_a_caller_that_is_interrupted_in_the_middle_of_a_message(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """The I/O thread writes the rest, and the next send need not wait until it is given up."""
+    layer = await hold(make_own_layer())
+    Interrupted(fast_path(layer)._held.driver, sent=True)
+    with pytest.raises(KeyboardInterrupt):
+        layer.send_sync("jobs", {"value": "x" * 4_000_000})
+    await layer.send("jobs", text(2))
+    assert query(layer_url, WAITING) == [(2,)]
 
 
 def interrupted(*_: object) -> None:

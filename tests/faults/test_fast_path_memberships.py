@@ -18,7 +18,7 @@ from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
 from .breaking import SwallowingProxy, impatient, inside, text
-from .test_fast_path import fast_path, hold, interrupted
+from .test_fast_path import Interrupted, fast_path, hold, interrupted
 from .test_sending import until_rested
 
 Change = Callable[[PostgresLayer, str], Awaitable[None]]
@@ -150,26 +150,6 @@ async def test_lost_under_the_statement_and_late(
             await joining
     assert caught.value.maybe_sent
     await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, MEMBERS) == [("group", "jobs")]))
-
-
-class Interrupted:
-    """A libpq connection under which a signal comes before the statement is handed over, or right after."""
-
-    def __init__(self, connection: Any, *, sent: bool) -> None:
-        self._connection = connection
-        self._pgconn = connection.pgconn
-        self._sent = sent
-        connection.pgconn = self
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pgconn, name)
-
-    def send_query_prepared(self, *arguments: Any) -> None:
-        """Be interrupted, once."""
-        self._connection.pgconn = self._pgconn
-        if self._sent:
-            self._pgconn.send_query_prepared(*arguments)
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("place", ["within", "after"])

@@ -141,6 +141,40 @@ def test_a_second_stop_breaks_off_nothing() -> None:
     assert thread.loop.is_closed()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_died_may_be_stopped() -> None:
+    """Whoever closes a layer at exit is not told of it then."""
+    thread = IOThread("dying")
+
+    def die() -> None:
+        raise SystemExit
+
+    thread.loop.call_soon_threadsafe(die)
+    thread._thread.join(10)
+    assert thread.loop.is_closed()
+    thread.stop()
+
+
+def test_what_fails_when_it_is_cancelled_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    """It was to end, and has."""
+    thread = IOThread("failing")
+
+    async def fail() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise OSError
+
+    async def begin() -> None:
+        thread.loop.create_task(fail())
+        await asyncio.sleep(0)
+
+    thread.call(begin()).result(10)
+    thread.stop()
+    gc.collect()
+    assert caplog.messages == []
+
+
 def test_generators_that_nobody_finished_are_closed_with_the_loop() -> None:
     """What they hold, as a connection, is given back."""
     thread = IOThread("generating")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections.abc import Callable
 
 import pytest
 
 from channels_pg_sa import call as call_module
-from channels_pg_sa.call import Call
+from channels_pg_sa.call import Call, settle
 from channels_pg_sa.callqueue import ENOUGH
 from channels_pg_sa.errors import SendError
 from channels_pg_sa.lane import Lane
@@ -197,6 +198,19 @@ async def test_closing_does_what_waits_and_fails_what_comes() -> None:
         bench.call(2)
 
 
+async def test_a_closed_lane_remembers_nobody_who_calls() -> None:
+    """The error is the same for all: their frames would pile up in its traceback."""
+    bench = Bench()
+    error = RuntimeError("closed")
+    await bench.lane.close(error, 10)
+    depths = set()
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="closed"):
+            bench.call(1)
+        depths.add(len(traceback.extract_tb(error.__traceback__)))
+    assert len(depths) == 1
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 async def test_closing_lasts_no_longer_than_what_waits(count: int) -> None:
     """It may take an hour, and does not where there is nothing left to do."""
@@ -325,8 +339,11 @@ async def test_enough_callers_do_not_wait_for_the_rest_of_their_round(stopped: a
 
 
 @pytest.mark.parametrize("caller", ["another loop", "a thread", "the same loop later", "who closes the lane"])
-async def test_a_round_that_does_not_end_holds_nobody_up(stopped: asyncio.AbstractEventLoop, caller: str) -> None:
+async def test_a_round_that_does_not_end_holds_nobody_up(
+    stopped: asyncio.AbstractEventLoop, caller: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was called in it is done together with what others call, or when the loop goes on, and once."""
+    monkeypatch.setattr("channels_pg_sa.lane.ROUND", 60)  # so that none of them waits for that
     bench = Bench()
     bench.gate.set()
     bench.lane.submit(Call(1, 30, stopped))
@@ -416,6 +433,17 @@ async def test_what_the_fast_path_does_not_do_is_run_in_its_order(is_open: bool)
     assert [job for batch in bench.run for job in batch] == [1, 2, 3]
 
 
+async def test_what_the_fast_path_has_done_of_a_batch_is_not_done_again() -> None:
+    """It told its caller, and gave the rest back."""
+    bench = FastPath()
+    calls = [bench.call(number) for number in (1, 2)]
+    await bench.entered.wait()
+    settle(calls[:1])
+    assert await bench.finish(done=False) == [1, 2]
+    assert [await outcome(call) for call in calls] == [None, None]
+    assert bench.run == [[2]]
+
+
 async def test_what_the_fast_path_did_not_do_was_not_begun() -> None:
     """A deadline that passes before it is run finds it certainly not done."""
     bench = Bench(fast_path=lambda _calls, _over: False)
@@ -435,6 +463,20 @@ async def test_the_fast_path_is_not_given_what_nobody_waits_for() -> None:
     await asyncio.gather(task, return_exceptions=True)
     assert [await bench.finish(), await bench.finish()] == [[1], [3]]
     assert [await outcome(first), await outcome(third)] == [None, None]
+
+
+async def test_the_fast_path_is_not_asked_for_a_batch_that_nobody_waits_for() -> None:
+    """It would begin a statement about nothing."""
+    bench = FastPath()
+    await bench.alone()
+    first, second = bench.call(1), bench.call(2)
+    task = asyncio.ensure_future(result_of(second))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await bench.finish() == [1]
+    assert bench.begun == []
+    assert await outcome(first) is None
 
 
 async def test_a_deadline_holds_for_what_a_caller_began() -> None:

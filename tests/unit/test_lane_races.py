@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from channels_pg_sa.call import Call
+from channels_pg_sa.call import Call, settle
 from channels_pg_sa.callqueue import CallQueue
 from channels_pg_sa.lane import Lane, Over
 from tests.support.lanes import Bench, Calls, FastPath, Late, finish_round, outcome
@@ -67,6 +68,30 @@ async def test_the_late_end_of_a_batch_is_told_to_nobody() -> None:
     assert await outcome(bench.call(2)) == 20
     with pytest.raises(Late):
         late.wait()
+
+
+async def test_what_was_done_in_time_is_not_late_afterwards() -> None:
+    """Its thread looks only when the rest of its batch has been given up, of which it has been told long before."""
+
+    async def run(calls: Calls) -> None:
+        calls[0].result = 10
+        settle(calls[:1])
+        await asyncio.Event().wait()
+
+    lane: Lane[int] = Lane("test", asyncio.get_running_loop(), run, late=lambda call: Late(call.started))
+    done, late = (lane.submit(Call(number, 0.05, None)) for number in (1, 2))
+    await until_settled(late)
+    assert done.wait() == 10
+    await lane.close(RuntimeError("closed"), 0)
+
+
+async def test_each_call_of_a_batch_is_given_up_at_its_own_deadline() -> None:
+    """Although nothing waits behind the batch that would be watched as well."""
+    bench = Bench()
+    first, second = (bench.lane.submit(Call(number, 0.05 * number, None)) for number in (1, 2))
+    await until_settled(first, second)
+    assert bench.entered.is_set()
+    assert isinstance(second.error, Late)
 
 
 async def test_a_deadline_holds_for_what_a_caller_began_after_a_rest() -> None:
@@ -243,6 +268,23 @@ async def test_an_interruption_while_a_batch_is_taken() -> None:
     later = bench.call(3)
     await bench.finish()
     assert await outcome(later) is None
+
+
+def test_an_interruption_between_the_steps_of_taking() -> None:
+    """A call that has left the queue is in the batch: whoever takes over finds it."""
+
+    class Interrupting(deque[Call[int]]):
+        def popleft(self) -> Call[int]:
+            super().popleft()
+            raise KeyboardInterrupt
+
+    queue: CallQueue[int] = CallQueue(cost=lambda _: 0, budget=1, batch=9, limit=9)
+    call: Call[int] = Call(1, 30, None)
+    queue.enter(call)
+    queue._waiting = Interrupting(queue._waiting)
+    with pytest.raises(KeyboardInterrupt):
+        queue.take()
+    assert queue.take_over(call) == (True, [call])
 
 
 def interrupt_a_leader(bench: Bench, call: Call[int], monkeypatch: pytest.MonkeyPatch) -> None:

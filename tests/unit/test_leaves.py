@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+import pytest
 
 from channels_pg_sa import SendError
 from channels_pg_sa.call import Call
@@ -85,6 +86,20 @@ def test_what_was_done_in_vain_perhaps_is_done_once_more() -> None:
     leaves.tried([over(attempt)])
     assert leaves.again() == []
     assert len(leaves) == 0
+
+
+@pytest.mark.parametrize("between", ["a join", "a leave"])
+def test_what_was_done_in_vain_perhaps_says_nothing_of_a_later_leave(between: str) -> None:
+    """The channel has joined since, or left for certain; what it leaves after that is done once."""
+    leaves, certain = Leaves(5.0), call()
+    leaves.redo([certain.job])
+    if between == "a join":
+        leaves.forget(Join("group", NODE, "c"))
+    else:
+        leaves.note(certain)
+        leaves.tried([over(certain)])
+    leaves.note(over(call()))
+    assert leaves.again() == []
 
 
 def test_who_joins_meanwhile_does_not_leave() -> None:
