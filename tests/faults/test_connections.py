@@ -223,3 +223,22 @@ async def test_who_gives_up_just_when_it_is_handed_a_connection_passes_it_on(onl
         await asyncio.wait_for(only.use(), 10)
 
     await within(only.layer, hand_on())
+
+
+async def test_a_server_that_grants_no_more_connections_is_not_away(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one is lent, or at hand: whoever closes the layer then waits for what is still to be done."""
+    monkeypatch.setattr("channels_pg_sa.database.KEPT", 60)
+    layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1})
+    await layer.group_send("nobody", text(0))
+    database = inside(layer)._database
+
+    async def look() -> list[bool]:
+        seen = []
+        async with database.hold():
+            database.trouble = "too many connections"
+            seen.append(database.is_away)
+        return [*seen, database.is_away]
+
+    assert await within(layer, look()) == [False, False]

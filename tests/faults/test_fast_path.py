@@ -13,6 +13,7 @@ import pytest
 from channels_pg_sa import LayerClosed, SchemaError, SendError
 from channels_pg_sa.connection import give_up
 from channels_pg_sa.database import KEPT
+from channels_pg_sa.fate import Fate, fate
 from channels_pg_sa.jobs import Send
 from channels_pg_sa.prepared import Bound
 from tests.support.databases import TestServer, query
@@ -219,6 +220,22 @@ async def test_lost_under_the_statement(
     await layer.send("jobs", text(2))
     assert sorted(message["number"] for message in await take(layer, "jobs", 2)) == [1, 2]
     assert query(layer_url, "SELECT count(*) FROM channels_pg_sa_message WHERE recipient = 'jobs'") == [(0,)]
+
+
+async def test_lost_under_a_statement_that_another_follows(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Whoever waits for both is told at once, and the other is not begun."""
+    layer = await hold(make_own_layer(url=proxy.url, send_timeout=60))
+    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    ended: list[tuple[Any, int]] = []
+    with locked_messages(layer_url):
+        assert fast_path(layer).run([statement] * 2, lambda error, results: ended.append((error, len(results))))
+        await under_way(layer, layer_url)
+        proxy.drop()
+        await eventually_async(lambda: asyncio.to_thread(lambda: ended))
+    ((error, count),) = ended
+    assert (fate(error), count) == (Fate.UNKNOWN, 0)
 
 
 async def test_ended_under_the_statement(make_own_layer: LayerFactory, server: TestServer, layer_url: str) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL
 from channels_pg_sa import ConfigurationError
 from channels_pg_sa.address import parameters_from_url
 from channels_pg_sa.config import ALL_KEYS, Config, Settings, checked_schema, settings_from_mapping
+from channels_pg_sa.database import Database
 from channels_pg_sa.rules import LONGEST_PREFIX, RULES, shown
 from tests.support.serializers import COMPRESSED_PATH
 
@@ -303,6 +304,22 @@ def test_patterns_of_what_may_be_plain_are_globs_or_compiled() -> None:
 def test_right_options_of_the_pool_pass(options: dict[str, Any]) -> None:
     """To the ends of their ranges."""
     assert settings(PSYCOPG_OPTIONS=options).pool == options
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, 2),
+        ({"max_size": 1}, 1),
+        ({"max_size": None}, 2),
+        ({"min_size": 1}, 2),
+        ({"min_size": 4}, 4),
+        ({"min_size": 4, "max_size": None}, 4),
+    ],
+)
+async def test_how_many_connections_the_pool_has_at_most(options: dict[str, Any], size: int) -> None:
+    """Two, or as many as it is to have at least; without a largest size it has always as many."""
+    assert Database(settings(PSYCOPG_OPTIONS=options))._pool.max_size == size
 
 
 @pytest.mark.parametrize(

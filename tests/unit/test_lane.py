@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from channels_pg_sa import call as call_module
-from channels_pg_sa.call import Call, settle
+from channels_pg_sa.call import Call, resolve, settle
 from channels_pg_sa.callqueue import ENOUGH
 from channels_pg_sa.errors import SendError
 from channels_pg_sa.lane import Lane
@@ -117,6 +117,14 @@ async def test_who_has_the_outcome_reported_is_not_told() -> None:
         call.error = ValueError("what is reported")
         assert call.wait() is None
         assert await outcome(call) is None
+
+
+async def test_who_waits_is_told_once() -> None:
+    """Whoever is told twice, or does not wait any more, is no error: others wait behind it."""
+    told, cancelled, behind = (asyncio.get_running_loop().create_future() for _ in range(3))
+    cancelled.cancel()
+    resolve([told, told, cancelled, behind])
+    assert (told.done(), behind.done()) == (True, True)
 
 
 def test_a_thread_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
