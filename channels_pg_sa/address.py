@@ -59,9 +59,17 @@ def connector(url: Url | Callable[[], Url], key: str = "url") -> Connector:
         ConfigurationError: the address cannot be read.
     """
     if callable(url):
-        return lambda: parameters_from_url(url(), key)
+        return lambda: parameters_from_url(asked(url, key), key)
     parameters = parameters_from_url(url, key)
     return lambda: dict(parameters)
+
+
+def asked(function: Callable[[], Any], key: str) -> Any:
+    """Call a function that stands in the settings; in a layer's own thread, which must not end by it."""
+    try:
+        return function()
+    except SystemExit as error:
+        raise RuntimeError(f'The function of "{key}" wants to end the process: {error!r}') from error
 
 
 def overlaid(base: Connector, over: Connector) -> Connector:

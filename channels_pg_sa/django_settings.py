@@ -12,7 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.utils import ConnectionHandler, load_backend
 
-from .address import Connector, check_keywords
+from .address import Connector, asked, check_keywords
 from .config import DATABASE_KEYS, Settings, check_keys, nearest_key, settings_from_mapping
 from .errors import ConfigurationError
 from .rules import Rule, shown
@@ -125,7 +125,7 @@ def libpq_parameters(wrapper: DatabaseWrapper) -> dict[str, Any]:
     parameters = _parameters(wrapper)
     password = parameters.get("password")
     if callable(password):
-        parameters["password"] = password = password()
+        parameters["password"] = password = asked(password, "PASSWORD")
     if password is not None and not isinstance(password, str):
         raise ConfigurationError(
             f'"PASSWORD" must be a text, or a function that returns one; this is of type {type(password).__name__}.'

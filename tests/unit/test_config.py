@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,6 +81,12 @@ def test_a_callable_address_is_asked_for_each_connection() -> None:
         "token1",
         "token2",
     ]
+
+
+def test_a_callable_that_ends_the_process_does_not_end_the_thread_that_asks() -> None:
+    """As helpers that were made for the command line do; all of the layer depends on that thread."""
+    with pytest.raises(RuntimeError, match=r'"url" wants to end the process: SystemExit\(.no token'):
+        settings(url=lambda: sys.exit("no token")).connect()
 
 
 def test_a_callable_that_returns_no_address_is_named_when_a_connection_is_made() -> None:

@@ -137,6 +137,17 @@ def test_a_callable_password_is_asked_for_each_connection() -> None:
     assert [made.connect()["password"], made.listen()["password"]] == ["token 0", "token 1"]
 
 
+def test_a_callable_password_does_not_end_the_thread_that_asks() -> None:
+    """All of the layer depends on it."""
+
+    def token() -> str:
+        raise SystemExit(1)
+
+    made = settings_from_config({"NAME": "db", "PASSWORD": token})
+    with pytest.raises(RuntimeError, match='"PASSWORD" wants to end the process'):
+        made.connect()
+
+
 def test_a_callable_password_must_return_a_text() -> None:
     """A coroutine function, for instance, does not."""
     made = settings_from_config({"NAME": "db", "PASSWORD": lambda: 5})
