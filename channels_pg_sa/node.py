@@ -214,12 +214,18 @@ class Node:
 
     async def _keep_house(self) -> None:
         next_round = time.monotonic() + self._settings.heartbeat
+        next_sweep = time.monotonic() + self._settings.lease
         while True:
             await asyncio.sleep(TICK)
-            thoroughly = time.monotonic() > next_round
+            now = time.monotonic()
+            thoroughly = now > next_round
             if thoroughly:
-                next_round = time.monotonic() + self._settings.heartbeat
+                next_round = now + self._settings.heartbeat
             try:
+                if now > next_sweep and self._outbox.has_sent:
+                    # It may be that nobody receives, and what was sent expires.
+                    self._outbox.has_sent, next_sweep = False, now + self._settings.lease
+                    self._reception.sweep()
                 self._outbox.memberships.leave_again()
                 self._reception.keep_house(self.drops, thoroughly=thoroughly)
             except Exception:

@@ -60,6 +60,8 @@ class Outbox:
         drops: DropLog,
         reception: Reception,
     ) -> None:
+        self.has_sent = False
+        """Whether anything has been sent since somebody has set it to False."""
         timeout = settings.send_timeout
         self._settings = settings
         self._queries = queries
@@ -105,6 +107,7 @@ class Outbox:
         Raises:
             SendError: too many calls wait already.
         """
+        self.has_sent = True
         return self.sends.submit(Call(job, self._timeout, loop, report=report))
 
     def read(self, statement: Compiled, loop: Loop | None) -> Call[Any]:

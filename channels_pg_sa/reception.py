@@ -175,6 +175,11 @@ class Reception:
             self._queues.reread_if_doubtful()
             self._queues.rest()
 
+    def sweep(self) -> None:
+        """Delete what nobody needs any more; a node that listens does so with its heartbeats."""
+        if not self._started:
+            self._heartbeat.sweep()
+
     @property
     def is_away(self) -> bool:
         """Whether the database has been lost."""

@@ -576,6 +576,18 @@ async def test_one_sweeper_at_a_time(make_own_layer: LayerFactory, layer_url: st
     assert len(query(layer_url, NODES)) == 3
 
 
+async def test_what_nobody_receives_is_swept_by_who_sends(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All workers are down: the table would grow, and where there are capacities each send would count more rows."""
+    monkeypatch.setattr(node, "TICK", 0.01)
+    layer = make_own_layer(heartbeat=0.3, lease=1, expiry=0.1)
+    for number in range(2):
+        await layer.send("jobs", text(number))
+        eventually(lambda: query(layer_url, WAITING) == [(0,)])
+    assert query(layer_url, NODES) == []
+
+
 # Housekeeping in memory ---------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from psycopg.types.json import Jsonb
 from sqlalchemy.exc import DBAPIError
 
-from channels_pg_sa import ConfigurationError, migrate
+from channels_pg_sa import ConfigurationError, migrate, node
 from channels_pg_sa.connection import CleanConnection
+from channels_pg_sa.queries import Queries
 from channels_pg_sa.schema import metadata, routines
 from tests.conformance.backends import Conversation, text
 from tests.support import roles
@@ -20,6 +22,7 @@ from tests.support.databases import TestServer, database_name, query, run_script
 from tests.support.layers import LayerFactory
 from tests.support.markdown import blocks
 from tests.support.urls import with_parameters
+from tests.support.waiting import eventually
 
 TALK = Conversation(patience=10)
 SEND = "SELECT channels_pg_sa_send(%s, %s)"
@@ -61,6 +64,37 @@ async def test_a_role_may_send_and_do_nothing_else(make_own_layer: LayerFactory,
             statement = f"{action} channels_pg_sa_{table}" + " DEFAULT VALUES" * (action == "INSERT INTO")
             with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for table"):
                 run_script(as_role, statement)
+
+
+async def test_a_service_that_may_not_sweep_says_nothing(
+    make_own_layer: LayerFactory,
+    layer_url: str,
+    role: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It needs no more rights than for its sends, and does not try again before it has sent again."""
+    (granted,) = (block for block in blocks("sqlalchemy.md", "Roles", "sql") if " TO service;" in block)
+    run_script(layer_url, granted.replace("service", role))
+    monkeypatch.setattr(node, "TICK", 0.01)
+    sweep, refused = Queries.sweep, list[psycopg.Error]()
+
+    async def noted(self: Queries, *arguments: Any) -> Any:
+        try:
+            return await sweep(self, *arguments)
+        except psycopg.Error as error:
+            refused.append(error)
+            raise
+
+    monkeypatch.setattr(Queries, "sweep", noted)
+    layer = make_own_layer(url=with_parameters(layer_url, options=f"-c role={role}"), heartbeat=0.1, lease=0.4)
+    await layer.send("jobs", text(1))
+    eventually(lambda: refused)
+    await asyncio.sleep(1)
+    assert [type(error) for error in refused] == [psycopg.errors.InsufficientPrivilege]
+    await layer.send("jobs", text(2))
+    eventually(lambda: len(refused) == 2)
+    assert "sweep" not in caplog.text
 
 
 async def test_a_role_s_own_objects_are_not_taken_for_ours(layer_url: str, role: str) -> None:
