@@ -64,6 +64,7 @@ class Layer(TransactionalSends, Directory, Closing):
         """Become a node of its own, in a new process too: what a parent has opened is never touched in a child."""
         self._node_id = new_node()
         self._node: Node | None = None
+        self._closing: Node | None = None
         self._lock = threading.RLock()  # a signal's handler that closes the layer must at least not wait for itself
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._pid = os.getpid()  # at last: other threads of a child look at it
@@ -232,11 +233,15 @@ class Layer(TransactionalSends, Directory, Closing):
             self._finalizer = self._node = None
             if node is not None:
                 # Who opens it anew meanwhile must not be taken for the node that leaves.
-                self._node_id = new_node()
+                self._closing, self._node_id = node, new_node()
+            node = self._closing
         if finalizer is not None:
             finalizer()
-        elif node is not None:  # who opened it was interrupted just then
+        if node is not None:  # who opened it was interrupted just then, or another closes it
             node.close()
+            with self._lock:
+                if self._closing is node:
+                    self._closing = None
 
     @property
     def node(self) -> str:

@@ -69,7 +69,8 @@ class Node:
         self.drops = DropLog()
         self._settings = settings
         self._pid = os.getpid()
-        self._closing = False
+        self._closer: int | None = None  # the thread that closes it
+        self._closed = threading.Event()
         self._switch = threading.Lock()
         self._thread = IOThread(_thread_name(node_id))
         try:
@@ -180,20 +181,34 @@ class Node:
         return self._reception.state
 
     def close(self) -> None:
-        """Finish what was begun, take back what is this node's, and close every connection; may be called twice."""
-        with self._switch:
-            first, self._closing = not self._closing, True
-        if not first or os.getpid() != self._pid:
+        """Finish what was begun, take back what is this node's, and close every connection.
+
+        Called again, it waits for that; not in a thread that would wait for itself, for a signal's handler say.
+        """
+        if os.getpid() != self._pid:
             return
+        here = threading.get_ident()
+        with self._switch:
+            closer, self._closer = self._closer, self._closer or here
+        if closer is None:
+            self._close_here()
+        elif closer != here and not self._thread.is_current:
+            self._closed.wait(4 * CLOSING)
+
+    def _close_here(self) -> None:
         if self._thread.is_current:  # a garbage collector calls from wherever it runs
-            self._thread.spawn(self._close(), "channels_pg_sa close").add_done_callback(lambda _: self._thread.stop())
+            self._thread.spawn(self._close(), "channels_pg_sa close").add_done_callback(self._stop)
             return
         closing = self._thread.call(self._close())
-        closing.add_done_callback(lambda _: self._thread.stop())  # also if who waits for it is interrupted
+        closing.add_done_callback(self._stop)  # also if who waits for it is interrupted
         try:
             closing.result(3 * CLOSING)
         except Exception:
             logger.exception("Node %s did not close as it should", self.id)
+        self._stop()
+
+    def _stop(self, _done: object = None) -> None:
+        self._closed.set()
         self._thread.stop()
 
     async def _close(self) -> None:

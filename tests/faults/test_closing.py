@@ -14,6 +14,7 @@ import pytest
 
 from channels_pg_sa import LayerClosed, Publisher, node
 from channels_pg_sa.database import Database
+from channels_pg_sa.layer import close_layers
 from channels_pg_sa.queries import Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -240,6 +241,31 @@ async def test_a_join_that_waits_for_the_listener_is_not_waited_for(
     await layer.close()
     with pytest.raises(LayerClosed):
         await joining
+
+
+async def test_who_closes_what_another_closes_waits_for_that(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever drops a test database then must find no connection in it."""
+    layer: Any = make_own_layer()
+    await layer.send("jobs", text(1))
+    closing, go_on, close_database = threading.Event(), threading.Event(), Database.close
+
+    async def slow(database: Database) -> None:
+        closing.set()
+        await asyncio.to_thread(go_on.wait, 10)
+        await close_database(database)
+
+    monkeypatch.setattr(Database, "close", slow)
+    first = asyncio.create_task(layer.close())
+    assert await asyncio.to_thread(closing.wait, 10)
+    first.cancel()
+    second = asyncio.create_task(asyncio.to_thread(close_layers))
+    await asyncio.sleep(0.2)
+    assert not second.done()
+    go_on.set()
+    await second
+    assert layer._closing is None
 
 
 async def test_who_closes_waits_for_who_opens(make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
