@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from channels_pg_sa.queries import Queries
 from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import Message, PostgresLayer
 from tests.support.proxy import Proxy
@@ -293,6 +295,25 @@ async def come_back(layer: PostgresLayer) -> None:
         return bool(outages.ended > before)
 
     await eventually_async(is_back, within=20)
+
+
+class Gate:
+    """Holds the deletions of a node up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._open = threading.Event()
+        forget = Queries.forget
+
+        async def late(queries: Queries, connection: Any, rows: Any) -> None:
+            await asyncio.to_thread(self._open.wait, 20)
+            await forget(queries, connection, rows)
+
+        monkeypatch.setattr(Queries, "forget", late)
+
+    async def open(self, layer: PostgresLayer) -> None:
+        """Let them go on, and wait until they are done, those that failed too."""
+        self._open.set()
+        await within(layer, inside(layer)._courier.finish(10))
 
 
 def inside(layer: PostgresLayer) -> Any:

@@ -11,30 +11,11 @@ import pytest
 
 from channels_pg_sa import migrate
 from channels_pg_sa.queries import Queries
-from tests.support.layers import LayerFactory, PostgresLayer
+from tests.support.layers import LayerFactory
 
-from .breaking import FragileServer, SwallowingProxy, come_back, inside, take, text, warm, within
+from .breaking import FragileServer, Gate, SwallowingProxy, come_back, inside, take, text, warm, within
 
 OLD, NEW = range(20), range(100, 120)
-
-
-class Gate:
-    """Holds the deletions of a node up."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._open = threading.Event()
-        forget = Queries.forget
-
-        async def late(queries: Queries, connection: Any, rows: Any) -> None:
-            await asyncio.to_thread(self._open.wait, 20)
-            await forget(queries, connection, rows)
-
-        monkeypatch.setattr(Queries, "forget", late)
-
-    async def open(self, layer: PostgresLayer) -> None:
-        """Let them go on, and wait until they are done, those that failed too."""
-        self._open.set()
-        await within(layer, inside(layer)._courier.finish(10))
 
 
 async def make_tables_anew(url: str) -> None:
