@@ -251,6 +251,8 @@ class Queries:
     async def vacuum(self, connection: Connection) -> int:
         """Vacuum the table of messages, if this role may; return how many dead rows are left, or were found.
 
+        Zero before version 15 of PostgreSQL, whose statistics come too late to tell.
+
         https://www.postgresql.org/docs/current/sql-vacuum.html
         """
         ((name, is_owner),) = await self._run(connection, "message_table")
@@ -258,7 +260,7 @@ class Queries:
             # SKIP_LOCKED: another vacuum is at it. No TRUNCATE, which locks everybody out for a moment, and no workers.
             await connection.execute(f"VACUUM (SKIP_LOCKED, TRUNCATE false, PARALLEL 0) {name}".encode())
         ((dead,),) = await self._run(connection, "dead_messages")
-        return int(dead)
+        return int(dead) if connection.info.server_version >= 15_00_00 else 0
 
     async def sweep(self, connection: Connection, batch: int) -> tuple[int, int]:
         """Delete up to `batch` messages, and twice as many memberships, that nobody needs; return how many of each.

@@ -146,6 +146,8 @@ async def test_vacuums_get_fewer_where_they_can_remove_nothing(
     monkeypatch.setattr(vacuum, "DELETIONS", 1_000)
     vacuums = "SELECT vacuum_count FROM pg_stat_user_tables WHERE relname = 'channels_pg_sa_message'"
     with psycopg.connect(unvacuumed_url) as connection:
+        if connection.info.server_version < 15_00_00:
+            pytest.skip("what the statistics tell is too old: there are as many vacuums as ever")
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         connection.execute("SELECT count(*) FROM channels_pg_sa_message")
         await pass_through(unvacuumed_url, 10)
