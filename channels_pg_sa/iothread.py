@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
+import selectors
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,11 +55,12 @@ class IOThread:
         name: of the thread.
 
     Raises:
-        ConfigurationError: gevent or eventlet has patched threads, so that it would be none.
+        ConfigurationError: gevent or eventlet has patched threads, so that it would be none, or what a loop waits with.
     """
 
     def __init__(self, name: str) -> None:
-        if _thread.start_new_thread.__module__.partition(".")[0] in {"gevent", "eventlet"}:
+        patchable: tuple[Any, ...] = (_thread.start_new_thread, selectors.DefaultSelector)
+        if any(part.__module__.partition(".")[0] in {"gevent", "eventlet"} for part in patchable):
             # One that shares the caller's would never give it back to code without a loop, such as Django's ORM.
             raise ConfigurationError(
                 "Threads are green here, patched by gevent or eventlet, and a layer needs a real one. Run the server "

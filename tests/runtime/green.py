@@ -1,14 +1,15 @@
-"""A program whose threads gevent has patched: `python -m tests.runtime.green URL`."""
+"""A program whose threads gevent has patched, or all but these: `python -m tests.runtime.green URL [--threads]`."""
 
 from __future__ import annotations
 
+import sys
+
 import gevent.monkey
 
-gevent.monkey.patch_all()
+gevent.monkey.patch_all(thread="--threads" not in sys.argv)
 
 import asyncio  # noqa: E402 - patched first, as gunicorn -k gevent and celery -P gevent do
 import contextlib  # noqa: E402
-import sys  # noqa: E402
 
 import psycopg  # noqa: E402
 from sqlalchemy import create_engine, pool  # noqa: E402

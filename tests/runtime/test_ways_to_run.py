@@ -58,9 +58,12 @@ def test_a_script_that_fails_says_only_why(server: TestServer, layer_url: str) -
     assert all(line.startswith(" ") for line in lines[1:-1])
 
 
-async def test_threads_that_are_green_are_refused(layer_url: str, make_own_layer: LayerFactory) -> None:
+@pytest.mark.parametrize("more", [(), ("--threads",)], ids=["threads", "their loops"])
+async def test_threads_that_are_green_are_refused(
+    layer_url: str, make_own_layer: LayerFactory, more: tuple[str, ...]
+) -> None:
     """Peer defect 24: one send by gunicorn's or Celery's gevent workers, and Django's ORM refused to work there."""
-    await asyncio.to_thread(run, "-W", "ignore", "-m", "tests.runtime.green", layer_url, strict=False)
+    await asyncio.to_thread(run, "-W", "ignore", "-m", "tests.runtime.green", layer_url, *more, strict=False)
     assert await take(make_own_layer(), "jobs", 2) == [1, 2]
 
 
