@@ -76,8 +76,7 @@ class Inbox:
             raise
         except BaseException:
             if reader is not None:
-                with self.decisions() as dispatcher:
-                    dispatcher.remove_reader(channel, reader)
+                self._give_up(channel, reader)
             raise
         return found
 
@@ -169,6 +168,12 @@ class Inbox:
         if effects is not None:
             self._act(effects)
         return found
+
+    def _give_up(self, channel: str, reader: Reader) -> None:
+        with self._lock:  # not by decisions(): a generator that a signal's handler interrupts may live on, and keep it
+            self._dispatcher.remove_reader(channel, reader)
+            effects = self._dispatcher.collect()
+        self._act(effects)
 
     def _remove(self, readers: Collection[Reader]) -> Effects | None:
         """Remove readers, so that the next in line have their turn; none that is kept here is freed under the lock."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dis
 import sys
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from channels_pg_sa.entry import Entry
 from channels_pg_sa.inbox import Inbox
 
 CHANNEL = "s.0123456789ab!a"
-PACKAGE = str(Path(inbox_module.__file__).parent)
+CODE = str(Path(inbox_module.__file__).parent), contextlib.__file__  # and what guards ours
 
 Act = Callable[[Inbox], object]
 
@@ -41,8 +43,21 @@ def wait(inbox: Inbox) -> Entry | None:
     return None
 
 
-def interrupt(act: Act, inbox: Inbox, place: int) -> bool:
-    """Raise at one of the places in the package's code where a signal's handler may run; return whether it came so far.
+def cancelled(inbox: Inbox) -> Entry | None:
+    """As receive() of a task that is cancelled while it waits."""
+    coroutine = inbox.receive(CHANNEL, shared=False)
+    try:
+        coroutine.send(None)
+        with contextlib.suppress(asyncio.CancelledError):
+            coroutine.throw(asyncio.CancelledError())
+    except StopIteration as end:
+        found: Entry = end.value
+        return found
+    return None
+
+
+def interrupt(act: Act, inbox: Inbox, place: int) -> BaseException | None:
+    """Raise at one of the places in the code where a signal's handler may run; None if it came not so far.
 
     These are the starts of functions, and what follows a call or a jump backwards: at no others does Python look.
     https://github.com/python/cpython/blob/3.13/InternalDocs/interpreter.md
@@ -52,7 +67,7 @@ def interrupt(act: Act, inbox: Inbox, place: int) -> bool:
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(CODE):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -67,11 +82,11 @@ def interrupt(act: Act, inbox: Inbox, place: int) -> bool:
     sys.settrace(trace)
     try:
         act(inbox)
-    except KeyboardInterrupt:
-        return True
+    except KeyboardInterrupt as error:
+        return error
     finally:
         sys.settrace(before)
-    return False
+    return None
 
 
 def opname(frame: FrameType) -> str:
@@ -88,14 +103,15 @@ def make_inbox(messages: int) -> Inbox:
 
 
 @pytest.mark.parametrize("messages", [0, 1, 2])
-@pytest.mark.parametrize("act", [take, wait])
+@pytest.mark.parametrize("act", [take, wait, cancelled])
 async def test_an_interrupt_anywhere_in_a_receive(act: Act, messages: int) -> None:
     """The lock is free after it, no other message is lost, and the channel goes on."""
     assert not interrupt(act, make_inbox(messages), sys.maxsize)  # from here on Python 3.12 tells of instructions
     place = 0
-    while interrupt(act, inbox := make_inbox(messages), place):
+    while error := interrupt(act, inbox := make_inbox(messages), place):
         place += 1
-        assert inbox._lock.acquire(blocking=False), "nobody has it, for ever"
+        # Its traceback keeps whatever was under way until it is printed.
+        assert inbox._lock.acquire(blocking=False), f"nobody has it, for ever, after {error!r}"
         inbox._lock.release()
         with inbox.decisions() as dispatcher:
             dispatcher.put([CHANNEL], Entry(messages, float("inf"), b"last"))
