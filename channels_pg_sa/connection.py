@@ -9,6 +9,7 @@ import socket
 import traceback
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -121,6 +122,7 @@ class CleanConnection(psycopg.AsyncConnection[Any]):
     def __init__(self, *arguments: Any, **parameters: Any) -> None:
         super().__init__(*arguments, **parameters)
         self._process = os.getpid()
+        self._identity = _identity(self.pgconn.socket)
         self._twins: set[int] = set()
         _CONNECTIONS.add(self)
 
@@ -162,24 +164,32 @@ class CleanConnection(psycopg.AsyncConnection[Any]):
 
     def _let_go(self, nothing: int) -> None:
         """Put something else in the place of its sockets; their numbers, by which they are known, stay taken."""
+        numbers = set(self._twins)
         with contextlib.suppress(psycopg.Error):  # it has ended
-            os.dup2(nothing, self.pgconn.socket, inheritable=False)
-        for twin in self._twins:
-            os.dup2(nothing, twin, inheritable=False)
+            numbers.add(self.pgconn.socket)
+        for number in numbers:
+            with contextlib.suppress(OSError):
+                if _identity(number) == self._identity:  # and no file of a child that has closed all it had
+                    os.dup2(nothing, number, inheritable=False)
 
     @classmethod
     def let_go_of_parents(cls) -> None:
         """Let go of what a process that was forked has of its parent's connections: they end with the parent.
 
         A child that lives longer would keep its sessions, and the one that LISTENs would be read by nobody, until the
-        server's queue of notifications is full.
+        server's queue of notifications is full. One that is just being made is not known here.
         """
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for connection in list(_CONNECTIONS):
-            if connection._process != os.getpid():  # noqa: SLF001 - of the same class
-                connection._let_go(nothing)  # noqa: SLF001
-                _CONNECTIONS.discard(connection)
-        os.close(nothing)
+        with contextlib.suppress(OSError), Path(os.devnull).open("r+b", buffering=0) as nothing:
+            for connection in list(_CONNECTIONS):
+                if connection._process != os.getpid():  # noqa: SLF001 - of the same class
+                    connection._let_go(nothing.fileno())  # noqa: SLF001
+                    _CONNECTIONS.discard(connection)
+
+
+def _identity(number: int) -> tuple[int, int]:
+    """Tell one open file from another that has its number."""
+    found = os.fstat(number)
+    return found.st_dev, found.st_ino
 
 
 _CONNECTIONS: weakref.WeakSet[CleanConnection] = weakref.WeakSet()

@@ -98,7 +98,7 @@ class Dispatcher(LocalChannels):
         self._forget_gone()
 
     def _forget_gone(self) -> None:
-        if self._barrier is None and not self._is_claiming:
+        if self._barrier is None and self._before is None and not self._is_claiming:
             self._forget(self._gone)
             self._gone.clear()
 

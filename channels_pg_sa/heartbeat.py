@@ -77,6 +77,7 @@ class Heartbeat:
         self._deleted = deleted
         self._spawn = spawn
         self._is_quick = True
+        self._may_sweep = True
         self._is_answered = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, str] = {}  # why each failed the last time
@@ -95,8 +96,9 @@ class Heartbeat:
             await asyncio.sleep(began + pause - time.monotonic())
 
     def sweep(self) -> None:
-        """Delete what nobody needs any more."""
-        self._start("sweep", self._sweep)
+        """Delete what nobody needs any more, if the role may do that."""
+        if self._may_sweep:
+            self._start("sweep", self._sweep)
 
     def _start(self, name: str, work: Work) -> asyncio.Task[None]:
         """Do it in a task, unless that runs already."""
@@ -155,7 +157,7 @@ class Heartbeat:
     def _heed(self, pulse: Pulse) -> None:
         self._queues.on_filled(pulse.filled)
         if pulse.sweep_due:
-            self.sweep()
+            self._start("sweep", self._sweep)
 
     async def _sweep(self) -> None:
         messages = memberships = SWEEP
@@ -166,5 +168,6 @@ class Heartbeat:
                 except InsufficientPrivilege:
                     if self._listener.is_listening:
                         raise
-                    return  # who only sends need not have the right: others have it
+                    self._may_sweep = False  # who only sends need not have the right: others have it
+                    return
             self._deleted(messages)

@@ -64,7 +64,7 @@ class Layer(TransactionalSends, Directory, Closing):
         """Become a node of its own, in a new process too: what a parent has opened is never touched in a child."""
         self._node_id = new_node()
         self._node: Node | None = None
-        self._closing: Node | None = None
+        self._closing: set[Node] = set()
         self._lock = threading.RLock()  # a signal's handler that closes the layer must at least not wait for itself
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._pid = os.getpid()  # at last: other threads of a child look at it
@@ -232,16 +232,16 @@ class Layer(TransactionalSends, Directory, Closing):
             finalizer, node = self._finalizer, self._node
             self._finalizer = self._node = None
             if node is not None:
+                self._closing.add(node)
                 # Who opens it anew meanwhile must not be taken for the node that leaves.
-                self._closing, self._node_id = node, new_node()
-            node = self._closing
+                self._node_id = new_node()
+            closing = list(self._closing)
         if finalizer is not None:
             finalizer()
-        if node is not None:  # who opened it was interrupted just then, or another closes it
+        for node in closing:  # others may be closing it, or have been interrupted, while they opened it too
             node.close()
-            with self._lock:
-                if self._closing is node:
-                    self._closing = None
+            if node.is_closed:
+                self._closing.discard(node)
 
     @property
     def node(self) -> str:
@@ -359,7 +359,6 @@ def _after_fork() -> None:
     global _LAYERS_LOCK  # noqa: PLW0603 - a thread that is not in the child may have had it
     _LAYERS_LOCK = threading.RLock()
     _AT_EXIT.clear()
-    CleanConnection.let_go_of_parents()
     for layer in list(_LAYERS):
         if layer._pid == os.getpid():  # noqa: SLF001 - another thread has done that
             continue
@@ -367,6 +366,7 @@ def _after_fork() -> None:
             layer._finalizer.detach()  # noqa: SLF001
         _PARENTS.append(layer._node)  # noqa: SLF001
         layer._start_afresh()  # noqa: SLF001
+    CleanConnection.let_go_of_parents()
 
 
 os.register_at_fork(after_in_child=_after_fork)

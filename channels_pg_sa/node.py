@@ -42,6 +42,10 @@ CLOSING_ALONE = 0.5
 """The same while the database is away."""
 
 
+_NOBODY = 0
+"""No thread's id."""
+
+
 def is_thread_of(node_id: str) -> bool:
     """Tell whether the caller runs in the I/O thread of a node, which may be just being made."""
     return threading.current_thread().name == _thread_name(node_id)
@@ -69,7 +73,7 @@ class Node:
         self.drops = DropLog()
         self._settings = settings
         self._pid = os.getpid()
-        self._closer: int | None = None  # the thread that closes it
+        self._closer: int | None = None  # the thread that closes it; _NOBODY when that has gone on
         self._closed = threading.Event()
         self._switch = threading.Lock()
         self._thread = IOThread(_thread_name(node_id))
@@ -180,6 +184,11 @@ class Node:
         """How it is doing, in a few words."""
         return self._reception.state
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._closed.is_set()
+
     def close(self) -> None:
         """Finish what was begun, take back what is this node's, and close every connection.
 
@@ -191,7 +200,10 @@ class Node:
         with self._switch:
             closer, self._closer = self._closer, self._closer or here
         if closer is None:
-            self._close_here()
+            try:
+                self._close_here()
+            finally:
+                self._closer = _NOBODY
         elif closer != here and not self._thread.is_current:
             self._closed.wait(4 * CLOSING)
 
@@ -199,12 +211,18 @@ class Node:
         if self._thread.is_current:  # a garbage collector calls from wherever it runs
             self._thread.spawn(self._close(), "channels_pg_sa close").add_done_callback(self._stop)
             return
-        closing = self._thread.call(self._close())
-        closing.add_done_callback(self._stop)  # also if who waits for it is interrupted
+        work = self._close()
         try:
-            closing.result(3 * CLOSING)
-        except Exception:
-            logger.exception("Node %s did not close as it should", self.id)
+            closing = self._thread.call(work)
+        except RuntimeError as error:  # the loop has ended, though nobody stopped it
+            work.close()
+            logger.error("Node %s cannot be closed: %s", self.id, error)  # noqa: TRY400 - where it was met says nothing
+        else:
+            closing.add_done_callback(self._stop)  # also if who waits for it is interrupted
+            try:
+                closing.result(3 * CLOSING)
+            except Exception:
+                logger.exception("Node %s did not close as it should", self.id)
         self._stop()
 
     def _stop(self, _done: object = None) -> None:
@@ -229,7 +247,7 @@ class Node:
 
     async def _keep_house(self) -> None:
         next_round = time.monotonic() + self._settings.heartbeat
-        next_sweep = time.monotonic() + self._settings.lease
+        swept, next_sweep = float("-inf"), time.monotonic() + self._settings.lease
         while True:
             await asyncio.sleep(TICK)
             now = time.monotonic()
@@ -237,9 +255,9 @@ class Node:
             if thoroughly:
                 next_round = now + self._settings.heartbeat
             try:
-                if now > next_sweep and self._outbox.has_sent:
+                if now > next_sweep and self._outbox.last_end > swept:
                     # It may be that nobody receives, and what was sent expires.
-                    self._outbox.has_sent, next_sweep = False, now + self._settings.lease
+                    swept, next_sweep = now, now + self._settings.lease
                     self._reception.sweep()
                 self._outbox.memberships.leave_again()
                 self._reception.keep_house(self.drops, thoroughly=thoroughly)

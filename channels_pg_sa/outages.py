@@ -62,7 +62,9 @@ class Outages:
 
         If the set-up is at fault, readers are told, although it may yet be mended.
         """
-        reason = words_of(error) if self._key is None else f'"{self._key}": {words_of(error)}'
+        reason = words_of(error)
+        if self._key is not None and f'"{self._key}"' not in reason:
+            reason = f'"{self._key}": {reason}'
         if reason not in self._logged:
             self._logged.add(reason)
             expected = isinstance(error, (*OUTAGE, ConnectionLost, ChannelLayerError))

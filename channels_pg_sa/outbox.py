@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -60,8 +61,8 @@ class Outbox:
         drops: DropLog,
         reception: Reception,
     ) -> None:
-        self.has_sent = False
-        """Whether anything has been sent since somebody has set it to False."""
+        self.last_end = float("-inf")
+        """When the last message that was sent will have expired, by the monotonic clock."""
         timeout = settings.send_timeout
         self._settings = settings
         self._queries = queries
@@ -107,7 +108,7 @@ class Outbox:
         Raises:
             SendError: too many calls wait already.
         """
-        self.has_sent = True
+        self.last_end = time.monotonic() + self._timeout + self._settings.expiry
         return self.sends.submit(Call(job, self._timeout, loop, report=report))
 
     def read(self, statement: Compiled, loop: Loop | None) -> Call[Any]:

@@ -259,8 +259,10 @@ class Queries:
         if is_owner:
             # SKIP_LOCKED: another vacuum is at it. No TRUNCATE, which locks everybody out for a moment, and no workers.
             await connection.execute(f"VACUUM (SKIP_LOCKED, TRUNCATE false, PARALLEL 0) {name}".encode())
+        if connection.info.server_version < 15_00_00:
+            return 0
         ((dead,),) = await self._run(connection, "dead_messages")
-        return int(dead) if connection.info.server_version >= 15_00_00 else 0
+        return int(dead)
 
     async def sweep(self, connection: Connection, batch: int) -> tuple[int, int]:
         """Delete up to `batch` messages, and twice as many memberships, that nobody needs; return how many of each.

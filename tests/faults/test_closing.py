@@ -156,10 +156,10 @@ async def test_a_garbage_collector_in_the_io_thread(
 async def test_a_thread_that_is_interrupted_while_it_closes(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The layer closes all the same, and its own thread ends."""
+    """The layer closes all the same, and its own thread ends; a second time it waits for that."""
     layer: Any = make_own_layer()
     await warm(layer)
-    thread, call = layer._node._thread, layer._node._thread.call
+    closed, thread, call = layer._node, layer._node._thread, layer._node._thread.call
 
     def call_and_interrupt(work: Any) -> Any:
         closing = call(work)
@@ -169,7 +169,23 @@ async def test_a_thread_that_is_interrupted_while_it_closes(
     monkeypatch.setattr(thread, "call", call_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         layer.close_sync()
+    assert layer._closing == {closed}
+    layer.close_sync()
+    assert closed.is_closed
+    assert layer._closing == set()
     await eventually_async(lambda: asyncio.to_thread(lambda: not thread._thread.is_alive()))
+
+
+async def test_a_layer_whose_thread_has_died(make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture) -> None:
+    """It raises nothing, and nobody waits for what cannot be any more; the next call makes another."""
+    layer: Any = make_own_layer()
+    node = layer._open()
+    node._thread.loop.call_soon_threadsafe(node._thread.loop.stop)
+    await asyncio.to_thread(node._thread._thread.join)
+    layer.close_sync()
+    assert node.is_closed
+    assert "cannot be closed: Event loop is closed" in caplog.text
+    await layer.send("jobs", text(1))
 
 
 @pytest.mark.parametrize("is_used", [True, False])
@@ -252,6 +268,7 @@ async def test_who_closes_what_another_closes_waits_for_that(
     closing, go_on, close_database = threading.Event(), threading.Event(), Database.close
 
     async def slow(database: Database) -> None:
+        monkeypatch.undo()
         closing.set()
         await asyncio.to_thread(go_on.wait, 10)
         await close_database(database)
@@ -260,12 +277,13 @@ async def test_who_closes_what_another_closes_waits_for_that(
     first = asyncio.create_task(layer.close())
     assert await asyncio.to_thread(closing.wait, 10)
     first.cancel()
+    await layer.send("jobs", text(2))  # opened anew, and closed before the first is
     second = asyncio.create_task(asyncio.to_thread(close_layers))
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.5)
     assert not second.done()
     go_on.set()
     await second
-    assert layer._closing is None
+    assert layer._closing == set()
 
 
 async def test_who_closes_waits_for_who_opens(make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -806,6 +806,21 @@ def test_a_member_that_is_full_keeps_no_other_from_getting_the_message() -> None
     assert taken(it, OTHER) == [3, 4]
 
 
+def test_what_is_deleted_while_the_table_is_read_does_not_come_again() -> None:
+    """The table was read before, and shows it; it would be counted twice, and its channel wait for it."""
+    it = dispatcher()
+    it.hear([parcel(1)], NOW)
+    effects(it)
+    it.begin_recovery()
+    it.deleted(rows(1))
+    it.vanished([doorbell(1)])
+    it.recover([doorbell(1)], 1, NOW)
+    assert effects(it) == Effects()
+    assert it.counters["received"] == 1
+    it.hear([Mark(1)], NOW)
+    assert it._known == {}
+
+
 def test_what_was_claimed_while_the_table_was_read_has_not_vanished() -> None:
     """Only what was known before can be missed."""
     it = dispatcher()

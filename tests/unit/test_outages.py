@@ -55,6 +55,8 @@ async def test_a_way_of_its_own_is_named(inbox: Inbox, clock: Clock, caplog: pyt
     outages.begin(OSError("refused"))
     assert outages.trouble == '"listen_url": refused'
     assert '"listen_url": refused' in caplog.text
+    outages.begin(ConfigurationError('"listen_url" leads elsewhere'))
+    assert outages.trouble == '"listen_url" leads elsewhere'
 
 
 @pytest.mark.parametrize(
