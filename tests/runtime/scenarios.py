@@ -426,16 +426,23 @@ def forks_that_python_is_not_told_of(layer: Layer) -> None:
         use(with_its_own)
         with_its_own.close_sync()
 
+    def work_with_files() -> None:
+        os.closerange(3, 256)  # as a server does that leaves nothing open to its workers
+        files = [os.open(__file__, os.O_RDONLY) for _ in range(64)]
+        work()
+        assert {os.fstat(file).st_ino for file in files} == {os.stat(__file__).st_ino}
+
     reap(fork(work_beside, os._exit, ctypes.PyDLL(None).fork))  # the layer is there, and has not been opened
     use(layer)
     channel = new_channel(layer)
-    # Not while the I/O thread wants the interpreter's lock: the child would wait for it to take that.
-    asleep = threading.Event()
     loop = layer._node._thread.loop  # type: ignore[union-attr]
-    loop.call_soon_threadsafe(lambda: (asleep.set(), time.sleep(1)))
-    asleep.wait(PATIENCE)
-    time.sleep(0.2)
-    reap(fork(work, os._exit, ctypes.PyDLL(None).fork))
+    for child in (work, work_with_files):
+        # Not while the I/O thread wants the interpreter's lock: the child would wait for it to take that.
+        asleep = threading.Event()
+        loop.call_soon_threadsafe(lambda asleep=asleep: (asleep.set(), time.sleep(1)))
+        asleep.wait(PATIENCE)
+        time.sleep(0.2)
+        reap(fork(child, os._exit, ctypes.PyDLL(None).fork))
     assert new_channel(layer).startswith(f"specific.{layer.node}!")
     layer.send_sync(channel, text(1))
     assert asyncio.run(take(layer, channel, 1)) == [1]
