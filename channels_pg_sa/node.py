@@ -198,7 +198,9 @@ class Node:
             return
         here = threading.get_ident()
         with self._switch:
-            closer, self._closer = self._closer, self._closer or here
+            closer = self._closer
+            if closer is None:
+                self._closer = here
         if closer is None:
             try:
                 self._close_here()
