@@ -179,7 +179,7 @@ class CleanConnection(psycopg.AsyncConnection[Any]):
         A child that lives longer would keep its sessions, and the one that LISTENs would be read by nobody, until the
         server's queue of notifications is full. One that is just being made is not known here.
         """
-        with contextlib.suppress(OSError), Path(os.devnull).open("r+b", buffering=0) as nothing:
+        with contextlib.suppress(OSError, RuntimeError), Path(os.devnull).open("r+b", buffering=0) as nothing:
             for connection in list(_CONNECTIONS):
                 if connection._process != os.getpid():  # noqa: SLF001 - of the same class
                     connection._let_go(nothing.fileno())  # noqa: SLF001

@@ -64,7 +64,7 @@ class Layer(TransactionalSends, Directory, Closing):
         """Become a node of its own, in a new process too: what a parent has opened is never touched in a child."""
         self._node_id = new_node()
         self._node: Node | None = None
-        self._closing: set[Node] = set()
+        self._closing: weakref.WeakSet[Node] = weakref.WeakSet()  # which live for as long as they close
         self._lock = threading.RLock()  # a signal's handler that closes the layer must at least not wait for itself
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._pid = os.getpid()  # at last: other threads of a child look at it
@@ -240,8 +240,6 @@ class Layer(TransactionalSends, Directory, Closing):
             finalizer()
         for node in closing:  # others may be closing it, or have been interrupted, while they opened it too
             node.close()
-            if node.is_closed:
-                self._closing.discard(node)
 
     @property
     def node(self) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable
+from concurrent import futures
+from concurrent.futures import Future
 from typing import Any
 
 from .call import Call
@@ -42,10 +45,6 @@ CLOSING_ALONE = 0.5
 """The same while the database is away."""
 
 
-_NOBODY = 0
-"""No thread's id."""
-
-
 def is_thread_of(node_id: str) -> bool:
     """Tell whether the caller runs in the I/O thread of a node, which may be just being made."""
     return threading.current_thread().name == _thread_name(node_id)
@@ -73,9 +72,8 @@ class Node:
         self.drops = DropLog()
         self._settings = settings
         self._pid = os.getpid()
-        self._closer: int | None = None  # the thread that closes it; _NOBODY when that has gone on
-        self._closed = threading.Event()
-        self._switch = threading.Lock()
+        self._closing: asyncio.Task[None] | None = None
+        self._closed: Future[None] = Future()
         self._thread = IOThread(_thread_name(node_id))
         try:
             self._thread.call(self._compose(announcements)).result()
@@ -184,52 +182,50 @@ class Node:
         """How it is doing, in a few words."""
         return self._reception.state
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether it has been closed."""
-        return self._closed.is_set()
-
     def close(self) -> None:
         """Finish what was begun, take back what is this node's, and close every connection.
 
-        Called again, it waits for that; not in a thread that would wait for itself, for a signal's handler say.
+        May be called again, from wherever, while that goes on or after an interrupt: then it is waited for once more.
         """
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._closed.done():
             return
-        here = threading.get_ident()
-        with self._switch:
-            closer = self._closer
-            if closer is None:
-                self._closer = here
-        if closer is None:
-            try:
-                self._close_here()
-            finally:
-                self._closer = _NOBODY
-        elif closer != here and not self._thread.is_current:
-            self._closed.wait(4 * CLOSING)
-
-    def _close_here(self) -> None:
-        if self._thread.is_current:  # a garbage collector calls from wherever it runs
-            self._thread.spawn(self._close(), "channels_pg_sa close").add_done_callback(self._stop)
-            return
-        work = self._close()
         try:
-            closing = self._thread.call(work)
-        except RuntimeError as error:  # the loop has ended, though nobody stopped it
-            work.close()
-            logger.error("Node %s cannot be closed: %s", self.id, error)  # noqa: TRY400 - where it was met says nothing
-        else:
-            closing.add_done_callback(self._stop)  # also if who waits for it is interrupted
-            try:
-                closing.result(3 * CLOSING)
-            except Exception:
-                logger.exception("Node %s did not close as it should", self.id)
-        self._stop()
+            self._thread.loop.call_soon_threadsafe(self._begin_to_close)
+        except RuntimeError as error:
+            if not self._closed.done():  # the loop has ended, though nobody stopped it
+                logger.error("Node %s cannot be closed: %s", self.id, error)  # noqa: TRY400 - where says nothing
+                self._settle()
+        if not self._thread.is_current:  # where a garbage collector calls from, who could not wait for itself
+            self._wait_until_closed()
+            self._thread.stop()
 
-    def _stop(self, _done: object = None) -> None:
-        self._closed.set()
-        self._thread.stop()
+    def _wait_until_closed(self) -> None:
+        end = time.monotonic() + 3 * CLOSING
+        while not self._closed.done():
+            if time.monotonic() > end:
+                logger.error("Node %s has not closed within %g s", self.id, 3 * CLOSING)
+                self._settle()
+            # For short: a signal's handler may wait in the middle of this, and be told in its place.
+            with contextlib.suppress(TimeoutError, futures.TimeoutError):
+                self._closed.result(0.1)
+
+    def _begin_to_close(self) -> None:
+        if self._closing is None:
+            self._closing = self._thread.spawn(self._close_well(), "channels_pg_sa close")
+
+    def _settle(self) -> None:
+        """Let nobody wait any more."""
+        with contextlib.suppress(futures.InvalidStateError):  # somebody else did just then
+            self._closed.set_result(None)
+
+    async def _close_well(self) -> None:
+        try:
+            await self._close()
+        except Exception:
+            logger.exception("Node %s did not close as it should", self.id)
+        finally:
+            self._settle()
+            self._thread.stop()
 
     async def _close(self) -> None:
         closed = LayerClosed("The layer is closed.")
