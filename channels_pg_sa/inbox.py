@@ -134,6 +134,7 @@ class Inbox:
                 gone.update(reader for reader in dispatcher.every_reader() if reader.get_loop().is_closed())
                 dispatcher.tidy()
         self._woken = woken
+        self._wake(gone)  # once more: who chose them may have been interrupted before it told them
         self._act(self._remove(gone))
         for (channel, group), count in overfull.items():
             drops.over_capacity(channel, group, count)

@@ -355,3 +355,18 @@ async def test_a_reader_of_a_prefix_takes_what_is_there_and_what_comes(inbox: In
     with inbox.decisions():
         dispatcher.put(["w!y"], message())
     assert (await asyncio.wait_for(reader, 5)).payload == b"x"
+
+
+async def test_a_reader_who_was_chosen_and_not_told_is_told_by_the_housekeeping(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's handler may raise between the two, in a thread that gives up another receive()."""
+    reader = asyncio.create_task(inbox.receive(CHANNEL, shared=False))
+    await asyncio.sleep(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox, "_wake", lambda _readers: [])
+        with inbox.decisions() as dispatcher:
+            dispatcher.put([CHANNEL], message())
+    for _ in range(2):
+        inbox.keep_house(DropLog(), thoroughly=False)
+    assert (await asyncio.wait_for(reader, 10)).payload == b"x"
