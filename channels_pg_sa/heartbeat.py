@@ -96,9 +96,9 @@ class Heartbeat:
             await asyncio.sleep(began + pause - time.monotonic())
 
     def sweep(self) -> None:
-        """Delete what nobody needs any more, if the role may do that."""
+        """Delete what nobody needs any more, if the role may do that: who only sends need not have the right."""
         if self._may_sweep:
-            self._start("sweep", self._sweep)
+            self._start("sweep", self._sweep_if_allowed)
 
     def _start(self, name: str, work: Work) -> asyncio.Task[None]:
         """Do it in a task, unless that runs already."""
@@ -159,15 +159,15 @@ class Heartbeat:
         if pulse.sweep_due:
             self._start("sweep", self._sweep)
 
+    async def _sweep_if_allowed(self) -> None:
+        try:
+            await self._sweep()
+        except InsufficientPrivilege:
+            self._may_sweep = False
+
     async def _sweep(self) -> None:
         messages = memberships = SWEEP
         while max(messages, memberships) >= SWEEP:
             async with self._database.connection(self._patience) as connection:
-                try:
-                    messages, memberships = await self._queries.sweep(connection, SWEEP)
-                except InsufficientPrivilege:
-                    if self._listener.is_listening:
-                        raise
-                    self._may_sweep = False  # who only sends need not have the right: others have it
-                    return
+                messages, memberships = await self._queries.sweep(connection, SWEEP)
             self._deleted(messages)
