@@ -41,6 +41,13 @@ def role(server: TestServer, layer_url: str) -> Iterator[str]:
         yield name
 
 
+@pytest.fixture
+def stranger(server: TestServer, database_url: str) -> Iterator[str]:
+    """A role that may come to an empty database before our tables do."""
+    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as name:
+        yield name
+
+
 def grants() -> str:
     """The SQL that the documentation has for a role that only sends, named reporter."""
     return "\n".join(blocks("sql.md", "Who may send", "sql"))
@@ -195,32 +202,28 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_what_a_stranger_made_is_not_taken_over(database_url: str, server: TestServer, name: str) -> None:
+def test_what_a_stranger_made_is_not_taken_over(database_url: str, stranger: str, name: str) -> None:
     """It would stay theirs, to be changed later: nothing is installed, and the error tells whose to look at."""
-    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
-        run_script(database_url, f"GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger}; {STRANGE[name]}")
-        with pytest.raises((DBAPIError, ConfigurationError), match=f"{name}.* belongs to somebody else"):
-            migrate.upgrade(database_url)
-        assert query(database_url, "SELECT to_regclass('channels_pg_sa_message')") == [(None,)]
+    run_script(database_url, f"GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger}; {STRANGE[name]}")
+    with pytest.raises((DBAPIError, ConfigurationError), match=f"{name}.* belongs to somebody else"):
+        migrate.upgrade(database_url)
+    assert query(database_url, "SELECT to_regclass('channels_pg_sa_message')") == [(None,)]
 
 
 @pytest.mark.parametrize("name", ["channels_pg_sa_queued", "channels_pg_sa_version"])
 @pytest.mark.parametrize("way", ["upgrade", "create_all"])
-def test_what_a_stranger_made_elsewhere_hinders_nobody(
-    database_url: str, server: TestServer, name: str, way: str
-) -> None:
+def test_what_a_stranger_made_elsewhere_hinders_nobody(database_url: str, stranger: str, name: str, way: str) -> None:
     """Another may have the tables in a schema of their own."""
-    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
-        run_script(
-            database_url,
-            f"""CREATE SCHEMA theirs AUTHORIZATION {stranger};
-                SET ROLE {stranger}; SET search_path = theirs; {STRANGE[name]}""",
-        )
-        if way == "upgrade":
-            migrate.upgrade(database_url)
-        else:
-            metadata.create_all(migrate.engine_for(database_url))
-        migrate.check(database_url)
+    run_script(
+        database_url,
+        f"""CREATE SCHEMA theirs AUTHORIZATION {stranger};
+            SET ROLE {stranger}; SET search_path = theirs; {STRANGE[name]}""",
+    )
+    if way == "upgrade":
+        migrate.upgrade(database_url)
+    else:
+        metadata.create_all(migrate.engine_for(database_url))
+    migrate.check(database_url)
 
 
 def test_who_finds_the_tables_of_an_administrator_has_nothing_to_do(database_url: str, server: TestServer) -> None:
@@ -234,36 +237,34 @@ def test_who_finds_the_tables_of_an_administrator_has_nothing_to_do(database_url
 @pytest.mark.parametrize("function", ["quote_ident(name)", "unnest(text[])", "set_config(text, text, bool)"])
 @pytest.mark.parametrize("way", ["upgrade", "create_all"])
 def test_a_stranger_s_function_does_not_run_at_the_installation(
-    database_url: str, server: TestServer, function: str, way: str
+    database_url: str, stranger: str, function: str, way: str
 ) -> None:
     """However well it fits the types of a call: it would run with the rights of who installs."""
-    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
-        run_script(
-            database_url,
-            f"""GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger};
-                CREATE FUNCTION public.{function} RETURNS text {EVIL}""",
-        )
-        before = query(database_url, "SHOW search_path")
-        with migrate.engine_for(database_url).begin() as connection:
-            if way == "create_all":
-                metadata.create_all(connection)
-                assert connection.exec_driver_sql("SHOW search_path").all() == before
-        if way == "upgrade":
-            migrate.upgrade(database_url)
-        migrate.check(database_url)
-
-
-def test_a_stranger_s_operator_does_not_run_at_the_installation(database_url: str, server: TestServer) -> None:
-    """Nor does that."""
-    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
-        run_script(
-            database_url,
-            f"""GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger};
-                CREATE FUNCTION public.same(oid, regnamespace) RETURNS boolean {EVIL};
-                CREATE OPERATOR public.= (LEFTARG = oid, RIGHTARG = regnamespace, FUNCTION = public.same)""",
-        )
+    run_script(
+        database_url,
+        f"""GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger};
+            CREATE FUNCTION public.{function} RETURNS text {EVIL}""",
+    )
+    before = query(database_url, "SHOW search_path")
+    with migrate.engine_for(database_url).begin() as connection:
+        if way == "create_all":
+            metadata.create_all(connection)
+            assert connection.exec_driver_sql("SHOW search_path").all() == before
+    if way == "upgrade":
         migrate.upgrade(database_url)
-        migrate.check(database_url)
+    migrate.check(database_url)
+
+
+def test_a_stranger_s_operator_does_not_run_at_the_installation(database_url: str, stranger: str) -> None:
+    """Nor does that."""
+    run_script(
+        database_url,
+        f"""GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger};
+            CREATE FUNCTION public.same(oid, regnamespace) RETURNS boolean {EVIL};
+            CREATE OPERATOR public.= (LEFTARG = oid, RIGHTARG = regnamespace, FUNCTION = public.same)""",
+    )
+    migrate.upgrade(database_url)
+    migrate.check(database_url)
 
 
 def test_an_administrator_may_do_what_another_has_begun(database_url: str, server: TestServer) -> None:
@@ -275,19 +276,18 @@ def test_an_administrator_may_do_what_another_has_begun(database_url: str, serve
     migrate.check(database_url)
 
 
-def test_a_stranger_s_table_is_not_taken_over_by_create_all(database_url: str, server: TestServer) -> None:
+def test_a_stranger_s_table_is_not_taken_over_by_create_all(database_url: str, stranger: str) -> None:
     """Which makes the others, and would leave this one as it is."""
-    with roles.role(server, database_url, f"stranger_of_{database_name(database_url)}") as stranger:
-        run_script(database_url, f"GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger}")
-        with migrate.engine_for(database_url).begin() as connection:
-            connection.exec_driver_sql(f"SET ROLE {stranger}")
-            metadata.tables["channels_pg_sa_message"].create(connection)
-        with (
-            pytest.raises(DBAPIError, match="channels_pg_sa_message belongs to somebody else"),
-            migrate.engine_for(database_url).begin() as connection,
-        ):
-            metadata.create_all(connection)
-        assert migrate.current(database_url) is None
+    run_script(database_url, f"GRANT CREATE ON SCHEMA public TO {stranger}; SET ROLE {stranger}")
+    with migrate.engine_for(database_url).begin() as connection:
+        connection.exec_driver_sql(f"SET ROLE {stranger}")
+        metadata.tables["channels_pg_sa_message"].create(connection)
+    with (
+        pytest.raises(DBAPIError, match="channels_pg_sa_message belongs to somebody else"),
+        migrate.engine_for(database_url).begin() as connection,
+    ):
+        metadata.create_all(connection)
+    assert migrate.current(database_url) is None
 
 
 async def test_a_name_cannot_bring_frames(make_own_layer: LayerFactory, layer_url: str) -> None:
