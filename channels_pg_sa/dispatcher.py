@@ -26,7 +26,7 @@ class Dispatcher(LocalChannels):
         self._known: dict[int, float] = {}  # when its message expires, by row
         self._unfetched: dict[int, tuple[Entry, list[str]]] = {}
         self._barrier: int | None = None
-        self._is_claiming = False
+        self._queries = 0  # under way, whose answers may show rows that are deleted before
         self._gone: set[int] = set()  # ids of deleted rows that we may yet be told of once more
         self._before: dict[int, float] | None = None  # while a recovery reads: what was known before, and since then
         self._shown: set[int] = set()  # until its mark comes round: ids that are known by it alone, or by claims beside
@@ -98,7 +98,7 @@ class Dispatcher(LocalChannels):
         self._forget_gone()
 
     def _forget_gone(self) -> None:
-        if self._barrier is None and self._before is None and not self._is_claiming:
+        if self._barrier is None and self._before is None and not self._queries:
             self._forget(self._gone)
             self._gone.clear()
 
@@ -175,17 +175,17 @@ class Dispatcher(LocalChannels):
                 if channel in self.unread:
                     self._wake(channel, self.unread[channel])
 
-    def begin_claims(self) -> None:
-        """Note that claims are under way.
+    def begin_query(self) -> None:
+        """Note that a statement is under way which claims rows, or reads the mailbox again.
 
-        They move rows before they are answered. Until then the mailbox may show such a row, it may be read and deleted,
-        and the answer must not bring it again.
+        A row that its answer shows may be known from elsewhere before that comes, and read and deleted: claims move
+        rows before they are answered, and the mailbox shows these. The answer must not bring it again.
         """
-        self._is_claiming = True
+        self._queries += 1
 
-    def end_claims(self) -> None:
-        """Note that no claim is under way: all have been answered, or never will be."""
-        self._is_claiming = False
+    def end_query(self) -> None:
+        """Note that one has been answered, or never will be."""
+        self._queries -= 1
         self._forget_gone()
 
     def claimed(self, rows: Iterable[tuple[int, str, bytes, float]]) -> None:

@@ -124,11 +124,17 @@ class Recovery:
     async def reread(self) -> None:
         """Find rows that were claimed by a statement whose answer was lost."""
         async with self._database.connection(self._settings.send_timeout) as connection:
-            waiting = await self._queries.waiting(connection)
-            # Of all the rest we hear; we may not have heard yet of the joins that a message to a group is for.
-            claimed = [parcel for parcel in waiting if not parcel.grouped and node_of(parcel.name) is None]
             with self._inbox.decisions() as dispatcher:
-                self._take_in(dispatcher, claimed)
+                dispatcher.begin_query()
+            try:
+                waiting = await self._queries.waiting(connection)
+                # Of all the rest we hear; we may not have heard yet of the joins that a message to a group is for.
+                claimed = [parcel for parcel in waiting if not parcel.grouped and node_of(parcel.name) is None]
+                with self._inbox.decisions() as dispatcher:
+                    self._take_in(dispatcher, claimed)
+            finally:
+                with self._inbox.decisions() as dispatcher:
+                    dispatcher.end_query()
             await self._send_mark(connection)
 
     def _take_in(self, dispatcher: Dispatcher, waiting: list[Parcel]) -> None:

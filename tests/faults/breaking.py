@@ -358,6 +358,16 @@ async def until_beats(layer: PostgresLayer, url: str, count: int) -> None:
         await eventually_async(has_changed)
 
 
+async def until_nothing_is_remembered(layer: PostgresLayer) -> None:
+    """Wait until no id is kept of rows that are gone, as it is after a recovery until its mark comes round."""
+    dispatcher = inside(layer).inbox._dispatcher
+
+    async def look() -> bool:
+        return (dispatcher._barrier, dispatcher._known, dispatcher._gone) == (None, {}, set())
+
+    await eventually_async(look)
+
+
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait for their end; one that has failed fails the test."""
     for task in tasks:

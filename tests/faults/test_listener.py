@@ -43,6 +43,7 @@ from .breaking import (
     unhurried,
     until_beats,
     until_listening,
+    until_nothing_is_remembered,
     url_as,
     warm,
     within,
@@ -452,16 +453,6 @@ async def test_it_listens_first_and_then_reads_what_waits(
     monkeypatch.undo()
     await sender.send(channel, text(next(numbers)))
     assert [message["number"] for message in await take(layer, channel, 19)] == list(range(19))
-
-
-async def until_nothing_is_remembered(layer: PostgresLayer) -> None:
-    """Wait until no id is kept of rows that are gone, as it is after a recovery until its mark comes round."""
-    dispatcher = inside(layer).inbox._dispatcher
-
-    async def look() -> bool:
-        return (dispatcher._barrier, dispatcher._known, dispatcher._gone) == (None, {}, set())
-
-    await eventually_async(look)
 
 
 async def test_what_a_recovery_remembers_is_soon_forgotten(make_own_layer: LayerFactory, kill_listener: Kill) -> None:

@@ -18,7 +18,7 @@ from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually, eventually_async
 
-from .breaking import PATIENCE, WAITING, come_back, end, inside, take, text, warm, within
+from .breaking import PATIENCE, WAITING, come_back, end, inside, take, text, until_nothing_is_remembered, warm, within
 from .test_closing import reads as begins_to_read
 from .test_operators import leave_unread
 
@@ -223,6 +223,36 @@ async def test_an_answer_that_comes_after_its_row_was_found_read_and_deleted(
     may_answer.set()
     await sender.send("jobs", text(2))
     assert await reader == [text(1), text(2)]
+
+
+async def test_what_is_deleted_while_the_mailbox_is_read_again(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Does not come twice, though the answer shows it."""
+    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    reader = await reads(layer, "jobs")
+    forget, waiting, shown = Queries.forget, Queries.waiting, threading.Event()
+
+    async def late(self: Queries, connection: Any, rows: Any) -> None:
+        await asyncio.to_thread(shown.wait, 10)
+        await forget(self, connection, rows)
+
+    async def slow(self: Queries, connection: Any) -> Any:
+        got = await waiting(self, connection)
+        shown.set()
+        await asyncio.to_thread(eventually, lambda: query(layer_url, WAITING) == [(0,)])
+        await asyncio.to_thread(eventually, inside(layer)._courier.deletions._task.done)
+        return got
+
+    monkeypatch.setattr(Queries, "forget", late)
+    monkeypatch.setattr(Queries, "waiting", slow)
+    await sender.send("jobs", text(1))
+    assert await asyncio.wait_for(reader, PATIENCE) == text(1)
+    await within(layer, inside(layer)._reread())
+    await sender.send("jobs", text(2))
+    assert await take(layer, "jobs", 1) == [text(2)]
+    assert layer.counters == {"received": 2}
+    await until_nothing_is_remembered(layer)
 
 
 async def test_a_claim_that_failed_is_over(

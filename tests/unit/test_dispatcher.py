@@ -527,7 +527,7 @@ def test_a_later_recovery_waits_for_its_own_mark() -> None:
 def test_what_the_mailbox_showed_under_a_claim_is_not_taken_again_by_its_answer() -> None:
     """Though it is read and deleted before the answer comes, and another recovery finds no row of it."""
     it = dispatcher()
-    it.begin_claims()
+    it.begin_query()
     it.recover([doorbell(1, "jobs")], 1, NOW)
     it.fetched(rows(1), {1: b"1"})
     assert taken(it, "jobs") == [1]
@@ -536,17 +536,33 @@ def test_what_the_mailbox_showed_under_a_claim_is_not_taken_again_by_its_answer(
     vanished(it, [])
     it.claimed([(1, "jobs", b"1", LATER)])
     assert taken(it, "jobs") == []
-    it.end_claims()
+    it.end_query()
+    assert (it._known, it._gone) == ({}, set())
+
+
+def test_a_query_that_ends_ends_no_other() -> None:
+    """A claim and a reading of the mailbox may be under way at once, and each tell of what is gone."""
+    it = dispatcher()
+    it.begin_query()
+    it.begin_query()
+    it.claimed([(1, "jobs", b"1", LATER)])
+    assert taken(it, "jobs") == [1]
+    it.deleted(rows(1))
+    it.end_query()
+    it.recover([doorbell(1, "jobs")], 1, NOW)
+    assert it.counters == {"received": 1}
+    it.end_query()
+    it.hear([Mark(1)], NOW)
     assert (it._known, it._gone) == ({}, set())
 
 
 def test_a_claim_that_ends_ends_no_recovery() -> None:
     """Each of the two may yet tell of rows that are gone."""
     it = dispatcher()
-    it.begin_claims()
+    it.begin_query()
     it.recover([doorbell(1)], 1, NOW)
     it.deleted(rows(1))
-    it.end_claims()
+    it.end_query()
     it.hear([parcel(1)], NOW)
     assert it.counters["received"] == 1
     it.hear([Mark(1)], NOW)
@@ -1027,11 +1043,11 @@ def test_a_deletion_that_is_decided_is_not_done_to_another_with_the_id() -> None
     """Of all that one round decides; nor is it forgotten that the other is there."""
     it = dispatcher(10)
     it.hear([parcel(5)], NOW)
-    it.begin_claims()
+    it.begin_query()
     assert taken(it) == [5]
     it.deleted(rows(5))
     it.hear([parcel(5, OTHER, expires=LATER + 5)], NOW)
-    it.end_claims()
+    it.end_query()
     assert it._known == {5: LATER + 5}
     assert taken(it, OTHER) == [5]
     assert effects(it).delete == [(5, LATER), (5, LATER + 5)]
