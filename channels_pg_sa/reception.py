@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+import psycopg
+
+from .backoff import Backoff
 from .clock import Clock
 from .config import Settings
 from .connection import Connection
@@ -18,7 +21,7 @@ from .dispatcher import Dispatcher
 from .drops import DropLog
 from .entry import Entry
 from .errors import ChannelLayerError
-from .fate import OUTAGE
+from .fate import OUTAGE, Fate, fate
 from .flushing import Answers, Flushes
 from .heartbeat import Heartbeat
 from .inbox import Inbox
@@ -238,8 +241,15 @@ class Reception:
         await self._recovery.reread()
 
     async def _unregister(self, patience: float) -> None:
-        async with self._database.connection(patience) as connection:
-            await self._queries.unregister(connection)
+        backoff = Backoff()
+        while True:
+            try:
+                async with self._database.connection(patience) as connection:
+                    return await self._queries.unregister(connection)
+            except psycopg.Error as error:
+                if fate(error) not in {Fate.NOT_DONE, Fate.UNKNOWN}:
+                    raise
+            await asyncio.sleep(backoff.next())
 
     # What is heard -------------------------------------------------------------------------------
 

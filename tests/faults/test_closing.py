@@ -26,6 +26,8 @@ from .test_fast_path_memberships import BLOCKED as MEMBERS_BLOCKED
 from .test_fast_path_memberships import locked
 from .test_liveness import NODES
 
+SIGNS_OFF = """SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+    AND wait_event_type = 'Lock' AND query LIKE '%DELETE FROM%node%'"""
 MINE = "SELECT count(*) FROM channels_pg_sa_message WHERE recipient = %s"
 
 
@@ -400,6 +402,30 @@ async def test_a_program_that_ends_needs_no_thread_to_find_the_host(
     assert query(fragile_url, "SELECT id FROM channels_pg_sa_node") == []
     assert await runs(SENDS, url) == 0
     assert await take(make_fragile(), "jobs", 1) == [text(1)]
+
+
+async def test_a_node_whose_session_ends_as_it_signs_off(
+    make_own_layer: LayerFactory, server: TestServer, layer_url: str
+) -> None:
+    """It does so over another."""
+    layer = make_own_layer()
+    await warm(layer)
+
+    async def waits() -> list[tuple[int]]:
+        return query(layer_url, SIGNS_OFF)
+
+    with locked(layer_url) as locker:
+        closing = asyncio.create_task(layer.close())
+        [(pid,)] = await eventually_async(waits)
+        server.terminate([pid])
+
+        async def waits_again() -> bool:
+            return await waits() not in ([], [(pid,)])
+
+        await eventually_async(waits_again)
+        locker.commit()
+        await closing
+    assert query(layer_url, NODES) == []
 
 
 async def test_a_signal_s_handler_closes_what_is_just_being_opened(layer_url: str) -> None:
