@@ -144,12 +144,8 @@ class CallQueue(Generic[J]):
 
     @property
     def underway(self) -> list[Call[J]]:
-        """The calls of the batch that was taken last, until it is over."""
+        """The calls of the batch that was taken last."""
         return self._underway
-
-    def over(self) -> None:
-        """Note that the batch is over."""
-        self._underway = []
 
     def clear_leader(self) -> None:
         """Note that the loop goes on by itself: whoever led has seen to that, and need not be replaced."""

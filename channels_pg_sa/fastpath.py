@@ -275,7 +275,7 @@ class FastPath:
         """Begin the statement that follows, if it is still wanted; return whether it was begun."""
         wanted = self._go_on(self._results[-1])
         with self._lock:
-            if not wanted or not self._following:
+            if not wanted:
                 return False
             try:
                 self._send_next(held)

@@ -112,7 +112,6 @@ class IOThread:
             self.loop.run_until_complete(self._cancel_all())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
-            asyncio.set_event_loop(None)
 
     async def _cancel_all(self) -> None:
         await cancelled({task for task in asyncio.all_tasks() if task is not asyncio.current_task()})

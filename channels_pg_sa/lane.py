@@ -156,8 +156,6 @@ class Lane(Generic[J]):
             if self._task is not None and self._task.cancel():
                 await asyncio.wait([self._task])
         finally:  # also if the node gives up waiting, and ends the loop
-            if self._timer is not None:
-                self._timer.cancel()
             self._fail(self._calls.clear(), error)
 
     def _start_gathered(self) -> None:
@@ -193,7 +191,6 @@ class Lane(Generic[J]):
                 self._fail(calls, error)
             else:
                 settle(calls)
-            self._calls.over()  # not when cancelled: then close() has a better error for them
             if self._begin_here():
                 return
 
