@@ -53,6 +53,8 @@ def cancelled(inbox: Inbox) -> Entry | None:
     except StopIteration as end:
         found: Entry = end.value
         return found
+    finally:
+        coroutine.close()  # else the garbage collector does so, and be it in another trace
     return None
 
 
