@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from django.db import connections
 from django.db.models.signals import post_migrate
 from django.test.runner import DiscoverRunner
+from django.test.utils import get_unique_databases_and_mirrors
 
 from . import migrate
 from .django_settings import configs, database_alias, settings_from_config
@@ -26,9 +28,14 @@ class Runner(DiscoverRunner):  # type: ignore[misc]  # Django ships no types
         super().__init__(*args, **kwargs)
         self._names: list[tuple[dict[str, Any], str | None]] = []
 
+    def get_databases(self, suite: Any) -> dict[str, bool]:
+        """Return the aliases whose test databases are made: with any of them those of the layers, lest theirs be real."""
+        found: dict[str, bool] = super().get_databases(suite)
+        return {**dict.fromkeys(_layers_aliases() if found else (), False), **found}
+
     def setup_databases(self, **kwargs: Any) -> Any:
         """Make the test databases, with our tables."""
-        with upgraded_with_migrate():
+        with upgraded_with_migrate(kwargs.get("aliases")):
             made = super().setup_databases(**kwargs)
         for connection, *_ in made:
             # The child process of a ChannelsLiveServerTestCase puts "test_" before the name a second time, unless
@@ -48,14 +55,19 @@ class Runner(DiscoverRunner):  # type: ignore[misc]  # Django ships no types
 
 
 @contextlib.contextmanager
-def upgraded_with_migrate() -> Iterator[None]:
-    """Within the block `migrate`, which makes each test database, installs our tables as well where a layer uses it."""
+def upgraded_with_migrate(aliases: Collection[str] | None = None) -> Iterator[None]:
+    """Within the block `migrate`, which makes each test database, installs our tables as well where a layer uses it.
+
+    Args:
+        aliases: of DATABASES whose test databases are made; None for all.
+    """
+    homes = _homes(aliases)  # now, while the names are those of the project
     done: set[str] = set()
 
     def upgrade(using: str, **_: Any) -> None:
         if using not in done:  # it is told of each app
             done.add(using)
-            _upgrade(using)
+            _upgrade(using, homes)
 
     post_migrate.connect(upgrade)
     try:
@@ -64,8 +76,25 @@ def upgraded_with_migrate() -> Iterator[None]:
         post_migrate.disconnect(upgrade)
 
 
-def _upgrade(alias: str) -> None:
+def _layers_aliases() -> Iterator[str]:
+    """Yield the aliases of DATABASES that layers use, and those whose test databases these only mirror."""
     for _, config in configs():
-        if database_alias(config) == alias:
-            settings = settings_from_config(config)
+        alias = database_alias(config)
+        if alias in connections.settings:
+            yield alias
+            yield connections[alias].settings_dict["TEST"]["MIRROR"] or alias
+
+
+def _homes(aliases: Collection[str] | None) -> dict[str, str]:
+    """Return by alias the one that Django makes the test database by: the first of those that share it."""
+    shared, mirrors = get_unique_databases_and_mirrors(aliases)
+    homes = {alias: group[0] for _, group in shared.values() for alias in group}
+    return {**homes, **{alias: homes.get(original, original) for alias, original in mirrors.items()}}
+
+
+def _upgrade(using: str, homes: Mapping[str, str]) -> None:
+    for _, config in configs():
+        alias = database_alias(config)
+        if alias is not None and homes.get(alias, alias) == using:
+            settings = settings_from_config({**config, "database": using})
             migrate.upgrade(settings.connect, schema=settings.schema)

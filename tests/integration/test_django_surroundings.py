@@ -65,6 +65,16 @@ class Committed(TransactionTestCase):
         self.test_it_is_sent()
 """
 
+LEAVES = """
+from channels.layers import get_channel_layer
+from django.test import TransactionTestCase
+
+
+class Leaves(TransactionTestCase):
+    def test_a_message(self):
+        get_channel_layer().send_sync("jobs", {"type": "job"})
+"""
+
 LIVE_SETTINGS = (
     SETTINGS
     + """
@@ -124,6 +134,24 @@ async def test_the_runner_of_the_package(
     assert b"Ran 4 tests" in output
     left = "SELECT datname FROM pg_database WHERE datname LIKE %s"
     assert query(layer_url, left, [f"test_{database_name(layer_url)}%"]) == []
+
+
+@pytest.mark.parametrize(
+    "alias",
+    [
+        pytest.param('"channels_pg_sa": dict(ours)', id="of its own"),
+        pytest.param('"channels_pg_sa": {**ours, "TEST": {"MIRROR": "default"}}', id="a mirror"),
+        pytest.param('"channels_pg_sa": {**ours, "TEST": {"NAME": ours["NAME"] + "_other"}}', id="apart"),
+    ],
+)
+async def test_a_layer_whose_alias_no_test_names(tmp_path: Path, layer_url: str, alias: str) -> None:
+    """It is in the test database all the same, with our tables, and in that of the project nothing is sent."""
+    aliases = f'ours = DATABASES["default"]\nDATABASES = {{"default": ours, {alias}}}\n'
+    (tmp_path / "trial_settings.py").write_text(SETTINGS + aliases)
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "tests.py").write_text(LEAVES)
+    assert b"Ran 1 test" in await run_tests(tmp_path, layer_url)
+    assert query(layer_url, "SELECT channel FROM channels_pg_sa_message") == []
 
 
 async def test_a_live_server_of_channels_is_in_the_test_database(tmp_path: Path, layer_url: str) -> None:
