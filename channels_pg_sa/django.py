@@ -37,7 +37,8 @@ def send(channel: str, message: Message, *, using: str | None = None, layer: str
     Raises:
         TypeError, MessageTooLarge: as the layer's send().
         django.core.exceptions.ImproperlyConfigured: the layer is not one of ours, or has an address of its own, so that
-            nothing says what `using` is; or that database is not PostgreSQL.
+            nothing says what `using` is; or that database is not PostgreSQL; or without `using`, atomic() is that of
+            another alias of the same database.
         SchemaError: the tables are missing.
         django.db.Error: the database refuses.
 
@@ -90,6 +91,8 @@ def _execute(using: str | None, name: str, layer: Layer, sql: str, parameters: M
     connection = connections[alias]
     if connection.vendor != DatabaseWrapper.vendor:
         raise ImproperlyConfigured(f'DATABASES["{alias}"] is not PostgreSQL, where the tables of the layer are.')
+    if using is None:
+        _check_transaction(connection)
     with connection.cursor() as cursor:
         try:
             cursor.execute(sql, parameters)
@@ -98,3 +101,19 @@ def _execute(using: str | None, name: str, layer: Layer, sql: str, parameters: M
             if _UNDEFINED_TABLE in {getattr(error.__cause__, name, None) for name in ("sqlstate", "pgcode")}:
                 raise SchemaError(None, REVISION, database=connection.settings_dict["NAME"]) from error
             raise
+
+
+def _check_transaction(ours: DatabaseWrapper) -> None:
+    """Refuse to commit at once beside a transaction of the same database, which the message is to leave with."""
+    if ours.in_atomic_block:
+        return
+    for other in connections.all(initialized_only=True):
+        if other.in_atomic_block and _place(other) == _place(ours):
+            raise ImproperlyConfigured(
+                f'The layer uses the alias "{ours.alias}", and the transaction that is open is of "{other.alias}", the '
+                f'same database: say using="{other.alias}" to send with it, or using="{ours.alias}" to send at once.'
+            )
+
+
+def _place(connection: DatabaseWrapper) -> list[Any]:
+    return [connection.vendor, *(str(connection.settings_dict[key]) for key in ("HOST", "PORT", "NAME"))]

@@ -29,7 +29,7 @@ class Runner(DiscoverRunner):  # type: ignore[misc]  # Django ships no types
         self._names: list[tuple[dict[str, Any], str | None]] = []
 
     def get_databases(self, suite: Any) -> dict[str, bool]:
-        """Return the aliases whose test databases are made: with any of them those of the layers, lest theirs be real."""
+        """Return the aliases whose test databases are made: where any is, those of the layers too, not to use real ones."""
         found: dict[str, bool] = super().get_databases(suite)
         return {**dict.fromkeys(_layers_aliases() if found else (), False), **found}
 
@@ -80,7 +80,7 @@ def _layers_aliases() -> Iterator[str]:
     """Yield the aliases of DATABASES that layers use, and those whose test databases these only mirror."""
     for _, config in configs():
         alias = database_alias(config)
-        if alias in connections.settings:
+        if alias is not None and alias in connections.settings:
             yield alias
             yield connections[alias].settings_dict["TEST"]["MIRROR"] or alias
 

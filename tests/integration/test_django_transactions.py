@@ -246,6 +246,23 @@ def test_which_alias(server: TestServer, databases: Callable[..., None], layer_u
     server.drop(elsewhere)
 
 
+def test_two_aliases_of_one_database(databases: Callable[..., None], layer_url: str) -> None:
+    """Over that of the layer, a message would be committed whatever becomes of the other's transaction."""
+    databases(default=entry(layer_url), channels_pg_sa=entry(layer_url))
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}}):
+        with failing():
+            for verb in (send, group_send):
+                with pytest.raises(ImproperlyConfigured, match='say using="default" to send with it'):
+                    verb("jobs", text(1))
+            send("jobs", text(2), using="default")
+            send("jobs", text(3), using="channels_pg_sa")
+            with failing("channels_pg_sa"):
+                send("jobs", text(4))
+        assert query(layer_url, COUNT) == [(1,)]
+        send("jobs", text(5))
+    assert query(layer_url, COUNT) == [(2,)]
+
+
 def test_what_cannot_be_used_is_said(databases: Callable[..., None], layer_url: str) -> None:
     """A layer with an address of its own, one that is none of ours, and a database that is not PostgreSQL."""
     databases(default=entry(layer_url), lite={"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
