@@ -8,11 +8,12 @@ from typing import Any
 
 from channels.layers import DEFAULT_CHANNEL_LAYER, get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
-from django.db import ProgrammingError, connections
+from django.db import DataError, ProgrammingError, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 
 from .codec import Message
 from .errors import SchemaError
+from .fate import is_without_secret
 from .layer import Layer, close_layers
 from .schema import REVISION
 
@@ -96,10 +97,13 @@ def _execute(using: str | None, name: str, layer: Layer, sql: str, parameters: M
     with connection.cursor() as cursor:
         try:
             cursor.execute(sql, parameters)
-        except ProgrammingError as error:
+        except (DataError, ProgrammingError) as error:
+            database = connection.settings_dict["NAME"]
             # psycopg's name for the SQLSTATE, and psycopg2's; https://www.postgresql.org/docs/current/errcodes-appendix.html
             if _UNDEFINED_TABLE in {getattr(error.__cause__, name, None) for name in ("sqlstate", "pgcode")}:
-                raise SchemaError(None, REVISION, database=connection.settings_dict["NAME"]) from error
+                raise SchemaError(None, REVISION, database=database) from error
+            if is_without_secret(error.__cause__):
+                raise SchemaError("", REVISION, database=database) from error
             raise
 
 

@@ -31,7 +31,7 @@ class Fate(enum.Enum):
 
     NOT_DONE = "not done, and it may be tried again"
     REFUSED = "not done, and it will not be"
-    NO_SCHEMA = "not done: it needs tables that are not there"
+    NO_SCHEMA = "not done: it needs tables, or a row of ours, that are not there"
     UNKNOWN = "nobody can tell whether it was done"
 
 
@@ -50,10 +50,16 @@ def fate(error: Exception) -> Fate:
         return Fate.UNKNOWN
     if state in _AGAIN or state in _ELSEWHERE or is_queue_full(error):
         return Fate.NOT_DONE
-    return Fate.NO_SCHEMA if state in _NO_SUCH_THING else Fate.REFUSED
+    return Fate.NO_SCHEMA if state in _NO_SUCH_THING or is_without_secret(error) else Fate.REFUSED
 
 
-def is_queue_full(error: Exception) -> bool:
+def is_without_secret(error: BaseException | None) -> bool:
+    """Tell whether a NOTIFY had no topic, because the row with the secret is missing; of psycopg2's errors too."""
+    # Not by its words, which are in the language of the server.
+    return getattr(getattr(error, "diag", None), "source_function", None) == "Async_Notify" and not is_queue_full(error)
+
+
+def is_queue_full(error: BaseException | None) -> bool:
     """Tell whether the server's queue of notifications is full; other limits have the same SQLSTATE."""
     return isinstance(error, psycopg.errors.ProgramLimitExceeded) and "NOTIFY" in str(error)
 

@@ -50,7 +50,7 @@ def upgrade(database: Database, *, schema: str | None = None, revision: str = "h
 
     Raises:
         ConfigurationError: the address or the schema's name is wrong, or another history has made the tables.
-        SchemaError: the tables are there, but do not tell their revision.
+        SchemaError: the tables are there, but do not tell their revision, or a newer version has made them.
         alembic.util.CommandError: there is no such revision.
         sqlalchemy.exc.DBAPIError: the database refuses.
     """
@@ -219,7 +219,9 @@ def _check_history(database: Database, schema: str | None) -> None:
                 "The tables are there, and not from this history: a project's own Alembic, or metadata.create_all(), "
                 "has made them. That has to change them too."
             )
-        _current(connection, schema)
+        found = _current(connection, schema)
+    if found is not None and found > REVISION:  # of which our history knows nothing
+        raise SchemaError(found, REVISION, schema=schema)
 
 
 def _current(connection: Connection, schema: str | None) -> str | None:

@@ -29,7 +29,7 @@ class Runner(DiscoverRunner):  # type: ignore[misc]  # Django ships no types
         self._names: list[tuple[dict[str, Any], str | None]] = []
 
     def get_databases(self, suite: Any) -> dict[str, bool]:
-        """Return the aliases whose test databases are made: where any is, those of the layers too, not to use real ones."""
+        """Return the aliases whose test databases are made: if any, those of layers too, lest these use real ones."""
         found: dict[str, bool] = super().get_databases(suite)
         return {**dict.fromkeys(_layers_aliases() if found else (), False), **found}
 

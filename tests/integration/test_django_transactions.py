@@ -312,6 +312,14 @@ def test_missing_tables(databases: Callable[..., None], database_url: str) -> No
 
 
 @pytest.mark.usefixtures("default")
+def test_tables_without_their_row(layer_url: str) -> None:
+    """As a copy without data has them; the server only says that the name of some channel is empty."""
+    query(layer_url, "DELETE FROM channels_pg_sa_installation")
+    with pytest.raises(SchemaError, match=r"no row.*INSERT INTO channels_pg_sa_installation"):
+        send("jobs", text(1))
+
+
+@pytest.mark.usefixtures("default")
 @pytest.mark.parametrize("name", ["sqlstate", "pgcode"])
 @pytest.mark.parametrize(("code", "kind"), [("42P01", SchemaError), ("42883", ProgrammingError)])
 def test_only_missing_tables_are_told_as_such(name: str, code: str, kind: type[Exception]) -> None:

@@ -512,3 +512,11 @@ async def test_a_wrong_name_is_refused_on_an_engine_too(layer_url: str, name: st
             with pytest.raises(TypeError, match="name must"):
                 await asyncio.to_thread(send_sync, name, {"type": "test.message"})
     assert query(layer_url, "SELECT count(*) FROM channels_pg_sa_message") == [(0,)]
+
+
+async def test_tables_without_their_row(layer_url: str) -> None:
+    """A send says what is missing, and how to mend it: the server has no topic to notify."""
+    query(layer_url, "DELETE FROM channels_pg_sa_installation")
+    async with Publisher(url=layer_url) as own:
+        with pytest.raises(SchemaError, match=r"no row.*INSERT INTO channels_pg_sa_installation"):
+            await own.send("jobs", {})

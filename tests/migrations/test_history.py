@@ -285,6 +285,17 @@ def test_another_revision_is_told_with_both(database_url: str, found: str, remed
     assert remedy in str(caught.value)
 
 
+@pytest.mark.parametrize("verb", ["upgrade", "downgrade"])
+def test_an_older_package_leaves_newer_tables_alone(database_url: str, verb: str) -> None:
+    """As where a release is taken back; it says that itself, and not that a file of Alembic's is missing."""
+    migrate.upgrade(database_url)
+    query(database_url, "UPDATE channels_pg_sa_installation SET revision = '9999'")
+    query(database_url, "UPDATE channels_pg_sa_version SET version_num = '9999'")
+    with pytest.raises(SchemaError, match="A newer version has made the tables: update the package"):
+        getattr(migrate, verb)(database_url, revision="base" if verb == "downgrade" else "head")
+    assert migrate.current(database_url) == "9999"
+
+
 async def test_a_layer_works_where_the_database_is_ahead(make_own_layer: LayerFactory, layer_url: str) -> None:
     """During a rolling deploy what runs still, or is started again, finds the next version's tables."""
     query(layer_url, "UPDATE channels_pg_sa_installation SET revision = '9999'")
