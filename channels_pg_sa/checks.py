@@ -22,7 +22,8 @@ def check_config(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) 
         try:
             settings_from_config(config)
         except ImproperlyConfigured as error:
-            messages.append(checks.Error(str(error), obj=_place(name), id="channels_pg_sa.E001"))
+            reason = str(error).removeprefix("CHANNEL_LAYERS: ")  # which the place says more exactly
+            messages.append(checks.Error(reason, obj=_place(name), id="channels_pg_sa.E001"))
     return messages
 
 

@@ -133,7 +133,10 @@ class MessageCodec:
 
     def _dump_own(self, message: Message) -> bytes:
         assert self._own is not None  # noqa: S101 - for the type checker
-        return _OWN_MARK + self._own.dumps(message)
+        data: bytes | str = self._own.dumps(message)
+        if isinstance(data, str):  # as json's does
+            raise _Refusal("", " cannot be encoded: the serializer's dumps() returns str, not bytes.")
+        return _OWN_MARK + data
 
 
 class _Refusal(Exception):
@@ -165,7 +168,7 @@ def _weigh(value: object, depth: int, weighed: _Weighed) -> int:
         return 1
     if isinstance(value, int):
         if not _INT64_MIN <= value <= _INT64_MAX:
-            raise _Refusal("", " is an integer of more than 64 bits.")
+            raise _Refusal("", " is an integer below -2**63 or above 2**63 - 1.")
         return 1
     if isinstance(value, (dict, list, tuple)):
         known = weighed.get(id(value))

@@ -167,7 +167,10 @@ class Node:
         """
         owner = node_of(channel)
         if owner is not None and owner != self.id:
-            raise ValueError(f"{channel} belongs to another process or layer: to node {owner}, and this is {self.id}.")
+            raise ValueError(
+                f"{channel} belongs to another process or layer, or this one was closed since: to node {owner}, and "
+                f"this is {self.id}."
+            )
         return self._reception.receive(channel, shared=owner is None)
 
     # The whole -----------------------------------------------------------------------------------

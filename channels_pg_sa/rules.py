@@ -197,7 +197,9 @@ RULES: dict[str, Rule] = {
         lambda patterns: tuple(map(_pattern, patterns)),
         if_none=(),
     ),
-    "serializer": Rule('"msgpack", "json" or the dotted path of a serializer', _is_serializer, _loadable),
+    "serializer": Rule(
+        '"msgpack", "json" or the dotted path of a serializer, such as "site.codec"', _is_serializer, _loadable
+    ),
     "schema": Rule(
         f'the name of a PostgreSQL schema (letters, digits and "_", at most {MAX_IDENTIFIER} bytes, '
         'neither starting with a digit nor with "pg_"), or None',
