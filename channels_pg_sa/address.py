@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import re
 from collections.abc import Callable, Mapping
@@ -67,9 +68,12 @@ def connector(url: Url | Callable[[], Url], key: str = "url") -> Connector:
 def asked(function: Callable[[], Any], key: str) -> Any:
     """Call a function that stands in the settings; in a layer's own thread, which must not end by it."""
     try:
-        return function()
+        answer = function()
     except SystemExit as error:
         raise RuntimeError(f'The function of "{key}" wants to end the process: {error!r}') from error
+    if asyncio.iscoroutine(answer):
+        answer.close()  # which nobody awaits: Python need not warn of that beside the error
+    return answer
 
 
 def overlaid(base: Connector, over: Connector) -> Connector:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from .address import Connector, Url, overlaid
 from .errors import ConfigurationError
-from .rules import RULES, Rule, named
+from .rules import RULES, named
 
 # What an entry of Django's DATABASES can carry.
 DATABASE_KEYS = frozenset(
@@ -149,7 +149,8 @@ def settings_from_mapping(config: Mapping[str, Any], connect: Connector | None =
         ConfigurationError: a key is unknown, or its value has the wrong type or range; the message names the key
             and what would be right.
     """
-    values = {key: _rule(key).applied(f'"{key}"', value) for key, value in config.items()}
+    check_keys(config)
+    values = {key: RULES[key].applied(f'"{key}"', value) for key, value in config.items()}
     connect = values.pop("url", connect)
     if connect is None:
         raise ConfigurationError('Nothing says where the database is. Give "url": "postgresql://user@host/name".')
@@ -164,10 +165,11 @@ def check_keys(config: Mapping[str, Any]) -> None:
     """Make sure that every key is one that `settings_from_mapping` knows.
 
     Raises:
-        ConfigurationError: one is not; the message names the nearest right one.
+        ConfigurationError: some are not; the message names for each the nearest right one.
     """
-    for key in config:
-        _rule(key)
+    unknown = [f"Unknown key {named(key)}. {_advice(key)}" for key in config if key not in RULES]
+    if unknown:
+        raise ConfigurationError(" ".join(unknown))
 
 
 def checked_schema(name: object) -> str | None:
@@ -185,12 +187,6 @@ def nearest_key(name: str) -> str | None:
     by_lower = {key.lower(): key for key in ALL_KEYS}
     near = difflib.get_close_matches(name.lower(), sorted(by_lower), n=1, cutoff=0.7)  # "secret" is no "USER"
     return by_lower[near[0]] if near else None
-
-
-def _rule(key: str) -> Rule:
-    if key in RULES:
-        return RULES[key]
-    raise ConfigurationError(f"Unknown key {named(key)}. {_advice(key)}")
 
 
 def _advice(key: str) -> str:

@@ -129,9 +129,7 @@ class Heartbeat:
         if not pulse.alive:
             self._listener.restart("it was not registered any more: its lease had run out, or its row was deleted")
         elif not pulse.hears:
-            self._listener.restart(
-                "its session was reset, or tables or secret made anew: it hears nothing of ours"
-            )
+            self._listener.restart("its session was reset, or tables or secret made anew: it hears nothing of ours")
         if is_whole:
             self._heed(pulse)
         else:

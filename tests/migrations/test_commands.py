@@ -335,6 +335,9 @@ def test_the_django_command_takes_another_database_and_the_layer_s_schema(
     assert manage("upgrade", database="copy") == f"{REVISION}\n"
     migrate.check(database_url, schema="tenant")
     assert migrate.current(database_url) is None
+    with pytest.raises(CommandError, match=r"--database must be an alias of DATABASES \(copy, default\)") as caught:
+        manage("upgrade", database="nowhere")
+    assert caught.value.returncode == 2
 
 
 def test_the_django_command_works_where_the_checks_find_errors(database_url: str, layers: Callable[..., None]) -> None:

@@ -450,6 +450,13 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(key: str, said: st
     assert said in found
 
 
+def test_all_unknown_keys_are_told_at_once() -> None:
+    """Who brings the CONFIG of another layer need not try again for each."""
+    found = complaint(hosts=1, expiry=5, serializer_format=2)
+    assert 'Unknown key "hosts". There is no Redis here' in found
+    assert 'Unknown key "serializer_format". Its name here is "serializer".' in found
+
+
 def test_every_key_is_named_to_one_who_is_far_off() -> None:
     """A name unlike any other brings the list."""
     found = complaint(qqqqqqqq=1)

@@ -9,6 +9,7 @@ from typing import Any
 from alembic.util import CommandError as AlembicError
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import connections
 from sqlalchemy.exc import DBAPIError
 
 from channels_pg_sa.cli import MISUSED, add_commands, check_arguments, run
@@ -51,11 +52,14 @@ def settings_for(layer: str, database: str | None = None) -> Settings:
     """Return the settings of an entry of CHANNEL_LAYERS, or of one that would use an alias of DATABASES.
 
     Raises:
-        CommandError: the layer is not ours, and no alias says where to go instead.
+        CommandError: the layer is not ours, and no alias says where to go instead; or there is no such alias.
         django.core.exceptions.ImproperlyConfigured: its CONFIG is wrong.
     """
     config = dict(configs()).get(layer)
     if database is not None:
+        if database not in connections.settings:
+            known = ", ".join(sorted(connections.settings))
+            raise CommandError(f"--database must be an alias of DATABASES ({known}).", returncode=MISUSED)
         return settings_from_config({"database": database, "schema": (config or {}).get("schema")})
     if config is None:
         raise CommandError(
