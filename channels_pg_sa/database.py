@@ -248,8 +248,9 @@ class Database:
 
     async def _lend(self) -> CleanConnection:
         """Give SQLAlchemy a connection of the pool's; it asks its first what the server is, and may get no answer."""
-        # No longer than by default: after an outage the pool leaves who waits alone, until their time is over.
-        connection = await self._pool.getconn(min(self._pool.timeout, POOL_DEFAULTS["timeout"]))
+        # No longer than by default: after an outage the pool leaves who waits alone, until their time is over. And so
+        # that there is time to find out why: the pool does not tell.
+        connection = await self._pool.getconn(min(self._pool.timeout, POOL_DEFAULTS["timeout"], self._set_up))
         connection.borrower = asyncio.current_task()
         timer = asyncio.get_running_loop().call_later(self._set_up, sever, connection)
         self._lending[connection.borrower] = connection, timer
