@@ -147,7 +147,13 @@ def test_a_wrong_address_is_refused_without_being_shown(url: Any, said: str) -> 
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql+psycopg://u:tiger@h:port/db", "postgresql://u:tiger%zz@h/db", "host=h pasword=tiger"]
+    "url",
+    [
+        "postgresql+psycopg://u:tiger@h:port/db",
+        "postgresql+psycopg://u@/db?host=a&host=b&port=1&port=tiger",
+        "postgresql://u:tiger%zz@h/db",
+        "host=h pasword=tiger",
+    ],
 )
 def test_an_error_about_an_address_holds_no_password_in_its_causes(url: str) -> None:
     """A traceback shows the causes of an error as well."""
@@ -322,6 +328,7 @@ def test_right_options_of_the_pool_pass(options: dict[str, Any]) -> None:
         ({"min_size": 1}, 2),
         ({"min_size": 4}, 4),
         ({"min_size": 4, "max_size": None}, 4),
+        ({"min_size": 1, "max_size": None}, 1),
     ],
 )
 async def test_how_many_connections_the_pool_has_at_most(options: dict[str, Any], size: int) -> None:
