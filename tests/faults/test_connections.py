@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import psycopg
 import pytest
 import pytest_asyncio
 from psycopg_pool import AsyncConnectionPool
 
 from channels_pg_sa.backoff import Backoff
 from channels_pg_sa.database import Database
+from channels_pg_sa.held import Held
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async, let_pass
 
 from .breaking import WAITING, FragileServer, SwallowingProxy, inside, make_role, text, url_as, within
+from .test_fast_path import fast_path
+from .test_sending import until_rested
 
 Work = Callable[[Any], Awaitable[None]]
 
@@ -61,6 +66,7 @@ async def test_a_silence_while_a_connection_is_made_or_given_back(
 
     monkeypatch.setattr(Database, "_configure", configured)
     monkeypatch.setattr("channels_pg_sa.database.KEPT", 0.01)
+    monkeypatch.setattr("channels_pg_sa.database.SET_UP", 60)  # half of a call's time is less
     options = {"check": None, "reset": None, **({moment: silent} if moment in {"check", "reset"} else {})}
     layer = make_own_layer(url=proxy.url, send_timeout=6, PSYCOPG_OPTIONS={**options, "max_size": 1})
 
@@ -145,6 +151,41 @@ async def test_a_sign_of_life_that_comes_too_late(
     assert query(layer_url, WAITING) == [(2,)]
 
 
+async def test_a_connection_that_was_quick_enough_outlasts_its_limits(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its making, of its first sign of life and of a statement on it."""
+    monkeypatch.setattr("channels_pg_sa.database.KEPT", 60)
+    layer = make_own_layer(send_timeout=2)
+    await layer.send("jobs", text(1))
+    (held,) = inside(layer)._database._kept
+    await let_pass(2.2)
+    assert held.is_alive()
+    assert not held.doubted
+
+
+async def test_a_connection_keeps_nothing_of_who_had_it(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it has gone back to the pool."""
+    monkeypatch.setattr("channels_pg_sa.database.KEPT", 0.01)
+    layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1})
+    layer._open()  # type: ignore[attr-defined]
+    database = inside(layer)._database
+    drivers = []
+
+    async def use() -> None:
+        async with database.hold() as held:
+            drivers.append(held.driver)
+
+    for _ in range(5):
+        await within(layer, use())
+        await until_rested(layer)
+    assert len(set(drivers)) == 1
+    gc.collect()
+    assert [thing for thing in gc.get_objects() if isinstance(thing, Held) and thing.driver in drivers] == []
+
+
 async def test_an_outage_lasts_no_longer_than_the_server_is_away(
     proxy: SwallowingProxy, make_own_layer: LayerFactory, layer_url: str
 ) -> None:
@@ -191,7 +232,8 @@ async def only(
     """A server that grants one connection."""
     monkeypatch.setattr("channels_pg_sa.database.Backoff", lambda: Backoff(first=100, cap=100))
     role = make_role(fragile, fragile_url, "secret", limit=1)
-    layer = make_fragile(url=url_as(fragile, fragile_url, role), send_timeout=20)
+    url = url_as(fragile, fragile_url, role)
+    layer = make_fragile(url=url, send_timeout=20, PSYCOPG_OPTIONS={"max_size": 4})
     await layer.send("jobs", text(0))
     return OnlyConnection(layer)
 
@@ -209,6 +251,23 @@ async def test_who_waits_for_the_only_connection_asks_it_if_it_is_in_doubt(only:
     await within(only.layer, hand_on())
 
 
+async def test_one_in_doubt_is_not_handed_on_unasked(only: OnlyConnection) -> None:
+    """Who has waited for it does not trust it before it has shown a sign of life."""
+
+    async def is_in_doubt() -> bool:
+        async with only.database.hold() as held:
+            return held.doubted
+
+    async def hand_on() -> bool:
+        async with only.database.hold():
+            using = asyncio.create_task(is_in_doubt())
+            await eventually_async(only.is_wanted)
+            only.database.doubt()
+        return await asyncio.wait_for(using, 20)
+
+    assert not await within(only.layer, hand_on())
+
+
 async def test_who_gives_up_just_when_it_is_handed_a_connection_passes_it_on(only: OnlyConnection) -> None:
     """The server grants no other."""
 
@@ -223,6 +282,80 @@ async def test_who_gives_up_just_when_it_is_handed_a_connection_passes_it_on(onl
         await asyncio.wait_for(only.use(), 10)
 
     await within(only.layer, hand_on())
+
+
+async def test_one_that_comes_back_while_the_server_is_asked_for_another_is_found(
+    only: OnlyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At hand, and not at the next look: nobody would hand it on."""
+    connect = only.database._connect
+    refused, is_back = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> Any:
+        held = await connect()
+        refused.set()
+        await is_back.wait()
+        return held
+
+    async def give_back() -> None:
+        async with only.database.hold():
+            using = asyncio.create_task(only.use())
+            await refused.wait()
+        is_back.set()
+        await asyncio.wait_for(using, 20)
+
+    monkeypatch.setattr(only.database, "_connect", slowly)
+    await within(only.layer, give_back())
+
+
+async def test_the_only_connection_is_not_held_for_sends_while_somebody_waits_for_it(only: OnlyConnection) -> None:
+    """Though the pool could have more."""
+    holder = fast_path(only.layer)
+
+    async def note_calls() -> bool:
+        async with only.database.hold():
+            using = asyncio.create_task(only.use())
+            await eventually_async(only.is_wanted)
+            holder._not_before, holder._slow_at = float("-inf"), float("inf")  # as closely as may be
+            holder.note_calls([])
+            is_held = holder._task is not None
+        await asyncio.wait_for(using, 20)
+        return is_held
+
+    assert not await within(only.layer, note_calls())
+
+
+async def test_the_only_connection_is_not_handed_on_once_it_is_broken_off(
+    only: OnlyConnection, fragile_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is when the server refuses to prepare what is sent over it: who has waited for it makes another."""
+    monkeypatch.setattr("channels_pg_sa.database.Backoff", lambda: Backoff(first=2, cap=2))
+    only.database.check_timeout = 20
+    holder = fast_path(only.layer)
+    holder._prepared = LateRefused()
+
+    async def use() -> None:
+        async with only.database.hold() as held:
+            await held.driver.execute("SELECT 1")
+
+    async def hold_and_use() -> None:
+        holder._not_before, holder._slow_at = float("-inf"), float("inf")  # as closely as may be
+        holder.note_calls([])
+        await asyncio.sleep(0)  # it begins before the other
+        using = asyncio.create_task(use())
+        await eventually_async(only.is_wanted)
+        other.execute("SELECT pg_advisory_unlock_all()")
+        await asyncio.wait_for(using, 20)
+
+    with psycopg.connect(fragile_url, autocommit=True, application_name="tests") as other:
+        other.execute("SELECT pg_advisory_lock(1)")
+        await within(only.layer, hold_and_use())
+
+
+class LateRefused:
+    """In place of the statements that are prepared, some that the server refuses when a lock is free."""
+
+    prepare = "SELECT pg_advisory_lock(1); DO 'BEGIN RAISE insufficient_privilege; END'"
 
 
 async def test_a_server_that_grants_no_more_connections_is_not_away(
