@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import selectors
 import threading
 import time
 from typing import Any
 
+import psycopg
 import pytest
 
 from channels_pg_sa import LayerClosed, SchemaError, SendError
@@ -129,6 +131,27 @@ async def test_large_messages(make_own_layer: LayerFactory, size: int) -> None:
     assert await take(layer, "large", 3) == [message] * 3
 
 
+async def test_a_large_message_is_written_and_no_more(proxy: SwallowingProxy, make_own_layer: LayerFactory) -> None:
+    """The I/O thread does not look again and again whether the socket takes something."""
+    layer = await hold(make_own_layer(url=proxy.url))
+    loop = layer._node._thread.loop  # type: ignore[attr-defined]
+    proxy.stall()
+    sending = asyncio.create_task(layer.send("large", {"value": "x" * 15_000_000}))
+
+    async def is_written() -> bool:
+        return fast_path(layer)._socket not in loop._selector.get_map() or not (
+            loop._selector.get_key(fast_path(layer)._socket).events & selectors.EVENT_WRITE
+        )
+
+    async def is_being_written() -> bool:
+        return not await within(layer, is_written())
+
+    await eventually_async(is_being_written)
+    proxy.heal()
+    await sending
+    assert await within(layer, is_written())
+
+
 @pytest.mark.parametrize("break_it", ["terminate", "drop", "forget"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_connection_that_died_between_two_sends(
@@ -158,21 +181,44 @@ async def test_connections_that_were_lost_together(
 ) -> None:
     """In silence: one call waits until its time is over; the next one's connection is asked for a sign of life."""
     monkeypatch.setattr("channels_pg_sa.database.KEPT", 60)  # so that both are at hand
-    layer = make_own_layer(url=proxy.url, heartbeat=60, lease=200, send_timeout=3)
-    await layer.send("others", text(0))
-    database = inside(layer)._database
-
-    async def use_both() -> None:
-        async with database.hold(), database.hold():
-            pass
-
-    await within(layer, use_both())
+    layer = await use_both(make_own_layer(url=proxy.url, heartbeat=60, lease=200, send_timeout=3))
     if is_held:
         await hold(layer)
     proxy.forget()
     with pytest.raises(SendError, match="may have been done"):
         await layer.send("jobs", text(1))
     await layer.send("others", text(2))
+
+
+async def use_both(layer: PostgresLayer) -> PostgresLayer:
+    """Have the layer use two connections at a time; return the layer."""
+    await layer.send("others", text(0))
+    database = inside(layer)._database
+
+    async def use() -> None:
+        async with database.hold(), database.hold():
+            pass
+
+    await within(layer, use())
+    return layer
+
+
+async def test_a_connection_that_is_held_was_lost_with_another(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In silence: who reads over the other waits until its time is over; the next send is not trusted to this one."""
+    monkeypatch.setattr("channels_pg_sa.database.KEPT", 60)
+    layer = await hold(await use_both(make_own_layer(url=proxy.url, heartbeat=60, lease=200, send_timeout=3)))
+    proxy.forget()
+    with pytest.raises(SendError):
+        await ask(layer, "SELECT 1")
+
+    async def is_given_up() -> bool:
+        return len(inside(layer)._database._lent) == 1
+
+    await eventually_async(is_given_up)
+    assert fast_path(layer).is_open
+    await layer.send("others", text(1))
 
 
 async def test_a_connection_that_does_not_show_a_sign_of_life_is_not_the_only_one(
@@ -336,6 +382,29 @@ async def test_nothing_follows_on_a_connection_that_is_given_up(
     assert query(layer_url, WAITING) == [(1,)]
 
 
+async def test_nothing_follows_on_a_connection_that_is_closed(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two statements is answered in that very moment: the second is not begun."""
+    layer = await hold(make_own_layer())
+    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    ended: list[int] = []
+
+    async def answered_first(connection: Any) -> None:
+        locker.commit()
+        while not ended:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+        await give_up(connection)
+
+    monkeypatch.setattr("channels_pg_sa.fastpath.give_up", answered_first)
+    with locked_messages(layer_url) as locker:
+        assert fast_path(layer).run([statement] * 2, lambda _error, results: ended.append(len(results)))
+        await under_way(layer, layer_url)
+        await within(layer, fast_path(layer).close())
+    assert ended == [1]
+    assert query(layer_url, WAITING) == [(1,)]
+
+
 class Garbling(SwallowingProxy):
     """A proxy that can make nonsense of what the server says."""
 
@@ -350,6 +419,16 @@ class Garbling(SwallowingProxy):
         self._writers |= {writer, server_writer}
         self._start(self._pump(reader, server_writer))
         self._start(self._tell_client(server_reader, writer))
+
+
+async def test_another_is_held_as_soon_as_one_has_been_lost(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory
+) -> None:
+    """Which ends as well as one that is given back."""
+    layer = await hold(make_own_layer(url=proxy.url))
+    proxy.drop()
+    await eventually_async(lambda: given_back(layer))
+    assert fast_path(layer)._not_before == float("-inf")
 
 
 async def test_an_answer_that_cannot_be_read(make_own_layer: LayerFactory, layer_url: str) -> None:
@@ -475,6 +554,21 @@ async def test_no_connection_is_held_that_others_wait_for(make_own_layer: LayerF
     assert not await within(layer, note_calls())
 
 
+async def test_what_others_wanted_is_not_held_again_at_once(make_own_layer: LayerFactory) -> None:
+    """However closely sends follow each other."""
+    layer = await hold(make_own_layer())
+    fast_path(layer).release_soon()
+    await eventually_async(lambda: given_back(layer))
+
+    async def note_calls() -> bool:
+        fast_path(layer)._slow_at = float("inf")
+        fast_path(layer).note_calls([])
+        return await given_back(layer)
+
+    fast_path(layer)._not_before += 60  # however long a busy machine takes
+    assert await within(layer, note_calls())
+
+
 async def test_a_caller_whose_loop_stands_still_holds_nobody_up(make_own_layer: LayerFactory, layer_url: str) -> None:
     """It began a statement and does not look after it; another thread's sends go on, and so does its own in the end."""
     layer = await hold(make_own_layer())
@@ -552,6 +646,34 @@ async def test_it_is_given_back_when_nobody_sends(make_own_layer: LayerFactory) 
         assert await ask(layer, PREPARED) == []
         sockets.add(len(os.listdir("/proc/self/fd")))
     assert len(sockets) == 1
+
+
+async def test_a_silence_while_statements_are_prepared(proxy: SwallowingProxy, make_own_layer: LayerFactory) -> None:
+    """The connection is given up before those who wait for its place are."""
+    layer = make_own_layer(url=proxy.url, send_timeout=6, PSYCOPG_OPTIONS={"max_size": 1})
+    await layer.send("jobs", text(1))
+    fast_path(layer)._prepared = SilentlyPrepared(proxy)
+    fast_path(layer)._slow_at = float("inf")  # as closely as may be
+    await layer.send("jobs", text(2))
+    await eventually_async(lambda: asyncio.to_thread(lambda: fast_path(layer)._prepared.has_begun))
+    await layer.send("jobs", text(3))
+    assert await take(layer, "jobs", 3) == [text(1), text(2), text(3)]
+
+
+class SilentlyPrepared:
+    """In place of the statements, one under which the network forgets the connection."""
+
+    has_begun = False
+
+    def __init__(self, proxy: SwallowingProxy) -> None:
+        self._proxy = proxy
+
+    @property
+    def prepare(self) -> str:
+        """Have it forgotten, and return what nobody will answer."""
+        self._proxy.forget()
+        self.has_begun = True
+        return "SELECT 1"
 
 
 class SlowlyPrepared:
@@ -675,6 +797,46 @@ class Interrupted:
         if self._sent:
             self._pgconn.send_query_prepared(*arguments)
         raise KeyboardInterrupt
+
+
+class Failing(Interrupted):
+    """One that fails right after it has been handed the statement: nobody knows what of it has gone out."""
+
+    def send_query_prepared(self, *arguments: Any) -> None:
+        """Fail, once."""
+        self._connection.pgconn = self._pgconn
+        self._pgconn.send_query_prepared(*arguments)
+        raise psycopg.OperationalError("out of memory")
+
+
+async def test_a_statement_under_which_libpq_fails(make_own_layer: LayerFactory) -> None:
+    """The caller is told at once, and the next has another connection."""
+    layer = await hold(make_own_layer(send_timeout=60))
+    backend = fast_path(layer)._held.driver.info.backend_pid
+    Failing(fast_path(layer)._held.driver, sent=True)
+    with pytest.raises(SendError, match=r"may have been done.*out of memory"):
+        await layer.send("jobs", text(1))
+    await hold(layer)
+    assert fast_path(layer)._held.driver.info.backend_pid != backend
+
+
+async def test_a_statement_that_follows_and_under_which_libpq_fails(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Whoever waits for both is told at once, with the result of the first."""
+    layer = await hold(make_own_layer(send_timeout=60))
+    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    ended: list[tuple[Any, int]] = []
+    with locked_messages(layer_url) as locker:
+        assert fast_path(layer).run([statement] * 2, lambda error, results: ended.append((error, len(results))))
+        await under_way(layer, layer_url)
+        Failing(fast_path(layer)._held.driver, sent=True)
+        locker.commit()
+        await eventually_async(lambda: asyncio.to_thread(lambda: ended))
+    ((error, count),) = ended
+    assert (fate(error), count) == (Fate.UNKNOWN, 1)
+    await eventually_async(lambda: given_back(layer))
+    await layer.send("others", text(2))
 
 
 async def test_a_caller_that_is_interrupted_in_the_middle_of_a_message(
