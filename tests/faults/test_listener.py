@@ -34,6 +34,7 @@ from .breaking import (
     Gate,
     SwallowingProxy,
     Tally,
+    come_back,
     end,
     inside,
     layer_is_listening,
@@ -250,6 +251,95 @@ async def test_delays_begin_again_when_it_has_listened(
     assert max(delays) <= Backoff().first
 
 
+async def test_two_who_find_it_dead_at_once(make_own_layer: LayerFactory) -> None:
+    """It is replaced, and neither is in trouble."""
+    layer, sender = make_own_layer(), make_own_layer()
+    channel = await warm(layer)
+    before = inside(layer)._outages.ended
+
+    async def restart() -> None:
+        for reason in ("no answer", "no sign of life"):
+            inside(layer)._listener.restart(reason)
+
+    async def is_back() -> bool:
+        return bool(inside(layer)._outages.ended > before)
+
+    await within(layer, restart())
+    await eventually_async(is_back)
+    await sender.send(channel, text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+
+
+async def test_what_comes_while_the_connection_is_lent_is_heard_when_it_is_back(make_own_layer: LayerFactory) -> None:
+    """It has been read with the answers to statements, and makes no socket readable any more."""
+    layer, sender = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    channel = await warm(layer)
+    listening = inside(layer)._listener
+    loop, is_lent = asyncio.get_running_loop(), asyncio.Event()
+
+    async def ask_until_it_is_there(connection: Any) -> None:
+        loop.call_soon_threadsafe(is_lent.set)
+        while not listening._heard:
+            await connection.execute("SELECT 1")
+
+    lent = asyncio.create_task(within(layer, listening.lend(ask_until_it_is_there)))
+    await is_lent.wait()
+    await sender.send(channel, text(1))
+    await lent
+    assert await take(layer, channel, 1) == [text(1)]
+
+
+async def test_an_end_that_comes_with_an_answer_is_noticed_at_once(make_own_layer: LayerFactory) -> None:
+    """Who had the connection got what they wanted; no socket is left whose end the loop would see."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+    listening = inside(layer)._listener
+
+    async def ask_and_end(connection: Any) -> None:
+        await connection.execute("SELECT 1")
+        connection.pgconn.finish()
+
+    async def is_noticed() -> bool:
+        lost = listening._lost
+        await listening.lend(ask_and_end)
+        return bool(lost.done())
+
+    assert await within(layer, is_noticed())
+    await until_listening(layer)
+
+
+async def test_what_was_heard_before_a_recovery_that_failed_is_not_passed_on(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables tell of it; what they tell may have happened since."""
+    layer = make_own_layer()
+    await warm(layer)
+    listening = inside(layer)._listener
+    recover, hear = listening._recover, listening._hear
+    lost: list[bytes] = []
+    heard: list[bytes] = []
+
+    async def recover_in_vain(connection: Any, progressed: Any) -> None:
+        await recover(connection, progressed)
+        while not listening._heard:
+            await connection.execute("SELECT 1")
+        lost.extend(listening._heard)
+        listening._recover = recover
+        raise OSError("lost")
+
+    def note(payloads: list[bytes]) -> None:
+        heard.extend(payloads)
+        hear(payloads)
+
+    monkeypatch.setattr(listening, "_recover", recover_in_vain)
+    monkeypatch.setattr(listening, "_hear", note)
+    await come_back(layer)
+    await until_nothing_is_remembered(layer)
+    assert lost
+    assert heard
+    assert not set(lost) & set(heard)
+
+
 @pytest.mark.parametrize("break_it", ["stall", "forget"])
 async def test_a_silent_connection_is_noticed_within_two_heartbeats(
     proxy: SwallowingProxy, make_own_layer: LayerFactory, break_it: str
@@ -389,13 +479,36 @@ async def test_a_dead_connection_leaves_no_trace_in_the_loop(
             await layer.send(channel, text(number))
             assert await take(layer, channel, 1) == [text(number)]
             await until_listening(layer)
+    await until_nothing_else_is_watched(layer)
+
+
+async def until_nothing_else_is_watched(layer: PostgresLayer) -> None:
+    """Wait until the layer's loop watches the connection that listens, and no other."""
     loop = inside(layer)._thread.loop
     expected = {loop._ssock.fileno(), inside(layer)._listener._connection.fileno()}
 
-    async def nothing_else_is_watched() -> bool:
+    async def look() -> bool:
         return {key.fd for key in list(loop._selector.get_map().values())} == expected
 
-    await eventually_async(nothing_else_is_watched)
+    await eventually_async(look)
+
+
+async def test_a_connection_that_is_given_up_leaves_no_trace_in_the_loop(make_own_layer: LayerFactory) -> None:
+    """Its socket, whose end the loop has not seen, is watched no more before it is closed."""
+    layer = make_own_layer()
+    await warm(layer)
+    given_up = inside(layer)._listener._connection
+    number, close = given_up.fileno(), given_up.close
+    watched: list[bool] = []
+
+    async def look_and_close() -> None:
+        watched.append(number in inside(layer)._thread.loop._selector.get_map())
+        await close()
+
+    given_up.close = look_and_close
+    await come_back(layer)
+    assert watched == [False]
+    await until_nothing_else_is_watched(layer)
 
 
 async def test_attempts_that_time_out_leave_nothing_open(
