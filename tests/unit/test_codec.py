@@ -236,6 +236,20 @@ class Faulty(dict[str, int]):
         raise LookupError("no items today")
 
 
+class Fleeting(dict[str, Any]):
+    """A dict that makes each value when it is asked for it, so the later ones lie where the first ones lay."""
+
+    def items(self) -> Any:
+        return ((str(place), {"a": 0} if place < 9 else {1: 0}) for place in range(10))
+
+
+@each_codec
+def test_a_value_that_lies_where_another_lay_is_not_taken_for_it(codec: MessageCodec) -> None:
+    """What was looked at is known by its place in memory, and kept there meanwhile."""
+    with pytest.raises(TypeError, match=r"message\['9'\] has the key 1 of type int"):
+        codec.encode(Fleeting())
+
+
 def test_classes_of_the_senders_own_cannot_hang_or_break_encode(monkeypatch: pytest.MonkeyPatch) -> None:
     """One without an end is too large; one that raises is a TypeError with its reason."""
     monkeypatch.setattr(codec_module, "MAX_BYTES", 1000)

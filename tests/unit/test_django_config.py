@@ -117,6 +117,11 @@ def test_an_assumed_role_is_assumed_from_the_start() -> None:
     }
 
 
+def test_an_empty_role_is_none() -> None:
+    """As Django takes it, of settings that read it from the environment."""
+    assert connect({"NAME": "db", "OPTIONS": {"assume_role": ""}}) == {"dbname": "db"}
+
+
 def test_options_of_the_config_stay_as_they_are() -> None:
     """Channels gives the same CONFIG to every layer it builds."""
     config = {"NAME": "db", "OPTIONS": {"pool": True, "assume_role": "r"}}
