@@ -112,6 +112,28 @@ def test_the_fullest_of_many_queues(layer_url: str) -> None:
     assert len(lines) == 3 + MOST + 1
 
 
+def test_a_prefix_has_places_of_its_own(layer_url: str) -> None:
+    """However many queues another fills, and however full."""
+    rows = [f"('crowd', 'queue{place}', 'queue{place}', '', 'infinity')" for place in range(MOST + 5)]
+    run_script(layer_url, WAITING + ", ".join([*rows, *rows, "('quiet', 'jobs', 'jobs', '', 'infinity')"]))
+    lines = status(layer_url).splitlines()
+    assert lines[:3] == ["prefix crowd", "  processes: 0", f"  queues that hold messages: {MOST + 5}"]
+    assert lines[-4:] == [
+        "prefix quiet",
+        "  processes: 0",
+        "  queues that hold messages: 1",
+        "    jobs  waiting: 1  the first expires never",
+    ]
+
+
+def test_the_oldest_process_comes_first(layer_url: str) -> None:
+    """Wherever its row lies, and whatever its id."""
+    younger = NODE.replace("2 h", "1 h").replace("aaaaaaaaaaaa", "999999999999")
+    run_script(layer_url, f"{younger} {PLACEHOLDER}; {NODE.removesuffix(',')}")
+    lines = [line for line in status(layer_url).splitlines() if "  up " in line]
+    assert [line.split()[0] for line in lines] == ["aaaaaaaaaaaa", "999999999999"]
+
+
 def test_nobody_s_name_reaches_the_terminal_as_a_command(layer_url: str) -> None:
     """Whoever may insert a row could write one."""
     run_script(layer_url, WAITING + r"(E'\x1b[2J', E'a\x1b[31m', E'a\x1b[31m', '', 'infinity')")
