@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 
@@ -126,6 +127,17 @@ async def test_who_is_refused_takes_no_room(make_own_layer: LayerFactory) -> Non
     assert outcomes[6:] == [None] * 4
 
 
+async def test_sends_to_channels_and_groups_keep_their_order(make_layer: LayerFactory) -> None:
+    """Each kind is asked for room by a statement of its own, also when both wait for the same batch."""
+    layer = make_layer(capacity=100)
+    channel = await layer.new_channel()
+    await layer.group_add("group", channel)
+    kinds = itertools.cycle([layer.send, layer.group_send, layer.group_send])
+    names = {layer.send: channel, layer.group_send: "group"}
+    await asyncio.gather(*(send(names[send], text(number)) for number, send in zip(range(30), kinds, strict=False)))
+    assert numbers(await Conversation(patience=10).take(layer, channel, 30)) == list(range(30))
+
+
 async def test_a_full_member_is_left_out_of_a_group_send(make: Maker, talk: Conversation) -> None:
     """Sending to a group never raises ChannelFull, and members with room get the message."""
     layer = make(capacity=2)
@@ -135,6 +147,19 @@ async def test_a_full_member_is_left_out_of_a_group_send(make: Maker, talk: Conv
     await layer.group_send("group", text(7))
     assert await talk.next(layer, "roomy") == text(7)
     assert numbers(await talk.take(layer, "full", 2)) == [0, 1]
+
+
+async def test_each_member_has_its_own_capacity(make_layer: LayerFactory) -> None:
+    """The exceptions by name hold for group sends too."""
+    layer = make_layer(capacity=2, channel_capacity={"small": 1, "large": 3})
+    capacities = {"small": 1, "normal": 2, "large": 3}
+    for channel in capacities:
+        await layer.group_add("group", channel)
+    for number in range(4):
+        await layer.group_send("group", text(number))
+    assert layer.counters["over_capacity"] == 3 + 2 + 1
+    for channel, capacity in capacities.items():
+        assert numbers(await Conversation(patience=10).take(layer, channel, capacity)) == list(range(capacity))
 
 
 async def test_many_group_sends_never_raise(make: Maker, talk: Conversation) -> None:
@@ -160,9 +185,28 @@ async def test_drops_are_counted_and_logged(make: Maker, caplog: pytest.LogCaptu
     assert 1 <= len([record for record in caplog.records if "crowd" in record.getMessage()]) <= 5
 
 
-async def said(caplog: pytest.LogCaptureFixture, word: str) -> bool:
+async def test_drops_of_one_batch_are_told_of_each_group(
+    make_layer: LayerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is counted, and of the group that it was sent to."""
+    layer = make_layer(capacity=1)
+    await layer.group_add("crowd", "full")
+    with caplog.at_level(logging.WARNING, "channels_pg_sa"):
+        await asyncio.gather(*(layer.group_send(group, text(0)) for group in ["empty", "empty", "crowd", "crowd"] * 5))
+        assert layer.counters["over_capacity"] == 9
+        await layer.close()  # which tells of what has not been told yet
+    assert said_of(caplog, "crowd")
+    assert not said_of(caplog, "empty")
+
+
+def said_of(caplog: pytest.LogCaptureFixture, word: str) -> bool:
     """Tell whether a warning with this word was logged."""
     return any(word in record.getMessage() for record in caplog.records)
+
+
+async def said(caplog: pytest.LogCaptureFixture, word: str) -> bool:
+    """Tell it to one who waits for it."""
+    return said_of(caplog, word)
 
 
 @not_in_memory("its default is 100")
