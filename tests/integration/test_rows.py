@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
 import pytest
 
+from channels_pg_sa import queries as queries_module
 from channels_pg_sa.claims import ANYWHERE, Claim
 from channels_pg_sa.config import Settings
 from channels_pg_sa.jobs import GroupSend, Send
@@ -97,6 +99,14 @@ async def test_a_claim_begins_where_it_says(layer_url: str, connection: Any, que
     assert ([found[0] for found in claimed.rows], claimed.end) == ([first], first)
 
 
+async def test_a_queue_ends_with_the_last_of_its_own_prefix(layer_url: str, connection: Any, queries: Queries) -> None:
+    """Of another prefix is the later id, and who claims up to that would overtake what is on its way."""
+    row, _ = insert(layer_url, "jobs", "jobs")
+    insert(layer_url, "jobs", "jobs", prefix="other")
+    (claimed,) = await queries.claim(connection, [Claim("jobs", *ANYWHERE, 5)])
+    assert ([found[0] for found in claimed.rows], claimed.end) == ([row], row)
+
+
 @pytest.mark.parametrize("table", ["message", "membership"])
 async def test_a_sweep_waits_for_no_row_that_somebody_has(
     layer_url: str, connection: Any, queries: Queries, table: str
@@ -170,6 +180,64 @@ async def test_a_capacity_counts_what_is_unread_of_its_own_channel(
     sends = [Send(channel, channel, b"x", capacity) for channel, capacity in capacities]
     assert await queries.send(connection, sends) == {2, 5}
     assert recipients(layer_url)[5:] == ["jobs", "free", "more", "free"]
+
+
+async def test_what_goes_back_rings_for_the_first_and_the_last(
+    layer_url: str, connection: Any, queries: Queries
+) -> None:
+    """Of each queue, because nobody claims what is behind the last of which it has heard."""
+    topics, heard = Topics("asgi", NODE), list[Any]()
+    topics.secret, _, _ = await queries.enter(connection)
+    await queries.listen(connection, topics.of_queues(["jobs", "hub!"]))
+    connection.add_notify_handler(heard.append)
+    rows = [insert(layer_url, NODE, channel) for channel in ("jobs", "hub!a", "jobs", "hub!b", "jobs")]
+    await queries.put_back(connection, rows)
+    ids = [row for row, _ in rows]
+    expected = [f"Q{ids[0]} jobs,Q{ids[4]} jobs", f"Q{ids[1]} hub!,Q{ids[3]} hub!"]
+    assert sorted(notification.payload for notification in heard) == sorted(expected)
+
+
+async def test_an_answer_ends_when_there_is_enough_in_it(
+    layer_url: str, connection: Any, queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest come first, at least one of them, and of the others it is told that they are there."""
+    monkeypatch.setattr(queries_module, "BUDGET", 2)
+    rows = [insert(layer_url, NODE, "jobs") for _ in range(4)]
+    first, second, third, fourth = (row for row, _ in rows)
+    assert await queries.fetch(connection, rows[::-1]) == {first: b"x", second: b"x", third: None, fourth: None}
+    query(layer_url, "UPDATE channels_pg_sa_message SET payload = 'xxx' WHERE id = %s", [first])
+    assert await queries.fetch(connection, rows[:2]) == {first: b"xxx", second: None}
+
+
+async def test_who_does_not_own_the_table_does_not_try_to_vacuum_it(
+    layer_url: str, connection: Any, queries: Queries
+) -> None:
+    """The server would warn in its log, each time."""
+    role = f"sender_{secrets.token_hex(4)}"
+    notices = list[Any]()
+    connection.add_notice_handler(notices.append)
+    await connection.execute(f"CREATE ROLE {role}; SET ROLE {role}")
+    try:
+        await queries.vacuum(connection)
+    finally:
+        await connection.execute(f"RESET ROLE; DROP ROLE {role}")
+    assert notices == []
+
+
+async def test_no_more_is_counted_than_there_is_room_for(layer_url: str, connection: Any, queries: Queries) -> None:
+    """A queue that filled up before it had a capacity costs those who are refused no more than any other."""
+    query(layer_url, MANY)
+    await connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
+    async with connection.transaction():
+        assert await queries.send(connection, [Send("jobs", "jobs", b"x", 3)]) == {0}
+        ((looked_at,),) = await (await connection.execute(LOOKED_AT)).fetchall()
+    assert looked_at == 3
+
+
+MANY = """INSERT INTO channels_pg_sa_message (prefix, recipient, channel, payload)
+    SELECT 'asgi', 'jobs', 'jobs', 'x' FROM generate_series(1, 100)"""
+LOOKED_AT = """SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables
+    WHERE relid = 'channels_pg_sa_message'::regclass"""
 
 
 @pytest.mark.parametrize(("queues", "expected"), [(True, [NODE, "hub!", "jobs"]), (False, [NODE])])
@@ -268,3 +336,14 @@ async def test_who_lives_is_not_swept(layer_url: str, connection: Any, queries: 
     assert every(layer_url, NODES) == "abe"
     assert every(layer_url, "SELECT id FROM channels_pg_sa_node WHERE pid IS NOT NULL") == "a"
     assert every(layer_url, MEMBERS) == "aabaco"
+
+
+async def test_a_lease_that_ends_during_a_sweep_is_for_the_next(
+    layer_url: str, connection: Any, queries: Queries
+) -> None:
+    """The dead have been marked before: one who is not would be told that its members are gone, and forget them."""
+    query(layer_url, ADD_NODE, ["a", "asgi", 1, -1])
+    query(layer_url, ADD_MEMBER, ["asgi", "a", "a", 60])
+    await queries._execute(connection, "sweep_memberships", batch=10)
+    assert every(layer_url, MEMBERS) == "a"
+    assert await queries.sweep(connection, 10) == (0, 1)
