@@ -399,6 +399,27 @@ async def test_a_job_that_a_rival_did_not_take_after_all(make_own_layer: LayerFa
         assert await asyncio.wait_for(reader, 20) == text(1)
 
 
+async def test_what_is_not_claimed_is_not_taken_from_the_mailbox(make_own_layer: LayerFactory) -> None:
+    """The node hears of it, in its order, and behind the joins that a message to a group is for."""
+    layer, other = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    channel = await warm(layer)
+    is_lent, go_on = threading.Event(), threading.Event()
+
+    async def hold(_connection: Any) -> None:
+        is_lent.set()
+        await asyncio.to_thread(go_on.wait, PATIENCE)
+
+    lending = asyncio.create_task(within(layer, inside(layer)._listener.lend(hold)))
+    assert await asyncio.to_thread(is_lent.wait, PATIENCE)
+    await other.group_add("group", channel)
+    await other.group_send("group", text(1))
+    await other.send(channel, text(2))
+    await within(layer, inside(layer)._recovery.reread())
+    go_on.set()
+    await lending
+    assert await take(layer, channel, 2) == [text(1), text(2)]
+
+
 async def test_what_is_claimed_while_the_mailbox_is_read(
     make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
