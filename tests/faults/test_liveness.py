@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -31,6 +32,7 @@ from channels_pg_sa import (
     node,
     queries,
     recovery,
+    vacuum,
 )
 from channels_pg_sa.config import Settings
 from channels_pg_sa.listener import ConnectionLost
@@ -42,6 +44,7 @@ from tests.support.urls import with_parameters
 from tests.support.waiting import eventually, eventually_async, let_pass
 
 from .breaking import (
+    PATIENCE,
     WAITING,
     CountingProxy,
     SwallowingProxy,
@@ -197,6 +200,30 @@ async def test_questions_that_take_long_are_asked_elsewhere(
 
 
 @pytest.mark.processes
+async def test_questions_that_cost_the_connection_are_asked_elsewhere(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next connection would be lost by them as well, and nothing be heard for long."""
+    layer = make_own_layer(heartbeat=0.5, lease=200)
+    await warm(layer)
+    beat, asked_here = Queries.beat, list[bool]()
+
+    async def slow(self: Queries, connection: Any, *questions: Any) -> Any:
+        asked_here.append(connection is inside(layer)._listener._connection)
+        if asked_here[-1]:
+            await connection.execute("SELECT pg_sleep(3)")
+        return await beat(self, connection, *questions)
+
+    monkeypatch.setattr(Queries, "beat", slow)
+
+    async def has_asked_twice() -> bool:
+        return len(asked_here) > 1
+
+    await eventually_async(has_asked_twice)
+    assert asked_here[:2] == [True, False]
+    monkeypatch.undo()
+
+
 async def test_a_killed_process_vanishes_within_its_lease(
     processes: AsyncExitStack, make_own_layer: LayerFactory, layer_url: str
 ) -> None:
@@ -541,6 +568,33 @@ async def test_expired_rows_go_in_batches(make_own_layer: LayerFactory, layer_ur
     assert total >= 12_000
 
 
+async def test_all_memberships_that_are_over_go_in_one_sweep(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch after batch, though no messages are over with them: the next heartbeat may be far away."""
+    monkeypatch.setattr(heartbeat, "SWEEP", 10)
+    query(layer_url, OLD_MEMBERS, [45])
+    await warm(make_own_layer(heartbeat=60, lease=200))
+    eventually(lambda: query(layer_url, "SELECT count(*) FROM channels_pg_sa_membership") == [(0,)])
+
+
+async def test_what_is_swept_is_vacuumed_as_what_is_read(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both leave rows that are in the way until then."""
+    is_vacuumed = threading.Event()
+
+    async def note(_queries: Queries, _connection: Any) -> int:
+        is_vacuumed.set()
+        return 0
+
+    monkeypatch.setattr(Queries, "vacuum", note)
+    monkeypatch.setattr(vacuum, "DELETIONS", 1000)
+    query(layer_url, OLD_MESSAGES, [1000])
+    await warm(make_own_layer(heartbeat=0.3, lease=1.5))
+    assert await asyncio.to_thread(is_vacuumed.wait, PATIENCE)
+
+
 async def test_a_sweep_may_take_longer_than_a_heartbeat(make_own_layer: LayerFactory, layer_url: str) -> None:
     """Broken off, it would be begun again for ever."""
     query(
@@ -717,3 +771,28 @@ async def test_what_has_gone_well_in_between_may_be_told_again(
     await eventually_async(all_told)
     levels = [record.levelname for record in caplog.records if "A heartbeat failed" in record.getMessage()]
     assert levels == ["ERROR", "INFO", "ERROR"]
+
+
+async def test_another_reason_is_told_anew(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though nothing has gone well in between: an operator mends one thing after the other."""
+    caplog.set_level(logging.INFO, LOGGER)
+    layer = make_own_layer(heartbeat=0.2, lease=200)
+    await warm(layer)
+    unhurried(layer)
+    monkeypatch.setattr(heartbeat, "AGAIN", 0.01)
+    reasons = ["of nodes", "of nodes", "of messages"]
+
+    async def fails(_self: heartbeat.Heartbeat, _connection: Any) -> Any:
+        raise psycopg.errors.InsufficientPrivilege(f"permission denied {reasons.pop(0) if reasons else 'at last'}")
+
+    monkeypatch.setattr(heartbeat.Heartbeat, "_ask", fails)
+    monkeypatch.setattr(heartbeat.Heartbeat, "_renew", fails)
+
+    async def all_told() -> bool:
+        return "denied at last" in caplog.text
+
+    await eventually_async(all_told)
+    levels = [record.levelname for record in caplog.records if "A heartbeat failed" in record.getMessage()]
+    assert levels[:4] == ["ERROR", "INFO", "ERROR", "ERROR"]
