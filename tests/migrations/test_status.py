@@ -86,6 +86,12 @@ def test_after_a_clock_was_set_back(layer_url: str) -> None:
     assert "up 0:00:00  gone, last seen 0:00:00 ago" in status(layer_url)
 
 
+def test_a_membership_that_has_ended_is_none(layer_url: str) -> None:
+    """Though it is not swept yet."""
+    run_script(layer_url, JOIN.replace("channel)", "channel, expires_at)").replace("'jobs')", "'jobs', now())"))
+    assert status(layer_url) == "Nobody receives, and no queue holds messages.\n"
+
+
 def test_all_is_of_one_moment(layer_url: str) -> None:
     """What comes while it is read is not in it, so that no member is shown without its process."""
 
