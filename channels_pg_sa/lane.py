@@ -16,6 +16,8 @@ J = TypeVar("J")
 
 Over = Callable[[bool], None]
 
+BUDGET = 4 * 1024 * 1024
+"""Bytes at which a batch ends."""
 ROUND = 0.1
 """Seconds that a batch waits at most for the end of a round of a caller's loop, and between two looks at deadlines."""
 
@@ -52,7 +54,7 @@ class Lane(Generic[J]):
         fast_path: Callable[[list[Call[J]], Over], bool] | None = None,
         at_rest: Callable[[Callable[[], None]], None] = lambda function: function(),
         cost: Callable[[J], int] = lambda _job: 0,
-        budget: int = 4 * 1024 * 1024,
+        budget: int = BUDGET,
         batch: int = 1000,
         limit: int = 100_000,
     ) -> None:

@@ -25,7 +25,7 @@ from .fastpath import FastPath
 from .fate import Fate, fate
 from .flushing import Answers
 from .jobs import GroupSend, Send
-from .lane import Lane, Over
+from .lane import BUDGET, Lane, Over
 from .memberships import Memberships
 from .names import recipient_of
 from .prepared import Prepared
@@ -179,11 +179,23 @@ class Outbox:
                 Send(recipient_of(channel), channel, sends[place].payload, self._settings.capacity_of(channel))
                 for place, channel in found
             ]
-            refused = await self._queries.send(connection, plain) if plain else set()
+            refused = await self._send_in_parts(connection, plain)
             await self._queries.publish(connection, sends, queues=False)
         dropped = Counter((plain[place].channel, sends[found[place][0]].group) for place in refused)
         for (channel, group), count in dropped.items():
             self._drops.over_capacity(channel, group, count)
+
+    async def _send_in_parts(self, connection: Connection, sends: list[Send]) -> set[int]:
+        """Send, a batch's bytes at a time, each with a payload of its own; return the positions of those refused."""
+        refused: set[int] = set()
+        begin = size = 0
+        for place, send in enumerate(sends, 1):
+            size += len(send.payload)
+            if size >= BUDGET or place == len(sends):
+                found = await self._queries.send(connection, sends[begin:place])
+                refused.update(begin + position for position in found)
+                begin, size = place, 0
+        return refused
 
     def _late(self, call: Call[Any]) -> SendError:
         """Return the error of a call that may have waited for the listener."""

@@ -6,10 +6,12 @@ import asyncio
 import itertools
 import logging
 import re
+from typing import Any
 
 import pytest
 from channels.exceptions import ChannelFull
 
+from channels_pg_sa.queries import Queries
 from tests.support.layers import Layer, LayerFactory
 from tests.support.waiting import eventually_async
 
@@ -160,6 +162,32 @@ async def test_each_member_has_its_own_capacity(make_layer: LayerFactory) -> Non
     assert layer.counters["over_capacity"] == 3 + 2 + 1
     for channel, capacity in capacities.items():
         assert numbers(await Conversation(patience=10).take(layer, channel, capacity)) == list(range(capacity))
+
+
+async def test_large_messages_to_many_channels_go_in_parts(
+    make_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each member has a copy; all at once, they took longer than a call may last, and may not even fit into one."""
+    layer, sizes, send = make_layer(capacity=1), list[int](), Queries.send
+    channels = [f"channel-{number}" for number in range(10)]
+    for channel in channels:
+        await layer.group_add("group", channel)
+    for channel in channels[3:9:2]:
+        await fill(layer, channel, 1)
+
+    async def measured(self: Queries, connection: Any, sends: Any) -> set[int]:
+        sizes.append(sum(len(each.payload) for each in sends))
+        return await send(self, connection, sends)
+
+    monkeypatch.setattr(Queries, "send", measured)
+    large = {"value": "x" * 1_000_000}
+    await layer.group_send("group", large)
+    assert sum(sizes) > 10_000_000
+    assert max(sizes) < 6_000_000
+    assert layer.counters["over_capacity"] == 3
+    talk = Conversation(patience=10)
+    for number, channel in enumerate(channels):
+        assert await talk.next(layer, channel) == (text(0) if number in {3, 5, 7} else large)
 
 
 async def test_many_group_sends_never_raise(make: Maker, talk: Conversation) -> None:
