@@ -32,7 +32,7 @@ def install(session: nox.Session, *groups: str, package: bool = True) -> None:
 
 def pytest(session: nox.Session, *options: str, paths: tuple[str, ...] = ()) -> None:
     """Run all tests, those of paths, or as the arguments say, on servers of their own or CHANNELS_PG_SA_TEST_URL's."""
-    workers = min(4, (os.cpu_count() or 1) + 1)  # one more than can work: tests wait a lot
+    workers = min(4, (os.cpu_count() or 1) + 2)  # more than can work: tests wait a lot
     chosen = session.posargs or ["-n", str(workers), "--dist", "worksteal", *paths]
     session.run("python", "-m", "pytest", *options, *chosen)
 

@@ -79,11 +79,14 @@ def asked(function: Callable[[], Any], key: str) -> Any:
 def overlaid(base: Connector, over: Connector) -> Connector:
     """Complete one address by another: what `over` leaves out comes from `base`.
 
-    A host of its own brings its own port, and a user of its own its own password.
+    A host of its own brings its own port, and a user of its own its own password. A service brings all: what stood
+    beside it would count for more. https://www.postgresql.org/docs/current/libpq-pgservice.html
     """
 
     def connect() -> dict[str, Any]:
         ours, theirs = over(), base()
+        if "service" in ours:
+            return ours
         dropped = _WHERE if ours.keys() & _WHERE else frozenset()
         if ours.get("user", theirs.get("user")) != theirs.get("user"):
             dropped |= {"password", "passfile"}

@@ -195,11 +195,14 @@ class Database:
         return offer.result() if offer.done() else None
 
     async def _put(self, held: Held | None) -> None:
-        """Hand a connection to who has waited longest, or keep it at hand; for one in doubt they have to look there."""
+        """Hand a connection to who has waited longest, or keep it at hand.
+
+        For one in doubt they have to look there; in place of one that has ended the server may grant another.
+        """
         if held is not None and (self._closed or held.driver.closed):
             await held.give_back()
-            return
-        if held is not None and (held.doubted or not self._wanted):
+            held = None
+        elif held is not None and (held.doubted or not self._wanted):
             self._keep(held)
             held = None
         if self._wanted:

@@ -249,7 +249,7 @@ class FastPath:
         with self._lock:
             answered = self._read(held.driver.pgconn)
             if answered and self._done is None:
-                if self._error is not None or held.doubted:
+                if self._error is not None:
                     self._release()  # it ended while nothing was under way
                 return  # once the lock is released, a new statement may begin
         if answered and not (self._following and self._error is None and self._begins_next(held)):

@@ -16,7 +16,7 @@ from psycopg_pool import AsyncConnectionPool
 from channels_pg_sa.backoff import Backoff
 from channels_pg_sa.database import Database
 from channels_pg_sa.held import Held
-from tests.support.databases import query
+from tests.support.databases import query, run_script
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async, let_pass
 
@@ -183,7 +183,7 @@ async def test_a_connection_keeps_nothing_of_who_had_it(
         await until_rested(layer)
     assert len(set(drivers)) == 1
     gc.collect()
-    assert [thing for thing in gc.get_objects() if isinstance(thing, Held) and thing.driver in drivers] == []
+    assert [thing for thing in gc.get_objects() if type(thing) is Held and thing.driver in drivers] == []
 
 
 async def test_an_outage_lasts_no_longer_than_the_server_is_away(
@@ -266,6 +266,21 @@ async def test_one_in_doubt_is_not_handed_on_unasked(only: OnlyConnection) -> No
         return await asyncio.wait_for(using, 20)
 
     assert not await within(only.layer, hand_on())
+
+
+async def test_who_waits_for_one_that_ends_asks_the_server_for_another(only: OnlyConnection, fragile_url: str) -> None:
+    """Which may grant some by now."""
+    ((role,),) = query(fragile_url, "SELECT rolname FROM pg_roles WHERE rolconnlimit = 1")
+
+    async def end_it() -> None:
+        async with only.database.hold() as held:
+            using = asyncio.create_task(only.use())
+            await eventually_async(only.is_wanted)
+            run_script(fragile_url, f'ALTER ROLE "{role}" CONNECTION LIMIT 4')
+            held.driver.pgconn.finish()
+        await asyncio.wait_for(using, 20)
+
+    await within(only.layer, end_it())
 
 
 async def test_who_gives_up_just_when_it_is_handed_a_connection_passes_it_on(only: OnlyConnection) -> None:

@@ -431,6 +431,16 @@ async def test_another_is_held_as_soon_as_one_has_been_lost(
     assert fast_path(layer)._not_before == float("-inf")
 
 
+async def test_another_is_held_as_soon_as_the_server_has_ended_one(
+    make_own_layer: LayerFactory, server: TestServer, layer_url: str
+) -> None:
+    """It says so before it ends it: between the two there is nothing to be done on it."""
+    layer = await hold(make_own_layer())
+    server.terminate(server.connections(layer_url))
+    await eventually_async(lambda: given_back(layer))
+    assert fast_path(layer)._not_before == float("-inf")
+
+
 async def test_an_answer_that_cannot_be_read(make_own_layer: LayerFactory, layer_url: str) -> None:
     """The server may have done it, and the statement is not sent again."""
     with Garbling(layer_url) as proxy:

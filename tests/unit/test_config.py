@@ -190,10 +190,15 @@ def test_the_listener_uses_the_same_address_by_default() -> None:
             "host=direct dbname=x sslmode=disable",
             {"host": "direct", "user": "u", "password": "p", "dbname": "x", "sslmode": "disable"},
         ),
+        ("service=direct", {"service": "direct"}),
+        ("service=direct dbname=x", {"service": "direct", "dbname": "x"}),
     ],
 )
 def test_a_listen_url_is_completed_by_the_layer_s_own_address(listen_url: str, parameters: dict[str, str]) -> None:
-    """A pooler's port never goes with the server's host, and a password goes only with its user."""
+    """A pooler's port never goes with the server's host, and a password goes only with its user.
+
+    What libpq finds in a service's file would count for less than what stood beside it.
+    """
     made = settings(url="postgresql://u:p@pooler:6432/db?sslmode=require", listen_url=listen_url)
     assert made.listen() == parameters
 
