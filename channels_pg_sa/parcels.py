@@ -83,13 +83,13 @@ def parse(payload: bytes) -> Iterator[Frame | None]:
     for frame in payload.split(b","):
         try:
             yield _parse(frame)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError):
             yield None
 
 
 def _parse(frame: bytes) -> Frame:
     kind = frame[:1]
-    if kind in b"PGpg" and kind:
+    if kind in b"PGpg":  # an empty one too, which has no parts
         number, expires, name, *content = frame[1:].split(b" ")
         if len(content) != (kind in b"PG"):
             raise ValueError(frame)

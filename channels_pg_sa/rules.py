@@ -151,10 +151,9 @@ def _checked_pool(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_sizes(options: Mapping[str, Any]) -> None:
     smallest, largest = options.get("min_size"), options.get("max_size")
-    if smallest is not None and largest is not None and largest < max(smallest, 1):
+    if smallest is not None and largest is not None and largest < smallest:
         raise ConfigurationError(
-            f'"max_size" in "PSYCOPG_OPTIONS" must be at least {max(smallest, 1)} beside "min_size" {smallest}, '
-            f"not {largest}."
+            f'"max_size" in "PSYCOPG_OPTIONS" must be at least its "min_size" of {smallest}, not {largest}.'
         )
 
 

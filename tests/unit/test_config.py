@@ -492,7 +492,7 @@ def test_every_key_is_named_to_one_who_is_far_off() -> None:
         ({"max_size": 0}, '"max_size" in "PSYCOPG_OPTIONS" must be a whole number above 0, or None, not 0.'),
         (
             {"min_size": 5, "max_size": 4},
-            '"max_size" in "PSYCOPG_OPTIONS" must be at least 5 beside "min_size" 5, not 4.',
+            '"max_size" in "PSYCOPG_OPTIONS" must be at least its "min_size" of 5, not 4.',
         ),
         ({"timeout": 0}, '"timeout" in "PSYCOPG_OPTIONS" must be a number of seconds above 0, at most'),
         ({"configure": 5}, '"configure" in "PSYCOPG_OPTIONS" must be a function, or None, not 5.'),
