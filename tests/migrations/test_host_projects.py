@@ -29,6 +29,7 @@ from tests.support.waiting import eventually_async
 
 PAGE = "sqlalchemy.md"
 BESIDE, INSIDE = "Alembic: your history beside ours", "Alembic: our tables in your history"
+ELSEWHERE = "Alembic: the same in a schema of its own"
 TALK = Conversation(patience=10)
 
 ENV = """
@@ -249,6 +250,25 @@ def test_our_tables_in_their_history(host: Callable[[str], Host], database_url: 
     assert not [found for found in objects(database_url) if "channels_pg_sa" in found[1]]
     project.upgrade()
     assert [found for found in objects(database_url) if "channels_pg_sa" in found[1]] == installed
+
+
+async def test_our_tables_in_their_history_and_in_a_schema(host: Callable[[str], Host], database_url: str) -> None:
+    """Completed as documented: all is there, nothing is proposed, a layer works, and it can be taken back."""
+    configure, up = blocks(PAGE, ELSEWHERE)
+    _, _, down = blocks(PAGE, INSIDE)
+    query(database_url, "CREATE SCHEMA tenant")
+    project = host(configure)
+    complete(project.autogenerate(), up, re.sub(r"(?=channels_pg_sa_)", "tenant.", down))
+    project.upgrade()
+    project.check()
+    migrate.check(database_url, schema="tenant")
+    async with Layer(url=database_url, schema="tenant") as layer:
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        await layer.group_send("group", text(1))
+        assert await TALK.next(layer, channel) == text(1)
+    project.downgrade()
+    assert not [found for found in objects(database_url) if "channels_pg_sa" in found[1]]
 
 
 async def test_a_layer_works_in_their_history(host: Callable[[str], Host], database_url: str) -> None:
