@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -10,6 +16,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import ProgrammingError, UnboundExecutionError
 from sqlalchemy.orm import DeclarativeBase, Session
+from websockets.sync.client import ClientConnection, connect
 
 from channels_pg_sa import LiveNode, Publisher, schema
 from tests.conformance.backends import Conversation, text
@@ -17,6 +24,8 @@ from tests.support.databases import query
 from tests.support.engines import engine_on, sqlalchemy_url
 from tests.support.layers import LayerFactory
 from tests.support.markdown import blocks, run, run_async
+from tests.support.processes import environment
+from tests.support.waiting import PATIENCE, eventually
 
 PAGE = "sqlalchemy.md"
 TALK = Conversation(patience=10)
@@ -50,6 +59,40 @@ async def test_the_code_runs(make_own_layer: LayerFactory, layer_url: str) -> No
     await run_async(own, names)
     assert names["rows"].all() == [(1, 2)]
     await names["engine"].dispose()
+
+
+@pytest.mark.processes
+def test_the_service_with_websockets(tmp_path: Path, layer_url: str) -> None:
+    """Its clients hear of what is sent, and leave; and it stops although some are there."""
+    (code,) = blocks(PAGE, "WebSockets without Django")
+    (tmp_path / "service.py").write_text(f"DATABASE_URL = {layer_url!r}\n{code}", encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--port", str(port), "--log-level", "error", "service:app"]
+    service = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        with ExitStack() as clients, Publisher(url=layer_url) as publisher:
+            going, staying = (clients.enter_context(eventually(lambda: opened(port))) for _ in range(2))
+            eventually(lambda: publisher.group_count_sync("orders") == 2)
+            publisher.group_send_sync("orders", {"type": "order.changed", "id": 7})
+            for client in (going, staying):
+                assert json.loads(client.recv(timeout=PATIENCE)) == {"type": "order.changed", "id": 7}
+            going.close()
+            eventually(lambda: publisher.group_count_sync("orders") == 1)
+            service.terminate()
+            _, errors = service.communicate(timeout=PATIENCE)
+        assert errors == ""
+    finally:
+        service.kill()
+    assert query(layer_url, "SELECT count(*) FROM channels_pg_sa_node") == [(0,)]
+
+
+def opened(port: int) -> ClientConnection | None:
+    """Return a WebSocket to the service, None while it does not answer."""
+    try:
+        return connect(f"ws://127.0.0.1:{port}/orders")
+    except OSError:
+        return None
 
 
 def test_the_tables_of_a_schema(layer_url: str) -> None:
