@@ -118,8 +118,10 @@ class PrivilegeError(ChannelLayerError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(
-            f"The role of the layer's connections lacks a right: {reason}. docs/sqlalchemy.md has the GRANTs for a "
-            "process that receives or joins groups."
+            f"The role of the layer's connections lacks a right: {reason}. A process that receives or joins groups "
+            "wants GRANT USAGE ON SCHEMA of the tables; SELECT, INSERT, UPDATE, DELETE ON channels_pg_sa_message, "
+            "channels_pg_sa_membership, channels_pg_sa_node; and SELECT ON channels_pg_sa_installation "
+            "(docs/sqlalchemy.md)."
         )
 
 
