@@ -167,7 +167,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: some are not; the message names for each the nearest right one.
     """
-    unknown = [f"Unknown key {named(key)}. {_advice(key)}" for key in config if key not in RULES]
+    unknown = [f"Unknown key {named(key)}. {_advice(str(key))}" for key in config if key not in RULES]
     if unknown:
         raise ConfigurationError(" ".join(unknown))
 

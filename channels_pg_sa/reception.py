@@ -11,7 +11,6 @@ from typing import Any
 
 import psycopg
 
-from .backoff import Backoff
 from .clock import Clock
 from .config import Settings
 from .connection import Connection
@@ -21,7 +20,7 @@ from .dispatcher import Dispatcher
 from .drops import DropLog
 from .entry import Entry
 from .errors import ChannelLayerError
-from .fate import OUTAGE, Fate, fate
+from .fate import OUTAGE
 from .flushing import Answers, Flushes
 from .heartbeat import Heartbeat
 from .inbox import Inbox
@@ -35,6 +34,9 @@ from .queuereader import QueueReader
 from .recovery import Recovery
 from .topics import Topics
 from .vacuum import Vacuum
+
+AGAIN = 0.5
+"""Seconds that signing off may take once more."""
 
 
 class Reception:
@@ -241,15 +243,16 @@ class Reception:
         await self._recovery.reread()
 
     async def _unregister(self, patience: float) -> None:
-        backoff = Backoff()
-        while True:
-            try:
-                async with self._database.connection(patience) as connection:
-                    return await self._queries.unregister(connection)
-            except psycopg.Error as error:
-                if fate(error) not in {Fate.NOT_DONE, Fate.UNKNOWN}:
-                    raise
-            await asyncio.sleep(backoff.next())
+        try:
+            await self._unregister_once(patience)
+        except psycopg.OperationalError:
+            # Its session was ended, perhaps alone. If not, there is nobody to tell. (Not for longer: psycopg 3.2 may
+            # put such an error in the place of a cancellation.)
+            await asyncio.wait_for(self._unregister_once(AGAIN), AGAIN)
+
+    async def _unregister_once(self, patience: float) -> None:
+        async with self._database.connection(patience) as connection:
+            await self._queries.unregister(connection)
 
     # What is heard -------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models.signals import post_migrate
 from django.test.runner import DiscoverRunner
 from django.test.utils import get_unique_databases_and_mirrors
@@ -76,13 +76,17 @@ def upgraded_with_migrate(aliases: Collection[str] | None = None) -> Iterator[No
         post_migrate.disconnect(upgrade)
 
 
-def _layers_aliases() -> Iterator[str]:
-    """Yield the aliases of DATABASES that layers use, and those whose test databases these only mirror."""
-    for _, config in configs():
-        alias = database_alias(config)
-        if alias is not None and alias in connections.settings:
-            yield alias
-            yield connections[alias].settings_dict["TEST"]["MIRROR"] or alias
+def _layers_aliases() -> set[str]:
+    """Return the aliases of DATABASES that layers use, with those that their test databases mirror, or depend on."""
+    found: set[str] = set()
+    wanted: list[Any] = [database_alias(config) for _, config in configs()]
+    while wanted:
+        alias = wanted.pop()
+        if isinstance(alias, str) and alias in connections.settings and alias not in found:
+            found.add(alias)
+            test = connections[alias].settings_dict["TEST"]
+            wanted += [test["MIRROR"]] if test["MIRROR"] else test.get("DEPENDENCIES", [DEFAULT_DB_ALIAS])
+    return found
 
 
 def _homes(aliases: Collection[str] | None) -> dict[str, str]:

@@ -172,8 +172,8 @@ async def test_large_messages_to_many_channels_go_in_parts(
     channels = [f"channel-{number}" for number in range(10)]
     for channel in channels:
         await layer.group_add("group", channel)
-    for channel in channels[3:9:2]:
-        await fill(layer, channel, 1)
+    for full in (3, 8):  # of parts of five the same place
+        await fill(layer, channels[full], 1)
 
     async def measured(self: Queries, connection: Any, sends: Any) -> set[int]:
         sizes.append(sum(len(each.payload) for each in sends))
@@ -184,10 +184,10 @@ async def test_large_messages_to_many_channels_go_in_parts(
     await layer.group_send("group", large)
     assert sum(sizes) > 10_000_000
     assert max(sizes) < 6_000_000
-    assert layer.counters["over_capacity"] == 3
+    assert layer.counters["over_capacity"] == 2
     talk = Conversation(patience=10)
     for number, channel in enumerate(channels):
-        assert await talk.next(layer, channel) == (text(0) if number in {3, 5, 7} else large)
+        assert await talk.next(layer, channel) == (text(0) if number in {3, 8} else large)
 
 
 async def test_many_group_sends_never_raise(make: Maker, talk: Conversation) -> None:

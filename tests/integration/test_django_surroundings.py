@@ -65,6 +65,7 @@ class Committed(TransactionTestCase):
         self.test_it_is_sent()
 """
 
+THIRD = '"third": {**ours, "TEST": {"NAME": ours["NAME"] + "_third"}}'
 LEAVES = """
 from channels.layers import get_channel_layer
 from django.test import TransactionTestCase
@@ -142,6 +143,11 @@ async def test_the_runner_of_the_package(
         pytest.param('"channels_pg_sa": dict(ours)', id="of its own"),
         pytest.param('"channels_pg_sa": {**ours, "TEST": {"MIRROR": "default"}}', id="a mirror"),
         pytest.param('"channels_pg_sa": {**ours, "TEST": {"NAME": ours["NAME"] + "_other"}}', id="apart"),
+        pytest.param('"channels_pg_sa": {**ours, "TEST": {"MIRROR": "third"}}, ' + THIRD, id="a mirror of a third"),
+        pytest.param(
+            '"channels_pg_sa": {**ours, "TEST": {"NAME": ours["NAME"] + "_2", "DEPENDENCIES": ["third"]}}, ' + THIRD,
+            id="after a third",
+        ),
     ],
 )
 async def test_a_layer_whose_alias_no_test_names(tmp_path: Path, layer_url: str, alias: str) -> None:

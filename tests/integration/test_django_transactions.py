@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -16,6 +17,7 @@ from django.core.management import BaseCommand, CommandParser, call_command
 from django.db import ProgrammingError, connection, connections, transaction
 from django.db.backends.utils import CursorWrapper
 from django.test import TestCase, override_settings
+from psycopg.conninfo import conninfo_to_dict
 
 from channels_pg_sa import MessageTooLarge, SchemaError
 from channels_pg_sa.django import group_send, send
@@ -261,6 +263,45 @@ def test_two_aliases_of_one_database(databases: Callable[..., None], layer_url: 
         assert query(layer_url, COUNT) == [(1,)]
         send("jobs", text(5))
     assert query(layer_url, COUNT) == [(2,)]
+
+
+def test_services_are_told_from_each_other(
+    server: TestServer,
+    databases: Callable[..., None],
+    layer_url: str,
+    template: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their aliases say the same in all else; a message in another database is no part of the transaction."""
+    elsewhere = server.create(template)
+    places = {"here": conninfo_to_dict(layer_url), "there": conninfo_to_dict(elsewhere)}
+    text_of = "".join(f"[{name}]\n" + "".join(f"{k}={v}\n" for k, v in said.items()) for name, said in places.items())
+    (tmp_path / "services").write_text(text_of)
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    engine = entry(layer_url)["ENGINE"]
+    here, there = ({"ENGINE": engine, "OPTIONS": {"service": name}} for name in places)
+    databases(default=here, channels_pg_sa=there)
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}}), failing():
+        send("jobs", text(1))
+    assert query(elsewhere, COUNT) == [(1,)]
+    connections["channels_pg_sa"].close()
+    server.drop(elsewhere)
+
+
+def test_a_transaction_without_atomic(databases: Callable[..., None], layer_url: str) -> None:
+    """Where autocommit is turned off there is one too: the other's is minded, and the layer's own will do."""
+    databases(default=entry(layer_url), channels_pg_sa=entry(layer_url))
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}}):
+        transaction.set_autocommit(False)
+        with pytest.raises(ImproperlyConfigured, match='say using="default" to send with it'):
+            send("jobs", text(1))
+        transaction.set_autocommit(False, using="channels_pg_sa")
+        send("jobs", text(2))
+        for alias in ("default", "channels_pg_sa"):
+            transaction.rollback(using=alias)
+            transaction.set_autocommit(True, using=alias)
+    assert query(layer_url, COUNT) == [(0,)]
 
 
 def test_what_cannot_be_used_is_said(databases: Callable[..., None], layer_url: str) -> None:

@@ -467,6 +467,8 @@ def test_all_unknown_keys_are_told_at_once() -> None:
     found = complaint(hosts=1, expiry=5, serializer_format=2)
     assert 'Unknown key "hosts". There is no Redis here' in found
     assert 'Unknown key "serializer_format". Its name here is "serializer".' in found
+    with pytest.raises(ConfigurationError, match='Unknown key "1"'):
+        settings_from_mapping({1: 2})  # type: ignore[dict-item]
 
 
 def test_every_key_is_named_to_one_who_is_far_off() -> None:
