@@ -612,6 +612,37 @@ async def test_a_mailbox_that_was_read_without_a_mark_is_read_again(
     assert len(set(marks)) == 3
 
 
+async def test_a_look_at_the_mailbox_that_failed_is_over(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the ids of all that is read and deleted after it would be remembered for ever."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    channel = await warm(layer)
+    looks: list[None] = []
+    waiting = Queries.waiting
+
+    async def lost_once(self: Queries, connection: Any) -> Any:
+        looks.append(None)
+        if len(looks) == 1:
+            raise psycopg.OperationalError("the connection is lost")
+        return await waiting(self, connection)
+
+    monkeypatch.setattr(Queries, "waiting", lost_once)
+
+    async def reread() -> None:
+        inside(layer)._queues.rereads.add([None])
+
+    await within(layer, reread())
+
+    async def found() -> bool:
+        return len(looks) == 2
+
+    await eventually_async(found)
+    await layer.send(channel, text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+    await until_nothing_is_remembered(layer)
+
+
 async def test_a_mailbox_that_is_read_again_keeps_what_is_for_a_group(make_own_layer: LayerFactory) -> None:
     """The join that it is for may not have been heard of: there it would be for no member, and deleted."""
     layer, sender = make_own_layer(), make_own_layer()
