@@ -304,6 +304,31 @@ def test_a_transaction_without_atomic(databases: Callable[..., None], layer_url:
     assert query(layer_url, COUNT) == [(0,)]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("HOST", "db.example"), ("PORT", "6543"), ("NAME", "another"), ("ENGINE", "django.db.backends.sqlite3")],
+)
+def test_a_transaction_of_another_database_does_not_count(
+    databases: Callable[..., None], layer_url: str, key: str, value: str
+) -> None:
+    """One on another host or port, of another name, or of another kind: the layer's own commits at once beside it."""
+    databases(default=entry(layer_url), other={**entry(layer_url), key: value})
+    layers = override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}})
+    with layers, patch.object(connections["other"], "in_atomic_block", True):
+        send("jobs", text(1))
+    assert query(layer_url, COUNT) == [(1,)]
+
+
+def test_a_port_may_be_a_number(databases: Callable[..., None], layer_url: str) -> None:
+    """It is the same place as that of an alias which has it as a string."""
+    place = {**entry(layer_url), "PORT": "5432"}
+    databases(default=place, other={**place, "PORT": 5432})
+    layers = override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}})
+    refused = pytest.raises(ImproperlyConfigured, match='say using="other" to send with it')
+    with layers, patch.object(connections["other"], "in_atomic_block", True), refused:
+        send("jobs", text(1))
+
+
 def test_what_cannot_be_used_is_said(databases: Callable[..., None], layer_url: str) -> None:
     """A layer with an address of its own, one that is none of ours, and a database that is not PostgreSQL."""
     databases(default=entry(layer_url), lite={"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
