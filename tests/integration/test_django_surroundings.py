@@ -160,6 +160,28 @@ async def test_a_layer_whose_alias_no_test_names(tmp_path: Path, layer_url: str,
     assert query(layer_url, "SELECT channel FROM channels_pg_sa_message") == []
 
 
+@pytest.mark.parametrize(
+    ("alias", "named"),
+    [
+        pytest.param('"channels_pg_sa": dict(ours)', "channels_pg_sa", id="only that of the layer"),
+        pytest.param(
+            '"channels_pg_sa": {**ours, "TEST": {"MIRROR": "default"}},'
+            '"apart": {**ours, "TEST": {"NAME": ours["NAME"] + "_apart", "DEPENDENCIES": []}}',
+            "apart",
+            id="neither a mirror nor its original",
+        ),
+    ],
+)
+async def test_a_layer_of_which_a_test_names_little(tmp_path: Path, layer_url: str, alias: str, named: str) -> None:
+    """It is in a test database with our tables, and in that of the project nothing is sent."""
+    aliases = f'ours = DATABASES["default"]\nDATABASES = {{"default": ours, {alias}}}\n'
+    (tmp_path / "trial_settings.py").write_text(SETTINGS + aliases)
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "tests.py").write_text(f'{LEAVES}\n    databases = {{"{named}"}}\n')
+    assert b"Ran 1 test" in await run_tests(tmp_path, layer_url)
+    assert query(layer_url, "SELECT channel FROM channels_pg_sa_message") == []
+
+
 async def test_a_live_server_of_channels_is_in_the_test_database(tmp_path: Path, layer_url: str) -> None:
     """With its consumers, their layer and their models: Channels would look for another, of which nobody knows."""
     (tmp_path / "trial_settings.py").write_text(LIVE_SETTINGS)
