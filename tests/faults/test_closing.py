@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
 from channels_pg_sa import LayerClosed, Publisher, node, reception
@@ -427,6 +428,23 @@ async def test_a_node_whose_session_ends_as_it_signs_off(
         locker.commit()
         await closing
     assert query(layer_url, NODES) == []
+
+
+async def test_a_node_that_may_not_sign_off_tries_once(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server refuses it will refuse again: others sweep the node."""
+    layer = make_own_layer()
+    await warm(layer)
+    attempts: list[None] = []
+
+    async def refused(_: Queries, _connection: Any) -> None:
+        attempts.append(None)
+        raise psycopg.errors.InsufficientPrivilege
+
+    monkeypatch.setattr(Queries, "unregister", refused)
+    await layer.close()
+    assert len(attempts) == 1
 
 
 async def test_a_signal_s_handler_closes_what_is_just_being_opened(layer_url: str) -> None:
