@@ -152,6 +152,22 @@ async def test_prefixes_and_schemas_stay_apart(make_own_layer: LayerFactory, lay
         assert [await layer.groups_of(other) for other in channels if other != channel] == [[], [], []]
 
 
+async def test_an_engine_reads_what_is_of_its_prefix_and_schema(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """As a layer does, with a loop and without one."""
+    configs: list[Any] = [{}, {"prefix": "other"}, {"schema": SCHEMA}, {"schema": SCHEMA, "prefix": "other"}]
+    layers: list[Any] = [make_own_layer(**config) for config in configs]
+    channels = [await layer.new_channel() for layer in layers]
+    for layer, channel in zip(layers, channels, strict=True):
+        await layer.group_add("group", channel)
+    with engine_on(layer_url) as engine:
+        async with async_engine_on(layer_url) as async_engine:
+            for config, layer, channel in zip(configs, layers, channels, strict=True):
+                for publisher in (Publisher(engine=async_engine, **config), Publisher(engine=engine, **config)):
+                    assert await publisher.group_channels("group") == [channel]
+                    assert [node.id for node in await publisher.nodes()] == [layer.node]
+                assert await asyncio.to_thread(publisher.group_channels_sync, "group") == [channel]
+
+
 async def test_names_are_checked(reader: Any) -> None:
     """As by every verb of the layer."""
     for verb in (reader.group_channels, reader.group_count, reader.groups_of):
