@@ -444,6 +444,22 @@ async def test_what_a_child_lets_go_of_leaves_no_number_to_others(layer_url: str
     os.close(end)
 
 
+async def test_a_connection_that_is_still_lent_when_all_are_closed_is_broken_off(make_own_layer: LayerFactory) -> None:
+    """Whoever waits for an answer over it is told."""
+    layer = make_own_layer()
+    layer._open()  # type: ignore[attr-defined]
+    database = inside(layer)._database
+
+    async def outlast() -> None:
+        async with database.hold() as held:
+            answer = asyncio.ensure_future(held.driver.execute("SELECT pg_sleep(60)"))
+            await database.close(patience=0.1)
+            await asyncio.wait_for(answer, 20)
+
+    with pytest.raises(psycopg.OperationalError):
+        await within(layer, outlast())
+
+
 async def test_a_connection_that_comes_back_when_all_are_closed_is_closed(make_own_layer: LayerFactory) -> None:
     """At once: nobody has it at hand any more."""
     layer = make_own_layer()
