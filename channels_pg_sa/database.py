@@ -241,7 +241,6 @@ class Database:
             raise
         finally:
             self._end_limit()
-        self.trouble = None
         driver = raw.driver_connection
         if not isinstance(driver, CleanConnection):
             raise TypeError(f"The engine's connection is not the pool's but of type {type(driver).__name__}.")
