@@ -92,9 +92,9 @@ def _execute(using: str | None, name: str, layer: Layer, sql: str, parameters: M
     connection = connections[alias]
     if connection.vendor != DatabaseWrapper.vendor:
         raise ImproperlyConfigured(f'DATABASES["{alias}"] is not PostgreSQL, where the tables of the layer are.')
-    if using is None:
-        _check_transaction(connection)
     with connection.cursor() as cursor:
+        if using is None:  # not before: what Django has against that alias comes first
+            _check_transaction(connection)
         try:
             cursor.execute(sql, parameters)
         except (DataError, ProgrammingError) as error:
@@ -109,24 +109,18 @@ def _execute(using: str | None, name: str, layer: Layer, sql: str, parameters: M
 
 def _check_transaction(ours: DatabaseWrapper) -> None:
     """Refuse to commit at once beside a transaction of the same database, which the message is to leave with."""
-    if _is_in_transaction(ours):
+    if ours.in_atomic_block or not ours.autocommit:
         return
     for other in connections.all(initialized_only=True):
-        if _is_in_transaction(other) and _place(other) == _place(ours):
+        if other.in_atomic_block and _place(other) == _place(ours):
             raise ImproperlyConfigured(
                 f'The layer uses the alias "{ours.alias}", and the transaction that is open is of "{other.alias}", the '
                 f'same database: say using="{other.alias}" to send with it, or using="{ours.alias}" to send at once.'
             )
 
 
-def _is_in_transaction(connection: DatabaseWrapper) -> bool:
-    """In atomic(), or where autocommit has been turned off."""
-    return bool(connection.in_atomic_block or (connection.connection is not None and not connection.autocommit))
-
-
 def _place(connection: DatabaseWrapper) -> list[str]:
     """Return what tells one database from another: in the entry itself, or in libpq's words."""
-    entry = connection.settings_dict
-    said = [entry[key] for key in ("HOST", "PORT", "NAME")]
-    said += [entry["OPTIONS"].get(key) for key in ("service", "host", "hostaddr", "port", "dbname")]
-    return [connection.vendor, *map(str, said)]
+    entry, options = connection.settings_dict, connection.settings_dict["OPTIONS"]
+    said = [entry[key] or options.get(word) for key, word in (("HOST", "host"), ("PORT", "port"), ("NAME", "dbname"))]
+    return [connection.vendor, *map(str, said), *(str(options.get(word)) for word in ("hostaddr", "service"))]

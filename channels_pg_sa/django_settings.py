@@ -111,7 +111,7 @@ def database_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.items()
-        if key in DATABASE_KEYS or (foreign and key.isupper() and nearest_key(key) is None)
+        if key in DATABASE_KEYS or (foreign and str(key).isupper() and nearest_key(str(key)) is None)
     }
 
 

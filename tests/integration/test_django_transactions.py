@@ -289,19 +289,33 @@ def test_services_are_told_from_each_other(
     server.drop(elsewhere)
 
 
-def test_a_transaction_without_atomic(databases: Callable[..., None], layer_url: str) -> None:
-    """Where autocommit is turned off there is one too: the other's is minded, and the layer's own will do."""
+def test_a_test_case_that_does_not_name_the_layer_s_alias(databases: Callable[..., None], layer_url: str) -> None:
+    """Django says what to do, and we do not blame the test's own transaction."""
     databases(default=entry(layer_url), channels_pg_sa=entry(layer_url))
+
+    class Case(TestCase):
+        def test_sending(self) -> None:
+            with pytest.raises(AssertionError, match=r"Add 'channels_pg_sa' to .*databases"):
+                send("jobs", text(1))
+
     with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}}):
-        transaction.set_autocommit(False)
-        with pytest.raises(ImproperlyConfigured, match='say using="default" to send with it'):
-            send("jobs", text(1))
-        transaction.set_autocommit(False, using="channels_pg_sa")
-        send("jobs", text(2))
-        for alias in ("default", "channels_pg_sa"):
-            transaction.rollback(using=alias)
-            transaction.set_autocommit(True, using=alias)
-    assert query(layer_url, COUNT) == [(0,)]
+        run_case(Case)
+
+
+def test_an_alias_that_does_not_commit_by_itself(databases: Callable[..., None], layer_url: str) -> None:
+    """Over it nothing is sent at once, opened before or not; and with nothing begun it is in nobody's way."""
+    off = {**entry(layer_url), "AUTOCOMMIT": False}
+    databases(default=entry(layer_url), channels_pg_sa=off)
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}}):
+        for _ in range(2):
+            with transaction.atomic():
+                send("jobs", text(1))
+        assert query(layer_url, COUNT) == [(0,)]
+        transaction.commit(using="channels_pg_sa")
+        send("jobs", text(2), using="default")
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES, "CONFIG": {"database": "default"}}}):
+        send("jobs", text(3))
+    assert query(layer_url, COUNT) == [(4,)]
 
 
 @pytest.mark.parametrize(
