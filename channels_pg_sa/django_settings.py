@@ -57,8 +57,8 @@ _ENTRY_RULES: dict[str, Rule] = {
 }
 
 
-def configs() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Give the name and the CONFIG of each entry of CHANNEL_LAYERS that is ours."""
+def configs() -> Iterator[tuple[str, Any]]:
+    """Give the name and the CONFIG, whatever that is, of each entry of CHANNEL_LAYERS that is ours."""
     layers = getattr(settings, "CHANNEL_LAYERS", {})
     for name, entry in layers.items() if isinstance(layers, Mapping) else ():
         if isinstance(entry, Mapping) and entry.get("BACKEND") == BACKEND:

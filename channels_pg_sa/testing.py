@@ -79,14 +79,22 @@ def upgraded_with_migrate(aliases: Collection[str] | None = None) -> Iterator[No
 def _layers_aliases() -> set[str]:
     """Return the aliases of DATABASES that layers use, with those that their test databases mirror, or depend on."""
     found: set[str] = set()
-    wanted: list[Any] = [database_alias(config) for _, config in configs()]
+    wanted = [alias for alias, _ in _with_alias()]
     while wanted:
         alias = wanted.pop()
-        if isinstance(alias, str) and alias in connections.settings and alias not in found:
+        if alias in connections.settings and alias not in found:
             found.add(alias)
             test = connections[alias].settings_dict["TEST"]
             wanted += [test["MIRROR"]] if test["MIRROR"] else test.get("DEPENDENCIES", [DEFAULT_DB_ALIAS])
     return found
+
+
+def _with_alias() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the alias and the CONFIG of each layer that has one; what is wrong with others the system checks say."""
+    for _, config in configs():
+        alias = database_alias(config) if isinstance(config, Mapping) else None
+        if isinstance(alias, str):
+            yield alias, config
 
 
 def _homes(aliases: Collection[str] | None) -> dict[str, str]:
@@ -97,8 +105,7 @@ def _homes(aliases: Collection[str] | None) -> dict[str, str]:
 
 
 def _upgrade(using: str, homes: Mapping[str, str]) -> None:
-    for _, config in configs():
-        alias = database_alias(config)
-        if alias is not None and homes.get(alias, alias) == using:
+    for alias, config in _with_alias():
+        if homes.get(alias, alias) == using:
             settings = settings_from_config({**config, "database": using})
             migrate.upgrade(settings.connect, schema=settings.schema)

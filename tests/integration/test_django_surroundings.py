@@ -182,6 +182,17 @@ async def test_a_layer_of_which_a_test_names_little(tmp_path: Path, layer_url: s
     assert query(layer_url, "SELECT channel FROM channels_pg_sa_message") == []
 
 
+@pytest.mark.parametrize("config", ['"postgresql://h/d"', "None", '{"database": ["default"]}'])
+async def test_a_config_that_is_none_is_told_by_the_checks(tmp_path: Path, layer_url: str, config: str) -> None:
+    """And not by a traceback of the runner's."""
+    layer = f'CHANNEL_LAYERS = {{"default": {{"BACKEND": BACKEND, "CONFIG": {config}}}}}\n'
+    (tmp_path / "trial_settings.py").write_text(SETTINGS + layer)
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "tests.py").write_text(LEAVES)
+    with pytest.raises(AssertionError, match=r"channels_pg_sa\.E001.* must be"):
+        await run_tests(tmp_path, layer_url)
+
+
 async def test_a_live_server_of_channels_is_in_the_test_database(tmp_path: Path, layer_url: str) -> None:
     """With its consumers, their layer and their models: Channels would look for another, of which nobody knows."""
     (tmp_path / "trial_settings.py").write_text(LIVE_SETTINGS)
