@@ -40,7 +40,7 @@ def send(channel: str, message: Message, *, using: str | None = None, layer: str
         django.core.exceptions.ImproperlyConfigured: the layer is not one of ours, or has an address of its own, so that
             nothing says what `using` is; or that database is not PostgreSQL; or without `using`, atomic() is that of
             another alias of the same database.
-        SchemaError: the tables are missing.
+        SchemaError: the tables are missing, or the row that they want.
         django.db.Error: the database refuses.
 
     https://docs.djangoproject.com/en/stable/topics/db/transactions/

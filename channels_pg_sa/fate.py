@@ -56,10 +56,10 @@ def fate(error: Exception) -> Fate:
 def is_without_secret(error: BaseException | None) -> bool:
     """Tell whether a NOTIFY had no topic, because the row with the secret is missing; of psycopg2's errors too."""
     # Not by its words, which are in the language of the server.
-    return getattr(getattr(error, "diag", None), "source_function", None) == "Async_Notify" and not is_queue_full(error)
+    return getattr(getattr(error, "diag", None), "source_function", None) == "Async_Notify"
 
 
-def is_queue_full(error: BaseException | None) -> bool:
+def is_queue_full(error: Exception) -> bool:
     """Tell whether the server's queue of notifications is full; other limits have the same SQLSTATE."""
     return isinstance(error, psycopg.errors.ProgramLimitExceeded) and "NOTIFY" in str(error)
 

@@ -46,6 +46,13 @@ class Silence:
             self._proxy.forget()
 
 
+def opened(layer: PostgresLayer) -> Database:
+    """Open the layer, and return what lends its connections."""
+    layer._open()  # type: ignore[attr-defined]
+    lender: Database = inside(layer)._database
+    return lender
+
+
 @pytest.mark.parametrize("moment", ["configure", "initialize", "check", "reset"])
 async def test_a_silence_while_a_connection_is_made_or_given_back(
     proxy: SwallowingProxy,
@@ -195,8 +202,7 @@ async def test_a_connection_keeps_nothing_of_who_had_it(
     """However often it has gone back to the pool."""
     monkeypatch.setattr("channels_pg_sa.database.KEPT", 0.01)
     layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1})
-    layer._open()  # type: ignore[attr-defined]
-    database = inside(layer)._database
+    database = opened(layer)
     drivers = []
 
     async def use() -> None:
@@ -401,8 +407,7 @@ class LateRefused:
 async def test_a_connection_that_only_reads_is_kept_for_nobody(make_own_layer: LayerFactory) -> None:
     """Whatever met that on it: it leads to a server that has become a standby."""
     layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1})
-    layer._open()  # type: ignore[attr-defined]
-    database = inside(layer)._database
+    database = opened(layer)
 
     async def write(*first: LiteralString) -> None:
         async with database.hold() as held:
@@ -417,8 +422,7 @@ async def test_a_connection_that_only_reads_is_kept_for_nobody(make_own_layer: L
 async def test_a_warning_of_the_server_puts_no_connection_in_doubt(make_own_layer: LayerFactory) -> None:
     """Only that it ends the session does."""
     layer = make_own_layer()
-    layer._open()  # type: ignore[attr-defined]
-    database = inside(layer)._database
+    database = opened(layer)
 
     async def be_warned() -> bool:
         async with database.hold() as held:
@@ -447,8 +451,7 @@ async def test_what_a_child_lets_go_of_leaves_no_number_to_others(layer_url: str
 async def test_a_connection_that_is_still_lent_when_all_are_closed_is_broken_off(make_own_layer: LayerFactory) -> None:
     """Whoever waits for an answer over it is told."""
     layer = make_own_layer()
-    layer._open()  # type: ignore[attr-defined]
-    database = inside(layer)._database
+    database = opened(layer)
 
     async def outlast() -> None:
         async with database.hold() as held:
@@ -463,8 +466,7 @@ async def test_a_connection_that_is_still_lent_when_all_are_closed_is_broken_off
 async def test_a_connection_that_comes_back_when_all_are_closed_is_closed(make_own_layer: LayerFactory) -> None:
     """At once: nobody has it at hand any more."""
     layer = make_own_layer()
-    layer._open()  # type: ignore[attr-defined]
-    database = inside(layer)._database
+    database = opened(layer)
 
     async def outlast() -> bool:
         async with database.hold() as held:

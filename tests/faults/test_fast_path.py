@@ -7,6 +7,7 @@ import os
 import selectors
 import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import psycopg
@@ -360,8 +361,9 @@ async def test_nothing_begins_on_a_connection_that_is_given_up(
     await layer.send("jobs", text(2))
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["because it takes too long", "because the layer closes"])
 async def test_nothing_follows_on_a_connection_that_is_given_up(
-    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, closes: bool
 ) -> None:
     """The first of two statements is answered in that very moment: the second is not begun."""
     layer = await hold(make_own_layer())
@@ -375,32 +377,13 @@ async def test_nothing_follows_on_a_connection_that_is_given_up(
         await give_up(connection)
 
     monkeypatch.setattr("channels_pg_sa.fastpath.give_up", answered_first)
-    with locked_messages(layer_url) as locker, impatient(layer, 1):
+    with locked_messages(layer_url) as locker, nullcontext() if closes else impatient(layer, 1):
         assert fast_path(layer).run([statement] * 2, lambda _error, results: ended.append(len(results)))
-        await eventually_async(lambda: given_back(layer))
-    assert ended == [1]
-    assert query(layer_url, WAITING) == [(1,)]
-
-
-async def test_nothing_follows_on_a_connection_that_is_closed(
-    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first of two statements is answered in that very moment: the second is not begun."""
-    layer = await hold(make_own_layer())
-    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
-    ended: list[int] = []
-
-    async def answered_first(connection: Any) -> None:
-        locker.commit()
-        while not ended:  # noqa: ASYNC110 - it tells nobody
-            await asyncio.sleep(0.01)
-        await give_up(connection)
-
-    monkeypatch.setattr("channels_pg_sa.fastpath.give_up", answered_first)
-    with locked_messages(layer_url) as locker:
-        assert fast_path(layer).run([statement] * 2, lambda _error, results: ended.append(len(results)))
-        await under_way(layer, layer_url)
-        await within(layer, fast_path(layer).close())
+        if closes:
+            await under_way(layer, layer_url)
+            await within(layer, fast_path(layer).close())
+        else:
+            await eventually_async(lambda: given_back(layer))
     assert ended == [1]
     assert query(layer_url, WAITING) == [(1,)]
 

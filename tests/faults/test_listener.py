@@ -579,6 +579,15 @@ async def test_what_a_recovery_remembers_is_soon_forgotten(make_own_layer: Layer
         await until_nothing_is_remembered(layer)
 
 
+async def begin_to_reread(layer: PostgresLayer) -> None:
+    """Have the mailbox read again, until that has been done."""
+
+    async def begin() -> None:
+        inside(layer)._queues.rereads.add([None])
+
+    await within(layer, begin())
+
+
 async def test_a_mailbox_that_was_read_without_a_mark_is_read_again(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -596,10 +605,7 @@ async def test_a_mailbox_that_was_read_without_a_mark_is_read_again(
 
     monkeypatch.setattr(Queries, "notify", lost_twice)
 
-    async def reread() -> None:
-        inside(layer)._queues.rereads.add([None])
-
-    await within(layer, reread())
+    await begin_to_reread(layer)
 
     async def marked() -> bool:
         return len(marks) == 3
@@ -629,10 +635,7 @@ async def test_a_look_at_the_mailbox_that_failed_is_over(
 
     monkeypatch.setattr(Queries, "waiting", lost_once)
 
-    async def reread() -> None:
-        inside(layer)._queues.rereads.add([None])
-
-    await within(layer, reread())
+    await begin_to_reread(layer)
 
     async def found() -> bool:
         return len(looks) == 2
