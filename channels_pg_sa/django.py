@@ -12,8 +12,8 @@ from django.db import DataError, ProgrammingError, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 
 from .codec import Message
+from .connections.fate import is_without_secret
 from .errors import SchemaError
-from .fate import is_without_secret
 from .layer import Layer, close_layers
 from .schema import REVISION
 

@@ -16,14 +16,14 @@ from typing_extensions import Unpack
 from . import errors
 from .closing import Closing
 from .codec import Message, MessageCodec
-from .compiled import Compiled, compiled
 from .config import Config, Settings, settings_from_mapping
-from .connection import CleanConnection
+from .connections.connection import CleanConnection
 from .directory import Directory, Rows
 from .entry import Entry
 from .errors import DecodeError, MessageTooLarge
 from .names import check_channel, check_group, check_prefix, new_channel, new_node
 from .node import Node, is_thread_of
+from .statements.compiled import Compiled, compiled
 from .transactional import TransactionalSends
 
 CHILD_PRIORITY = 10

@@ -14,20 +14,20 @@ from concurrent.futures import Future
 from typing import Any
 
 from .call import Call
-from .compiled import Compiled
 from .config import Settings
-from .database import Database
-from .dispatcher import Dispatcher
+from .connections.database import Database
 from .drops import DropLog
 from .entry import Entry
 from .errors import LayerClosed
 from .iothread import IOThread
-from .jobs import GroupSend, Send
 from .logs import Logger
 from .names import node_of, recipient_of
-from .outbox import Outbox, Sending
-from .queries import Queries
-from .reception import Reception
+from .receiving.dispatcher import Dispatcher
+from .receiving.reception import Reception
+from .sending.outbox import Outbox, Sending
+from .statements.compiled import Compiled
+from .statements.jobs import GroupSend, Send
+from .statements.queries import Queries
 
 logger = Logger(__name__)
 

@@ -9,10 +9,10 @@ from sqlalchemy import Insert, Interval, LargeBinary, Text, literal
 from typing_extensions import LiteralString
 
 from .codec import Message, MessageCodec
-from .compiled import compiled
 from .config import Settings
 from .names import check_channel, check_group, recipient_of
 from .schema import tables
+from .statements.compiled import compiled
 from .statements.one_message import insert_group_message, insert_message
 
 

@@ -15,13 +15,13 @@ import psycopg
 from benchmarks.growth.counters import Cost, Meter, counted, middle
 from benchmarks.growth.crowd import PREFIX, Crowd, node_id
 from benchmarks.growth.model import Load
-from channels_pg_sa.compiled import compiled
 from channels_pg_sa.config import Settings
-from channels_pg_sa.connection import SETTINGS
+from channels_pg_sa.connections.connection import SETTINGS
 from channels_pg_sa.entry import Row
-from channels_pg_sa.jobs import GroupSend, Send
 from channels_pg_sa.layer import Layer
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.statements.compiled import compiled
+from channels_pg_sa.statements.jobs import GroupSend, Send
+from channels_pg_sa.statements.queries import Queries
 
 REST, WAKING = 0.005, 60e-6
 """Seconds between statements: at least so many, and for each connection that one wakes so many more."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from channels.exceptions import ChannelFull
 
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.statements.queries import Queries
 from tests.support.layers import Layer, LayerFactory
 from tests.support.waiting import eventually_async
 

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import Message, PostgresLayer
 from tests.support.proxy import Proxy

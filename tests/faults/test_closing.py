@@ -14,9 +14,9 @@ import psycopg
 import pytest
 
 from channels_pg_sa import LayerClosed, Publisher, node, reception
-from channels_pg_sa.database import Database
+from channels_pg_sa.connections.database import Database
 from channels_pg_sa.layer import close_layers
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.processes import ROOT, environment

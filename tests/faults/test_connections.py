@@ -15,9 +15,9 @@ import pytest_asyncio
 from psycopg_pool import AsyncConnectionPool
 
 from channels_pg_sa.backoff import Backoff
-from channels_pg_sa.connection import CleanConnection
-from channels_pg_sa.database import Database
-from channels_pg_sa.held import Held
+from channels_pg_sa.connections.connection import CleanConnection
+from channels_pg_sa.connections.database import Database
+from channels_pg_sa.connections.held import Held
 from tests.support.databases import query, run_script
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async, let_pass
@@ -77,8 +77,8 @@ async def test_a_silence_while_a_connection_is_made_or_given_back(
             silence.fall()
 
     monkeypatch.setattr(Database, "_configure", configured)
-    monkeypatch.setattr("channels_pg_sa.database.KEPT", 0.01)
-    monkeypatch.setattr("channels_pg_sa.database.SET_UP", 60)  # half of a call's time is less
+    monkeypatch.setattr("channels_pg_sa.connections.database.KEPT", 0.01)
+    monkeypatch.setattr("channels_pg_sa.connections.database.SET_UP", 60)  # half of a call's time is less
     options = {"check": None, "reset": None, **({moment: silent} if moment in {"check", "reset"} else {})}
     layer = make_own_layer(url=proxy.url, send_timeout=6, PSYCOPG_OPTIONS={**options, "max_size": 1})
 
@@ -187,7 +187,7 @@ async def test_a_connection_that_was_quick_enough_outlasts_its_limits(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of its making, of its first sign of life and of a statement on it."""
-    monkeypatch.setattr("channels_pg_sa.database.KEPT", 60)
+    monkeypatch.setattr("channels_pg_sa.connections.database.KEPT", 60)
     layer = make_own_layer(send_timeout=2)
     await layer.send("jobs", text(1))
     (held,) = inside(layer)._database._kept
@@ -200,7 +200,7 @@ async def test_a_connection_keeps_nothing_of_who_had_it(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often it has gone back to the pool."""
-    monkeypatch.setattr("channels_pg_sa.database.KEPT", 0.01)
+    monkeypatch.setattr("channels_pg_sa.connections.database.KEPT", 0.01)
     layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1})
     database = opened(layer)
     drivers = []
@@ -261,7 +261,7 @@ async def only(
     make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> OnlyConnection:
     """A server that grants one connection."""
-    monkeypatch.setattr("channels_pg_sa.database.Backoff", lambda: Backoff(first=100, cap=100))
+    monkeypatch.setattr("channels_pg_sa.connections.database.Backoff", lambda: Backoff(first=100, cap=100))
     role = make_role(fragile, fragile_url, "secret", limit=1)
     url = url_as(fragile, fragile_url, role)
     layer = make_fragile(url=url, send_timeout=20, PSYCOPG_OPTIONS={"max_size": 4})
@@ -375,7 +375,7 @@ async def test_the_only_connection_is_not_handed_on_once_it_is_broken_off(
     only: OnlyConnection, fragile_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it is when the server refuses to prepare what is sent over it: who has waited for it makes another."""
-    monkeypatch.setattr("channels_pg_sa.database.Backoff", lambda: Backoff(first=2, cap=2))
+    monkeypatch.setattr("channels_pg_sa.connections.database.Backoff", lambda: Backoff(first=2, cap=2))
     only.database.check_timeout = 20
     holder = fast_path(only.layer)
     holder._prepared = LateRefused()
@@ -480,7 +480,7 @@ async def test_a_server_that_grants_no_more_connections_is_not_away(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one is lent, or at hand: whoever closes the layer then waits for what is still to be done."""
-    monkeypatch.setattr("channels_pg_sa.database.KEPT", 60)
+    monkeypatch.setattr("channels_pg_sa.connections.database.KEPT", 60)
     layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1})
     await layer.group_send("nobody", text(0))
     database = inside(layer)._database

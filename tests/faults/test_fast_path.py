@@ -14,11 +14,11 @@ import psycopg
 import pytest
 
 from channels_pg_sa import LayerClosed, SchemaError, SendError
-from channels_pg_sa.connection import give_up
-from channels_pg_sa.database import KEPT
-from channels_pg_sa.fate import Fate, fate
-from channels_pg_sa.jobs import Send
-from channels_pg_sa.prepared import Bound
+from channels_pg_sa.connections.connection import give_up
+from channels_pg_sa.connections.database import KEPT
+from channels_pg_sa.connections.fate import Fate, fate
+from channels_pg_sa.statements.jobs import Send
+from channels_pg_sa.statements.prepared import Bound
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer, ask
 from tests.support.urls import with_parameters
@@ -181,7 +181,7 @@ async def test_connections_that_were_lost_together(
     proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, is_held: bool
 ) -> None:
     """In silence: one call waits until its time is over; the next one's connection is asked for a sign of life."""
-    monkeypatch.setattr("channels_pg_sa.database.KEPT", 60)  # so that both are at hand
+    monkeypatch.setattr("channels_pg_sa.connections.database.KEPT", 60)  # so that both are at hand
     layer = await use_both(make_own_layer(url=proxy.url, heartbeat=60, lease=200, send_timeout=3))
     if is_held:
         await hold(layer)
@@ -208,7 +208,7 @@ async def test_a_connection_that_is_held_was_lost_with_another(
     proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In silence: who reads over the other waits until its time is over; the next send is not trusted to this one."""
-    monkeypatch.setattr("channels_pg_sa.database.KEPT", 60)
+    monkeypatch.setattr("channels_pg_sa.connections.database.KEPT", 60)
     layer = await hold(await use_both(make_own_layer(url=proxy.url, heartbeat=60, lease=200, send_timeout=3)))
     proxy.forget()
     with pytest.raises(SendError):
@@ -226,7 +226,7 @@ async def test_a_connection_that_does_not_show_a_sign_of_life_is_not_the_only_on
     proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next at hand is asked before a message is trusted to it."""
-    monkeypatch.setattr("channels_pg_sa.database.KEPT", 60)
+    monkeypatch.setattr("channels_pg_sa.connections.database.KEPT", 60)
     layer = make_own_layer(url=proxy.url, heartbeat=60, lease=200, send_timeout=3)
     await layer.send("others", text(0))
     database = inside(layer)._database
@@ -352,7 +352,7 @@ async def test_nothing_begins_on_a_connection_that_is_given_up(
         refused.append(not fast_path(layer).run([Bound(b"channels_pg_sa_send_one", ())], lambda *_: None))
         await give_up(connection)
 
-    monkeypatch.setattr("channels_pg_sa.fastpath.give_up", answered_first)
+    monkeypatch.setattr("channels_pg_sa.sending.fastpath.give_up", answered_first)
     with locked_messages(layer_url) as locker, impatient(layer, 1):
         with pytest.raises(SendError):
             await layer.send("jobs", text(1))
@@ -376,7 +376,7 @@ async def test_nothing_follows_on_a_connection_that_is_given_up(
             await asyncio.sleep(0.01)
         await give_up(connection)
 
-    monkeypatch.setattr("channels_pg_sa.fastpath.give_up", answered_first)
+    monkeypatch.setattr("channels_pg_sa.sending.fastpath.give_up", answered_first)
     with locked_messages(layer_url) as locker, nullcontext() if closes else impatient(layer, 1):
         assert fast_path(layer).run([statement] * 2, lambda _error, results: ended.append(len(results)))
         if closes:

@@ -11,10 +11,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from channels_pg_sa import SendError, flushing
-from channels_pg_sa.flushing import Flushes
+from channels_pg_sa import SendError
 from channels_pg_sa.parcels import Flushed
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.receiving import flushing
+from channels_pg_sa.receiving.flushing import Flushes
+from channels_pg_sa.statements.queries import Queries
 from channels_pg_sa.topics import Topics
 from tests.support.databases import query
 from tests.support.layers import LayerFactory

@@ -16,13 +16,15 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from channels_pg_sa import SchemaError, SendError, database, listener
-from channels_pg_sa import listener as listener_module
+from channels_pg_sa import SchemaError, SendError
 from channels_pg_sa.backoff import Backoff
+from channels_pg_sa.connections import database
 from channels_pg_sa.entry import Entry
-from channels_pg_sa.inbox import Inbox
-from channels_pg_sa.listener import Listener
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.receiving import listener
+from channels_pg_sa.receiving import listener as listener_module
+from channels_pg_sa.receiving.inbox import Inbox
+from channels_pg_sa.receiving.listener import Listener
+from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LISTENER, LayerFactory, Message, PostgresLayer
 from tests.support.urls import with_parameters

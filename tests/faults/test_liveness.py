@@ -35,8 +35,8 @@ from channels_pg_sa import (
     vacuum,
 )
 from channels_pg_sa.config import Settings
-from channels_pg_sa.listener import ConnectionLost
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.receiving.listener import ConnectionLost
+from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import AWAITED, TestServer, query, run_script
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.processes import LayerProcess
@@ -254,7 +254,7 @@ async def test_a_heartbeat_that_finds_no_connection_is_no_error(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The listener tells of the loss, and makes a new one."""
-    caplog.set_level(logging.INFO, "channels_pg_sa.heartbeat")
+    caplog.set_level(logging.INFO, "channels_pg_sa.receiving.heartbeat")
     layer = make_own_layer(**PACE)
     await warm(layer)
 
@@ -264,7 +264,7 @@ async def test_a_heartbeat_that_finds_no_connection_is_no_error(
     monkeypatch.setattr(inside(layer)._listener, "lend", lend)
     eventually(lambda: caplog.records)
     assert caplog.record_tuples[0] == (
-        *("channels_pg_sa.heartbeat", logging.INFO, "A heartbeat failed: the connection is closed"),
+        *("channels_pg_sa.receiving.heartbeat", logging.INFO, "A heartbeat failed: the connection is closed"),
     )
 
 

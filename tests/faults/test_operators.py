@@ -14,11 +14,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from channels_pg_sa import ConfigurationError, SchemaError, SendError, listener, migrate
+from channels_pg_sa import ConfigurationError, SchemaError, SendError, migrate
 from channels_pg_sa.backoff import Backoff
-from channels_pg_sa.compiled import compiled
 from channels_pg_sa.errors import words_of
+from channels_pg_sa.receiving import listener
 from channels_pg_sa.schema import REVISION
+from channels_pg_sa.statements.compiled import compiled
 from tests.support.databases import TestServer, database_name, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually, eventually_async

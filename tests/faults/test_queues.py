@@ -13,7 +13,7 @@ import pytest
 from channels_pg_sa.claims import Claim
 from channels_pg_sa.config import Settings
 from channels_pg_sa.drops import DropLog
-from channels_pg_sa.queries import Claimed, Queries
+from channels_pg_sa.statements.queries import Claimed, Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually, eventually_async

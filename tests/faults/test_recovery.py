@@ -10,10 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from channels_pg_sa import ConfigurationError, PoolerError, listener, recovery
-from channels_pg_sa.listener import Listener
-from channels_pg_sa.queries import Queries
-from channels_pg_sa.recovery import Recovery
+from channels_pg_sa import ConfigurationError, PoolerError
+from channels_pg_sa.receiving import listener, recovery
+from channels_pg_sa.receiving.listener import Listener
+from channels_pg_sa.receiving.recovery import Recovery
+from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory
 from tests.support.waiting import eventually_async

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from channels_pg_sa import migrate
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.statements.queries import Queries
 from tests.support.layers import LayerFactory
 
 from .breaking import FragileServer, Gate, SwallowingProxy, come_back, inside, take, text, warm, within

@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from channels_pg_sa import LayerClosed, PrivilegeError, SendError, node
 from channels_pg_sa.backoff import Backoff
-from channels_pg_sa.database import KEPT
+from channels_pg_sa.connections.database import KEPT
 from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.proxy import Proxy
@@ -561,7 +561,7 @@ async def test_a_right_that_is_missing_behind_the_scenes_is_told_as_an_error(
         assert await take(layer, channel, 1) == [text(1)]
         eventually(lambda: "permission denied for table channels_pg_sa_message" in caplog.text)
         await asyncio.sleep(0.5)  # in which it is tried several times more
-        (told,) = (record for record in caplog.records if record.name == "channels_pg_sa.backlog")
+        (told,) = (record for record in caplog.records if record.name == "channels_pg_sa.receiving.backlog")
         assert told.levelno == logging.ERROR
         connection.execute(sql.SQL("GRANT ") + of_role.format(sql.SQL("TO"), sql.Identifier(role)))
         eventually(lambda: query(fragile_url, WAITING) == [(0,)])

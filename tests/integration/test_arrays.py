@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from channels_pg_sa.arrays import BytesArray, FloatArray, IntArray, TextArray
+from channels_pg_sa.statements.arrays import BytesArray, FloatArray, IntArray, TextArray
 
 CASES: list[tuple[Any, str]] = [
     (TextArray(), "text"),

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest_asyncio
 
-from channels_pg_sa.compiled import compiled
 from channels_pg_sa.config import Settings
-from channels_pg_sa.jobs import Join, Leave
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.statements.compiled import compiled
+from channels_pg_sa.statements.jobs import Join, Leave
+from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import AWAITED, query
 from tests.support.layers import LayerFactory
 from tests.support.urls import with_parameters

@@ -14,10 +14,10 @@ import pytest
 from psycopg.pq import ExecStatus
 
 from channels_pg_sa.config import Settings
-from channels_pg_sa.jobs import GroupSend, Send
 from channels_pg_sa.names import node_of, recipient_of
 from channels_pg_sa.parcels import Frame, Joined, Left, Parcel, Ring, parse
-from channels_pg_sa.prepared import Bound, Prepared
+from channels_pg_sa.statements.jobs import GroupSend, Send
+from channels_pg_sa.statements.prepared import Bound, Prepared
 from channels_pg_sa.topics import topic
 
 NODES = ["0123456789a0", "0123456789a1"]

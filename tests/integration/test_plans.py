@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from channels_pg_sa.compiled import compiled
-from channels_pg_sa.connection import SETTINGS
+from channels_pg_sa.connections.connection import SETTINGS
+from channels_pg_sa.statements.compiled import compiled
 from tests.support.databases import TestServer
 from tests.support.layers import LayerFactory, ask
 

@@ -13,9 +13,9 @@ from psycopg.types.json import Jsonb
 from sqlalchemy.exc import DBAPIError
 
 from channels_pg_sa import ConfigurationError, migrate, node
-from channels_pg_sa.connection import CleanConnection
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.connections.connection import CleanConnection
 from channels_pg_sa.schema import metadata, routines
+from channels_pg_sa.statements.queries import Queries
 from tests.conformance.backends import Conversation, text
 from tests.support import roles
 from tests.support.databases import TestServer, database_name, query, run_script

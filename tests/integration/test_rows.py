@@ -9,11 +9,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from channels_pg_sa import queries as queries_module
 from channels_pg_sa.claims import ANYWHERE, Claim
 from channels_pg_sa.config import Settings
-from channels_pg_sa.jobs import GroupSend, Send
-from channels_pg_sa.queries import Queries
+from channels_pg_sa.statements import queries as queries_module
+from channels_pg_sa.statements.jobs import GroupSend, Send
+from channels_pg_sa.statements.queries import Queries
 from channels_pg_sa.topics import Topics
 from tests.support.databases import query
 

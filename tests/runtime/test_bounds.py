@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from channels_pg_sa import Layer, vacuum
-from channels_pg_sa.heartbeat import SWEEP
-from channels_pg_sa.queries import BUDGET, Queries
+from channels_pg_sa.receiving.heartbeat import SWEEP
+from channels_pg_sa.statements.queries import BUDGET, Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.schema import install

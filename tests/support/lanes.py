@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from channels_pg_sa.call import Call
-from channels_pg_sa.lane import Lane, Over
+from channels_pg_sa.sending.lane import Lane, Over
 
 Calls = list[Call[int]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
-from channels_pg_sa.compiled import Compiled
+from channels_pg_sa.statements.compiled import Compiled
 
 from .databases import TestServer
 from .waiting import PATIENCE, eventually

@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from channels_pg_sa.attempts import Attempts
 from channels_pg_sa.call import Call
+from channels_pg_sa.sending.attempts import Attempts
 
 LOST = psycopg.OperationalError("the connection was lost")
 LOCKED = psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from channels_pg_sa import backlog as backlog_module
-from channels_pg_sa.backlog import Backlog
+from channels_pg_sa.receiving import backlog as backlog_module
+from channels_pg_sa.receiving.backlog import Backlog
 
 
 class Work:
@@ -90,7 +90,7 @@ async def test_batches_are_bounded() -> None:
 
 async def test_what_failed_is_done_again_before_what_came_later(work: Work, caplog: pytest.LogCaptureFixture) -> None:
     """Together with it, as often as needed, and with a line for each failure."""
-    caplog.set_level(logging.INFO, "channels_pg_sa.backlog")
+    caplog.set_level(logging.INFO, "channels_pg_sa.receiving.backlog")
     work.errors = [ValueError("no database"), OSError()]
     work.backlog.add("ab")
     await work.entered.acquire()
@@ -106,7 +106,7 @@ async def test_what_failed_is_done_again_before_what_came_later(work: Work, capl
 
 async def test_the_same_failure_again_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     """It is told once, with its traceback, and anew after another, or after a success."""
-    caplog.set_level(logging.INFO, "channels_pg_sa.backlog")
+    caplog.set_level(logging.INFO, "channels_pg_sa.receiving.backlog")
     work = Work(batch=1)
     work.gate.set()
     work.errors = [OSError("gone"), OSError("gone"), ValueError("wrong"), OSError("gone"), None, OSError("gone")]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_pg_sa.clock import DRIFT, Clock
+from channels_pg_sa.receiving.clock import DRIFT, Clock
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def monotonic(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Set this process's own clock."""
 
     def set_to(seconds: float) -> None:
-        monkeypatch.setattr("channels_pg_sa.clock.time.monotonic", lambda: seconds)
+        monkeypatch.setattr("channels_pg_sa.receiving.clock.time.monotonic", lambda: seconds)
 
     set_to(100.0)
     return set_to

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL
 from channels_pg_sa import ConfigurationError
 from channels_pg_sa.address import parameters_from_url
 from channels_pg_sa.config import ALL_KEYS, Config, Settings, checked_schema, settings_from_mapping
-from channels_pg_sa.database import Database
+from channels_pg_sa.connections.database import Database
 from channels_pg_sa.rules import LONGEST_PREFIX, RULES, shown
 from tests.support.serializers import COMPRESSED_PATH
 

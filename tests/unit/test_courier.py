@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from channels_pg_sa import backlog as backlog_module
-from channels_pg_sa.courier import Courier
-from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.entry import Row
 from channels_pg_sa.parcels import Parcel
+from channels_pg_sa.receiving import backlog as backlog_module
+from channels_pg_sa.receiving.courier import Courier
+from channels_pg_sa.receiving.dispatcher import Dispatcher
 
 OWN = "s.0123456789ab!a"
 LATER = 200.0

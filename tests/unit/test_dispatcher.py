@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.entry import Entry, Row
-from channels_pg_sa.localchannels import Effects
 from channels_pg_sa.names import MAX_LENGTH
 from channels_pg_sa.parcels import Acknowledged, Flushed, Joined, Left, Mark, Parcel, Ring
+from channels_pg_sa.receiving.dispatcher import Dispatcher
+from channels_pg_sa.receiving.localchannels import Effects
 
 NODE = "0123456789ab"
 OWN = f"s.{NODE}!a"

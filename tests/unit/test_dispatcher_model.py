@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.entry import Entry
 from channels_pg_sa.entry import Row as Told
-from channels_pg_sa.localchannels import Effects
 from channels_pg_sa.names import node_of, queue_of, recipient_of
 from channels_pg_sa.parcels import Parcel, parse
+from channels_pg_sa.receiving.dispatcher import Dispatcher
+from channels_pg_sa.receiving.localchannels import Effects
 
 T = TypeVar("T")
 Action = Callable[["World", int], None]

@@ -7,7 +7,7 @@ import logging
 import psycopg
 import pytest
 
-from channels_pg_sa.fate import Fate, fate, is_queue_full, log_level, needs_other_connection
+from channels_pg_sa.connections.fate import Fate, fate, is_queue_full, log_level, needs_other_connection
 
 
 def error_of(state: str) -> psycopg.Error:

@@ -10,13 +10,13 @@ import time
 import pytest
 
 from channels_pg_sa import LayerClosed
-from channels_pg_sa.clock import Clock
-from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.drops import DropLog
 from channels_pg_sa.entry import Entry
-from channels_pg_sa.inbox import Inbox
-from channels_pg_sa.localchannels import Effects
 from channels_pg_sa.parcels import Acknowledged, Parcel, Ring
+from channels_pg_sa.receiving.clock import Clock
+from channels_pg_sa.receiving.dispatcher import Dispatcher
+from channels_pg_sa.receiving.inbox import Inbox
+from channels_pg_sa.receiving.localchannels import Effects
 
 CHANNEL = "s.0123456789ab!a"
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from channels_pg_sa import inbox as inbox_module
-from channels_pg_sa.clock import Clock
-from channels_pg_sa.dispatcher import Dispatcher
 from channels_pg_sa.entry import Entry
-from channels_pg_sa.inbox import Inbox
+from channels_pg_sa.receiving import inbox as inbox_module
+from channels_pg_sa.receiving.clock import Clock
+from channels_pg_sa.receiving.dispatcher import Dispatcher
+from channels_pg_sa.receiving.inbox import Inbox
 
 CHANNEL = "s.0123456789ab!a"
 CODE = str(Path(inbox_module.__file__).parent), contextlib.__file__  # and what guards ours

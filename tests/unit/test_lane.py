@@ -11,9 +11,9 @@ import pytest
 
 from channels_pg_sa import call as call_module
 from channels_pg_sa.call import Call, resolve, settle
-from channels_pg_sa.callqueue import ENOUGH
 from channels_pg_sa.errors import SendError
-from channels_pg_sa.lane import Lane
+from channels_pg_sa.sending.callqueue import ENOUGH
+from channels_pg_sa.sending.lane import Lane
 from tests.support.lanes import Bench, Calls, FastPath, Late, finish_round, outcome, result_of
 
 
@@ -351,7 +351,7 @@ async def test_a_round_that_does_not_end_holds_nobody_up(
     stopped: asyncio.AbstractEventLoop, caller: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was called in it is done together with what others call, or when the loop goes on, and once."""
-    monkeypatch.setattr("channels_pg_sa.lane.ROUND", 60)  # so that none of them waits for that
+    monkeypatch.setattr("channels_pg_sa.sending.lane.ROUND", 60)  # so that none of them waits for that
     bench = Bench()
     bench.gate.set()
     bench.lane.submit(Call(1, 30, stopped))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from channels_pg_sa.call import Call, settle
-from channels_pg_sa.callqueue import CallQueue
-from channels_pg_sa.lane import Lane, Over
+from channels_pg_sa.sending.callqueue import CallQueue
+from channels_pg_sa.sending.lane import Lane, Over
 from tests.support.lanes import Bench, Calls, FastPath, Late, finish_round, outcome
 from tests.support.waiting import eventually_async
 

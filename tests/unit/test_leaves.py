@@ -9,8 +9,8 @@ import pytest
 
 from channels_pg_sa import SendError
 from channels_pg_sa.call import Call
-from channels_pg_sa.jobs import Join, Leave
-from channels_pg_sa.leaves import Leaves
+from channels_pg_sa.sending.leaves import Leaves
+from channels_pg_sa.statements.jobs import Join, Leave
 
 NODE = "0123456789ab"
 

@@ -10,11 +10,11 @@ import psycopg
 import pytest
 
 from channels_pg_sa import ConfigurationError, LayerClosed
-from channels_pg_sa.clock import Clock
-from channels_pg_sa.dispatcher import Dispatcher
-from channels_pg_sa.inbox import Inbox
-from channels_pg_sa.listener import ConnectionLost
-from channels_pg_sa.outages import Outages
+from channels_pg_sa.receiving.clock import Clock
+from channels_pg_sa.receiving.dispatcher import Dispatcher
+from channels_pg_sa.receiving.inbox import Inbox
+from channels_pg_sa.receiving.listener import ConnectionLost
+from channels_pg_sa.receiving.outages import Outages
 
 CHANNEL = "s.0123456789ab!a"
 

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from channels_pg_sa.vacuum import DELETIONS, Vacuum
+from channels_pg_sa.receiving.vacuum import DELETIONS, Vacuum
 
 
 class Table:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from .entry import GONE, SAME, Entry, Row
+from channels_pg_sa.entry import GONE, SAME, Entry, Row
+from channels_pg_sa.members import MemberIndex
+from channels_pg_sa.names import MAX_LENGTH, node_of, queue_of
+from channels_pg_sa.parcels import Acknowledged, Flushed, Frame, Joined, Left, Mark, Parcel, Ring
+
 from .localchannels import LocalChannels
-from .members import MemberIndex
-from .names import MAX_LENGTH, node_of, queue_of
-from .parcels import Acknowledged, Flushed, Frame, Joined, Left, Mark, Parcel, Ring
 
 
 class Dispatcher(LocalChannels):

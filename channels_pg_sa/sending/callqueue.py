@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from .call import Call
-from .errors import SendError
+from channels_pg_sa.call import Call
+from channels_pg_sa.errors import SendError
 
 J = TypeVar("J")
 

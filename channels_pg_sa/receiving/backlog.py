@@ -7,10 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, TypeVar
 
-from .backoff import Backoff
-from .errors import words_of
-from .iothread import Spawn
-from .logs import Logger
+from channels_pg_sa.backoff import Backoff
+from channels_pg_sa.errors import words_of
+from channels_pg_sa.iothread import Spawn
+from channels_pg_sa.logs import Logger
 
 T = TypeVar("T")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from .database import Database
-from .errors import words_of
-from .fate import OUTAGE
-from .iothread import Spawn
-from .logs import Logger
-from .queries import Queries
+from channels_pg_sa.connections.database import Database
+from channels_pg_sa.connections.fate import OUTAGE
+from channels_pg_sa.errors import words_of
+from channels_pg_sa.iothread import Spawn
+from channels_pg_sa.logs import Logger
+from channels_pg_sa.statements.queries import Queries
 
 logger = Logger(__name__)
 

@@ -8,12 +8,13 @@ import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from .call import resolve
+from channels_pg_sa.call import resolve
+from channels_pg_sa.drops import DropLog
+from channels_pg_sa.entry import Entry
+from channels_pg_sa.errors import LayerClosed
+
 from .clock import Clock
 from .dispatcher import Dispatcher
-from .drops import DropLog
-from .entry import Entry
-from .errors import LayerClosed
 from .localchannels import Effects, Reader
 
 

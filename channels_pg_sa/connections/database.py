@@ -14,10 +14,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from .backoff import Backoff
-from .config import Settings
+from channels_pg_sa.backoff import Backoff
+from channels_pg_sa.config import Settings
+from channels_pg_sa.errors import LayerClosed, words_of
+
 from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, give_up, is_pooled, sever, time_limit
-from .errors import LayerClosed, words_of
 from .fate import needs_other_connection
 from .held import Held
 

@@ -12,23 +12,24 @@ from collections.abc import Callable
 
 import psycopg
 
+from channels_pg_sa.config import Settings
+from channels_pg_sa.connections.connection import Connection, is_pooled
+from channels_pg_sa.connections.database import Database
+from channels_pg_sa.connections.fate import OUTAGE, Fate, fate
+from channels_pg_sa.errors import ConfigurationError, PoolerError, PrivilegeError, words_of
+from channels_pg_sa.iothread import Spawn
+from channels_pg_sa.names import node_of
+from channels_pg_sa.parcels import Parcel
+from channels_pg_sa.schema import REVISION
+from channels_pg_sa.statements.queries import Queries
+from channels_pg_sa.topics import Topics
+from channels_pg_sa.version import __version__
+
 from .clock import Clock
-from .config import Settings
-from .connection import Connection, is_pooled
-from .database import Database
 from .dispatcher import Dispatcher
-from .errors import ConfigurationError, PoolerError, PrivilegeError, words_of
-from .fate import OUTAGE, Fate, fate
 from .inbox import Inbox
-from .iothread import Spawn
 from .listener import Listener
-from .names import node_of
-from .parcels import Parcel
-from .queries import Queries
 from .queuereader import QueueReader
-from .schema import REVISION
-from .topics import Topics
-from .version import __version__
 
 POOLER_PATIENCE = 2.0
 """Seconds that a notification to oneself may take where a pooler is suspected of swallowing it, or another look."""

@@ -11,18 +11,19 @@ from typing import Any
 import psycopg
 from psycopg.pq.abc import PGresult
 
+from channels_pg_sa.call import Call, settle
+from channels_pg_sa.connections.connection import Connection
+from channels_pg_sa.connections.fate import Fate, fate
+from channels_pg_sa.errors import LayerClosed, SendError
+from channels_pg_sa.names import node_of
+from channels_pg_sa.statements.jobs import Join, Leave
+from channels_pg_sa.statements.prepared import Prepared
+from channels_pg_sa.statements.queries import Queries
+
 from .attempts import Attempts
-from .call import Call, settle
-from .connection import Connection
-from .errors import LayerClosed, SendError
 from .fastpath import FastPath
-from .fate import Fate, fate
-from .jobs import Join, Leave
 from .lane import Lane, Over
 from .leaves import Leaves, is_done, key_of
-from .names import node_of
-from .prepared import Prepared
-from .queries import Queries
 
 Membership = Join | Leave
 

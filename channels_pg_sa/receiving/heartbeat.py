@@ -11,17 +11,18 @@ from typing import Any
 
 from psycopg.errors import InsufficientPrivilege, InvalidSqlStatementName
 
+from channels_pg_sa.connections.connection import Connection
+from channels_pg_sa.connections.database import Database
+from channels_pg_sa.connections.fate import OUTAGE, log_level
+from channels_pg_sa.errors import words_of
+from channels_pg_sa.iothread import Spawn
+from channels_pg_sa.logs import Logger
+from channels_pg_sa.statements.queries import Pulse, Queries
+from channels_pg_sa.topics import Topics
+
 from .clock import Clock
-from .connection import Connection
-from .database import Database
-from .errors import words_of
-from .fate import OUTAGE, log_level
-from .iothread import Spawn
 from .listener import PATIENCE, ConnectionLost, Listener
-from .logs import Logger
-from .queries import Pulse, Queries
 from .queuereader import QueueReader
-from .topics import Topics
 
 logger = Logger(__name__)
 

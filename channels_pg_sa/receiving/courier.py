@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from channels_pg_sa.config import Settings
+from channels_pg_sa.connections.database import Database
+from channels_pg_sa.connections.fate import log_level
+from channels_pg_sa.entry import Row
+from channels_pg_sa.iothread import Spawn
+from channels_pg_sa.statements.queries import Queries
+
 from .backlog import Backlog
-from .config import Settings
-from .database import Database
-from .entry import Row
-from .fate import log_level
 from .inbox import Inbox
-from .iothread import Spawn
-from .queries import Queries
 
 
 class Courier:

@@ -9,7 +9,7 @@ import logging
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from .errors import LayerClosed
+from channels_pg_sa.errors import LayerClosed
 
 # The server's word that it did not do the statement, but would at another time.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html

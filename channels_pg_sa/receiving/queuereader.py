@@ -11,20 +11,21 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import psycopg
 
+from channels_pg_sa.claims import ANYWHERE, Claim, ClaimBook
+from channels_pg_sa.config import Settings
+from channels_pg_sa.connections.database import Database
+from channels_pg_sa.connections.fate import Fate, fate, log_level
+from channels_pg_sa.entry import Row
+from channels_pg_sa.errors import words_of
+from channels_pg_sa.iothread import Spawn
+from channels_pg_sa.logs import Logger
+from channels_pg_sa.names import queue_of
+from channels_pg_sa.statements.queries import Claimed, Queries
+from channels_pg_sa.topics import Topics
+
 from .backlog import Backlog
-from .claims import ANYWHERE, Claim, ClaimBook
-from .config import Settings
-from .database import Database
-from .entry import Row
-from .errors import words_of
-from .fate import Fate, fate, log_level
 from .inbox import Inbox
-from .iothread import Spawn
 from .listener import Listener
-from .logs import Logger
-from .names import queue_of
-from .queries import Claimed, Queries
-from .topics import Topics
 
 logger = Logger(__name__)
 

@@ -11,28 +11,29 @@ from typing import Any
 
 import psycopg
 
+from channels_pg_sa.config import Settings
+from channels_pg_sa.connections.connection import Connection
+from channels_pg_sa.connections.database import Database
+from channels_pg_sa.connections.fate import OUTAGE
+from channels_pg_sa.drops import DropLog
+from channels_pg_sa.entry import Entry
+from channels_pg_sa.errors import ChannelLayerError
+from channels_pg_sa.iothread import IOThread, cancelled
+from channels_pg_sa.parcels import Flushed, parse
+from channels_pg_sa.statements.queries import Queries
+from channels_pg_sa.topics import Topics
+
 from .clock import Clock
-from .config import Settings
-from .connection import Connection
 from .courier import Courier
-from .database import Database
 from .dispatcher import Dispatcher
-from .drops import DropLog
-from .entry import Entry
-from .errors import ChannelLayerError
-from .fate import OUTAGE
 from .flushing import Answers, Flushes
 from .heartbeat import Heartbeat
 from .inbox import Inbox
-from .iothread import IOThread, cancelled
 from .listener import Listener
 from .localchannels import Effects
 from .outages import Outages
-from .parcels import Flushed, parse
-from .queries import Queries
 from .queuereader import QueueReader
 from .recovery import Recovery
-from .topics import Topics
 from .vacuum import Vacuum
 
 AGAIN = 0.5

@@ -10,18 +10,19 @@ from typing import Any
 
 import psycopg
 
+from channels_pg_sa.claims import Claim
+from channels_pg_sa.config import Settings
+from channels_pg_sa.connections.connection import Connection
+from channels_pg_sa.entry import Row
+from channels_pg_sa.errors import SchemaError, words_of
+from channels_pg_sa.members import Member
+from channels_pg_sa.parcels import Parcel
+from channels_pg_sa.schema import REVISION
+from channels_pg_sa.topics import Topics
+
 from .arrays import FloatArray, IntArray, TextArray
-from .claims import Claim
 from .compiled import compiled
-from .config import Settings
-from .connection import Connection
-from .entry import Row
-from .errors import SchemaError, words_of
 from .jobs import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
-from .members import Member
-from .parcels import Parcel
-from .schema import REVISION
-from .topics import Topics
 
 BUDGET = 4 * 1024 * 1024
 """Bytes of payloads after which an answer ends: it must come within `send_timeout` over a slow line, too."""

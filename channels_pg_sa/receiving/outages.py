@@ -6,13 +6,14 @@ import asyncio
 import math
 import time
 
-from .call import resolve
+from channels_pg_sa.call import resolve
+from channels_pg_sa.connections.fate import OUTAGE
+from channels_pg_sa.errors import ChannelLayerError, words_of
+from channels_pg_sa.logs import Logger
+
 from .clock import Clock
-from .errors import ChannelLayerError, words_of
-from .fate import OUTAGE
 from .inbox import Inbox
 from .listener import ConnectionLost
-from .logs import Logger
 
 logger = Logger(__name__)
 

@@ -8,9 +8,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .entry import Entry, Row
-from .names import node_of, queue_of
-from .parcels import Acknowledged, Flushed, Ring
+from channels_pg_sa.entry import Entry, Row
+from channels_pg_sa.names import node_of, queue_of
+from channels_pg_sa.parcels import Acknowledged, Flushed, Ring
 
 Reader = Future[None]
 """A pending receive(), which is woken at most once. If it then finds nothing, it waits anew as another one."""

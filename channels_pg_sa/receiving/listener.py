@@ -10,10 +10,10 @@ from typing import TypeVar
 import psycopg
 from psycopg.pq import PGnotify
 
-from .address import Connector
-from .backoff import Backoff
-from .connection import DEFAULTS, SETTINGS, CleanConnection, Connection, sever, time_limit
-from .errors import words_of
+from channels_pg_sa.address import Connector
+from channels_pg_sa.backoff import Backoff
+from channels_pg_sa.connections.connection import DEFAULTS, SETTINGS, CleanConnection, Connection, sever, time_limit
+from channels_pg_sa.errors import words_of
 
 T = TypeVar("T")
 

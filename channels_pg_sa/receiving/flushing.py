@@ -7,13 +7,13 @@ import contextlib
 import secrets
 from weakref import WeakValueDictionary
 
-from .connection import Connection
-from .database import Database
-from .fate import OUTAGE
-from .logs import Logger
-from .parcels import Acknowledged, Flushed
-from .queries import Queries
-from .topics import Topics
+from channels_pg_sa.connections.connection import Connection
+from channels_pg_sa.connections.database import Database
+from channels_pg_sa.connections.fate import OUTAGE
+from channels_pg_sa.logs import Logger
+from channels_pg_sa.parcels import Acknowledged, Flushed
+from channels_pg_sa.statements.queries import Queries
+from channels_pg_sa.topics import Topics
 
 logger = Logger(__name__)
 

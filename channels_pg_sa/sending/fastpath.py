@@ -19,13 +19,13 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from .call import Call, resolve
-from .connection import give_up, sever, time_limit
-from .database import KEPT, Database
-from .fate import OUTAGE, needs_other_connection
-from .held import Held
-from .logs import Logger
-from .prepared import Bound, Prepared
+from channels_pg_sa.call import Call, resolve
+from channels_pg_sa.connections.connection import give_up, sever, time_limit
+from channels_pg_sa.connections.database import KEPT, Database
+from channels_pg_sa.connections.fate import OUTAGE, needs_other_connection
+from channels_pg_sa.connections.held import Held
+from channels_pg_sa.logs import Logger
+from channels_pg_sa.statements.prepared import Bound, Prepared
 
 logger = Logger(__name__)
 

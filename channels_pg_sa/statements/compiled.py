@@ -11,8 +11,8 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import Executable
 
-from .schema import tables
-from .statements import listings, memberships, messages, nodes, one_message
+from channels_pg_sa.schema import tables
+from channels_pg_sa.statements import listings, memberships, messages, nodes, one_message
 
 
 @dataclass(frozen=True, slots=True)

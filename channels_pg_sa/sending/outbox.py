@@ -13,24 +13,25 @@ from typing import Any
 import psycopg
 from psycopg.pq.abc import PGresult
 
+from channels_pg_sa.call import Call, settle
+from channels_pg_sa.config import Settings
+from channels_pg_sa.connections.connection import Connection
+from channels_pg_sa.connections.database import Database
+from channels_pg_sa.connections.fate import Fate, fate
+from channels_pg_sa.drops import DropLog
+from channels_pg_sa.errors import SendError
+from channels_pg_sa.names import recipient_of
+from channels_pg_sa.receiving.flushing import Answers
+from channels_pg_sa.receiving.reception import Reception
+from channels_pg_sa.statements.compiled import Compiled
+from channels_pg_sa.statements.jobs import GroupSend, Send
+from channels_pg_sa.statements.prepared import Prepared
+from channels_pg_sa.statements.queries import Queries
+
 from .attempts import Attempts, send_error
-from .call import Call, settle
-from .compiled import Compiled
-from .config import Settings
-from .connection import Connection
-from .database import Database
-from .drops import DropLog
-from .errors import SendError
 from .fastpath import FastPath
-from .fate import Fate, fate
-from .flushing import Answers
-from .jobs import GroupSend, Send
 from .lane import BUDGET, Lane, Over
 from .memberships import Memberships
-from .names import recipient_of
-from .prepared import Prepared
-from .queries import Queries
-from .reception import Reception
 
 Loop = asyncio.AbstractEventLoop
 

@@ -15,12 +15,13 @@ from typing import Any
 from psycopg import sql
 from psycopg.adapt import Buffer
 
+from channels_pg_sa.config import Settings
+from channels_pg_sa.names import node_of
+from channels_pg_sa.topics import sign_of, topic
+
 from .arrays import BytesArray, TextArray, dumped
 from .compiled import compiled
-from .config import Settings
 from .jobs import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
-from .names import node_of
-from .topics import sign_of, topic
 
 
 @dataclass(frozen=True, slots=True)

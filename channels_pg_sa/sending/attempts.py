@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from .backoff import Backoff
-from .call import Call
-from .connection import Connection
-from .database import Database
-from .errors import SchemaError, SendError, words_of
-from .fate import Fate, fate, is_queue_full, needs_other_connection
-from .queries import Queries
+from channels_pg_sa.backoff import Backoff
+from channels_pg_sa.call import Call
+from channels_pg_sa.connections.connection import Connection
+from channels_pg_sa.connections.database import Database
+from channels_pg_sa.connections.fate import Fate, fate, is_queue_full, needs_other_connection
+from channels_pg_sa.errors import SchemaError, SendError, words_of
+from channels_pg_sa.statements.queries import Queries
 
 J = TypeVar("J")
 

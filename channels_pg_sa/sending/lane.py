@@ -9,7 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
-from .call import Call, settle
+from channels_pg_sa.call import Call, settle
+
 from .callqueue import CallQueue
 
 J = TypeVar("J")

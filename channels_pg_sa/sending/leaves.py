@@ -8,8 +8,8 @@ from typing import Any
 
 import psycopg
 
-from .call import Call
-from .jobs import Join, Leave
+from channels_pg_sa.call import Call
+from channels_pg_sa.statements.jobs import Join, Leave
 
 
 class Leaves:

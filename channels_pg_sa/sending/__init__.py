@@ -1,0 +1,1 @@
+"""What goes out: sends, joins and leaves of many callers, gathered into batches and done in the database."""
