@@ -13,9 +13,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from channels_pg_sa import LayerClosed, Publisher, node, reception
+from channels_pg_sa import LayerClosed, Publisher, node
 from channels_pg_sa.connections.database import Database
 from channels_pg_sa.layer import close_layers
+from channels_pg_sa.receiving import reception
 from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer

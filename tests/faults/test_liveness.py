@@ -21,21 +21,12 @@ import pytest
 import pytest_asyncio
 from psycopg import sql
 
-from channels_pg_sa import (
-    SendError,
-    __version__,
-    database,
-    drops,
-    flushing,
-    heartbeat,
-    listener,
-    node,
-    queries,
-    recovery,
-    vacuum,
-)
+from channels_pg_sa import SendError, __version__, drops, node
 from channels_pg_sa.config import Settings
+from channels_pg_sa.connections import database
+from channels_pg_sa.receiving import flushing, heartbeat, listener, recovery, vacuum
 from channels_pg_sa.receiving.listener import ConnectionLost
+from channels_pg_sa.statements import queries
 from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import AWAITED, TestServer, query, run_script
 from tests.support.layers import LayerFactory, PostgresLayer

@@ -12,7 +12,8 @@ import msgpack
 import psycopg
 import pytest
 
-from channels_pg_sa import Layer, vacuum
+from channels_pg_sa import Layer
+from channels_pg_sa.receiving import vacuum
 from channels_pg_sa.receiving.heartbeat import SWEEP
 from channels_pg_sa.statements.queries import BUDGET, Queries
 from tests.support.databases import TestServer, query
