@@ -22,7 +22,9 @@ from tests.support.waiting import let_pass
 from .breaking import end, until_listening
 
 SECONDS = 4.0
-"""How long they talk."""
+"""How long they talk at least."""
+ENOUGH = 150
+"""Messages to groups, and as many to channels, that are certainly sent before they stop."""
 SETTLING = 2.0
 """Seconds without any message after which no more is expected, and which the effect of a fault may last."""
 BYTES = (10, 10, 10, 200, 7_000, 30_000)
@@ -59,6 +61,11 @@ class Book:
         self.heard: defaultdict[str, list[int]] = defaultdict(list)  # by channel
         self.changes: defaultdict[tuple[str, str], list[Act]] = defaultdict(list)  # by group and channel
         self.kills: list[float] = []
+
+    def sure(self) -> tuple[int, int]:
+        """Return how many sends to groups, and how many to channels, have certainly been done."""
+        done = Counter(send.what for send in self.sends.values() if send.done)
+        return done["group"], done["channel"]
 
     def is_member(self, group: str, channel: str, send: Act) -> bool | None:
         """Tell whether a channel was in a group all the while; None if that changed, or nobody can tell.
@@ -139,8 +146,8 @@ class Conversation:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it has not been long enough."""
-        return time.monotonic() < self._until
+        """Whether it has not been long enough, or, on a busy machine, not enough has been said."""
+        return time.monotonic() < self._until or min(self.book.sure()) < ENOUGH
 
     async def kill(self, server: TestServer, url: str) -> None:
         """Kill half of the sessions now and then."""
@@ -216,7 +223,5 @@ async def test_each_gets_what_it_should(
     book = conversation.book
     assert book.mistakes([*conversation.channels, *QUEUES]) == [], seed
     assert bool(book.kills) == is_killed
-    sure = Counter(send.target in {ALL, *GROUPS} for send in book.sends.values() if send.done)
     expected = sum(book.should_get(number, name)[0] for number in book.sends for name in conversation.channels)
-    assert min(sure[True], sure[False]) > 100, (seed, sure)
     assert expected > 300, (seed, expected)
