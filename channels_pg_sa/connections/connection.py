@@ -39,11 +39,12 @@ CANCEL = 1.0
 
 # Planning the shortest statements costs more than running them. Each looks its rows up in an index, whatever it is
 # given, and must still do so when a table that was empty at the time of planning has filled.
-# No commit of ours need wait for a disk or a standby: what a crash may cost is restored from memory, or unlogged.
+# No commit of ours need wait for a disk or a standby: what a crash may cost is restored from memory, or unlogged. And
+# rows are told by their times, which a notification has in full.
 # https://www.postgresql.org/docs/current/runtime-config-query.html
 SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
-    ('plan_cache_mode', 'force_generic_plan'), ('enable_seqscan', 'off'), ('jit', 'off'), ('synchronous_commit', 'off')
-    ) AS wanted (name, value)"""
+    ('plan_cache_mode', 'force_generic_plan'), ('enable_seqscan', 'off'), ('jit', 'off'), ('synchronous_commit', 'off'),
+    ('extra_float_digits', '1')) AS wanted (name, value)"""
 
 
 def sever(connection: Connection) -> None:

@@ -37,6 +37,7 @@ from .breaking import (
     text,
     until_blocked,
     url_as,
+    warm,
     within,
 )
 from .test_sending import VERBS, LastWords
@@ -119,6 +120,16 @@ async def test_a_prefix_that_is_not_ascii(make_own_layer: LayerFactory, layer_ur
     layer = await hold(make_own_layer(url=url, prefix="grüße"))
     await layer.send("jobs", text(1))
     assert query(layer_url, "SELECT prefix FROM channels_pg_sa_message") == [("grüße",)]
+
+
+async def test_a_session_that_writes_times_with_few_digits(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """By a setting of the role's, say: a large message is looked up by its end, which the statement itself tells."""
+    layer = make_own_layer(url=with_parameters(layer_url, options="-c extra_float_digits=-15"))
+    channel = await warm(layer)
+    await hold(layer)
+    message = {**text(1), "filler": "x" * 20_000}
+    await layer.send(channel, message)
+    assert await asyncio.wait_for(layer.receive(channel), 10) == message
 
 
 @pytest.mark.parametrize("size", [100_000, 4_000_000])
