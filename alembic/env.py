@@ -36,7 +36,7 @@ def run(**options: Any) -> None:
         version_table_schema=schema,
         include_object=is_ours,
         compare_type=True,
-        # Defaults are not compared: Alembic would ask whether two calls of clock_timestamp() give the same.
+        compare_server_default=True,
         **options,
     )
     migration = context.get_context()

@@ -53,7 +53,8 @@ message = Table(
     Column("channel", Name),
     Column("group_name", Name),
     Column("payload", LargeBinary, nullable=False),
-    Column("expires_at", Timestamp, nullable=False, server_default=text("clock_timestamp() + '60 s'::interval")),
+    # As the server writes it: Alembic would ask whether two calls give the same.
+    Column("expires_at", Timestamp, nullable=False, server_default=text("(clock_timestamp() + '00:01:00'::interval)")),
     PrimaryKeyConstraint("prefix", "recipient", "id"),
     CheckConstraint("(channel IS NULL) <> (group_name IS NULL)", name="channel_or_group"),
     CheckConstraint("octet_length(payload) <= 16777216", name="payload_size"),  # codec.MAX_BYTES
@@ -114,7 +115,9 @@ class Tables:
 
 @functools.cache
 def tables(schema: str | None) -> Tables:
-    """Return the tables in a PostgreSQL schema, to be read in queries of the host's own; not to be created from.
+    """Return the tables in a PostgreSQL schema, for queries and migrations of the host's own.
+
+    create_all() of their metadata makes neither functions nor triggers.
 
     The name is in the tables, because a connection's own schema_translate_map would overrule a statement's.
 
@@ -125,7 +128,10 @@ def tables(schema: str | None) -> Tables:
     if schema is None:
         return Tables(*originals)
     elsewhere = MetaData(naming_convention=NAMING)
-    return Tables(*(table.to_metadata(elsewhere, schema=schema) for table in originals))
+    copies = [table.to_metadata(elsewhere, schema=schema) for table in originals]
+    for copy, original in zip(copies, originals, strict=True):
+        copy._prefixes = original._prefixes  # noqa: SLF001 - to_metadata() forgets what is UNLOGGED
+    return Tables(*copies)
 
 
 _SQL = Path(__file__).with_name("schema.sql")
