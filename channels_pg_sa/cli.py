@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--url", help="a SQLAlchemy URL, or a libpq URI or string, of the database")
     parser.add_argument("--schema", help="the PostgreSQL schema of the tables; default: the connection's search_path")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         check_arguments(arguments)
         database = migrate.find_url(arguments.url, os.environ) if needs_database(arguments) else None
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, MISUSED)
     except (SchemaError, DBAPIError) as error:
         return _complain(error, FAILED)
-    except BrokenPipeError:  # who reads has enough; https://docs.python.org/3/library/signal.html#note-on-sigpipe
+    except OSError as error:  # the disk is full, say; https://docs.python.org/3/library/signal.html#note-on-sigpipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return FAILED if isinstance(error, BrokenPipeError) else _complain(error, FAILED)  # who reads has enough
     return 0
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from .address import Connector, Url, connector
 from .config import checked_schema
 from .errors import ConfigurationError, SchemaError
-from .schema import REVISION, installation, metadata, routines
+from .schema import REVISION, installation, metadata, node, routines
 
 TABLE_PREFIX = "channels_pg_sa_"
 VERSION_TABLE = "channels_pg_sa_version"
@@ -31,6 +31,9 @@ Database: TypeAlias = "Url | Connector"
 """Where the database is: a SQLAlchemy URL, a libpq URI or string, or a function that returns libpq parameters."""
 
 _OUR_TABLES = frozenset({*metadata.tables, VERSION_TABLE})
+
+_TABLE = """pg_catalog.to_regclass(
+    pg_catalog.concat(pg_catalog.quote_ident(CAST(:schema AS text)) || '.', CAST(:table AS text)))"""
 
 # Alembic has one context for the whole process, which two threads would take from each other.
 _ONE_AT_A_TIME = threading.Lock()
@@ -113,9 +116,10 @@ def check(database: Database, *, schema: str | None = None) -> None:
     name = checked_schema(schema)
     with engine_for(database).connect() as connection:
         check_revision(connection, name)
-        missing = [*_missing_tables(connection, name), *_missing_routines(connection, name)]
-    if missing:
-        raise SchemaError(REVISION, REVISION, schema=schema, reason=", ".join(missing))
+        wrong = [*_missing_tables(connection, name), *_logged_tables(connection, name)]
+        wrong += _missing_routines(connection, name)
+    if wrong:
+        raise SchemaError(REVISION, REVISION, schema=schema, reason=", ".join(wrong))
 
 
 def check_revision(connection: Connection, schema: str | None) -> None:
@@ -249,19 +253,24 @@ def _missing_tables(connection: Connection, schema: str | None) -> Iterator[str]
             yield f"not the primary key of {name}"
 
 
+def _logged_tables(connection: Connection, schema: str | None) -> Iterator[str]:
+    """Yield that the table of nodes outlasts a crash, after which each node has to find itself gone."""
+    persistence = text(f"SELECT relpersistence FROM pg_catalog.pg_class WHERE oid = {_TABLE}")  # noqa: S608
+    found = connection.scalar(persistence, {"schema": schema, "table": node.name})
+    if found == "p":
+        yield f"{node.name} is not UNLOGGED (ALTER TABLE {node.name} SET UNLOGGED makes it so)"
+
+
 def _missing_routines(connection: Connection, schema: str | None) -> Iterator[str]:
     """Yield which functions and triggers are missing, or do not fire."""
     functions = re.findall(r"CREATE OR REPLACE FUNCTION @\.(\w+)", routines())
     triggers = re.findall(r"CREATE TRIGGER (\w+) AFTER \w+ ON @\.(\w+)", routines())
-    there = text("""
-        WITH place (id) AS (
-            SELECT c.relnamespace FROM pg_catalog.pg_class c
-            WHERE c.oid = pg_catalog.to_regclass(
-                pg_catalog.concat(pg_catalog.quote_ident(CAST(:schema AS text)) || '.', CAST(:table AS text))))
+    there = text(f"""
+        WITH place (id) AS (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = {_TABLE})
         SELECT p.proname, NULL FROM pg_catalog.pg_proc p JOIN place ON place.id = p.pronamespace
         UNION ALL
         SELECT t.tgname, c.relname FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
-        JOIN place ON place.id = c.relnamespace WHERE t.tgenabled IN ('O', 'A')""")
+        JOIN place ON place.id = c.relnamespace WHERE t.tgenabled IN ('O', 'A')""")  # noqa: S608
     rows = connection.execute(there, {"schema": schema, "table": installation.name})
     found = {(name, table) for name, table in rows}
     yield from (f"no function {name}" for name in functions if (name, None) not in found)
@@ -285,4 +294,9 @@ def _check_owners(connection: Connection, schema: str | None) -> None:
 
 def reason_of(error: Exception) -> str:
     """Return what an error says, of the database's own without what SQLAlchemy adds for programmers."""
-    return str(error.orig if isinstance(error, DBAPIError) else error).strip()
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    # https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-PATTERNS recommends no search_path at all.
+    hint = (
+        ". Say where with --schema, or set a search_path" if isinstance(cause, psycopg.errors.InvalidSchemaName) else ""
+    )
+    return str(cause).strip() + hint

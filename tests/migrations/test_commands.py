@@ -23,7 +23,7 @@ from channels_pg_sa.config import Settings
 from channels_pg_sa.django_settings import BACKEND
 from channels_pg_sa.management.commands.channels_pg_sa import Command
 from channels_pg_sa.schema import REVISION
-from tests.support.databases import query, run_script
+from tests.support.databases import database_name, query, run_script
 from tests.support.urls import with_database
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,6 +98,37 @@ def test_the_command_s_life(database_url: str, run: Callable[..., tuple[int, str
     assert run("current", *url) == (0, NOTHING, "")
 
 
+@pytest.mark.parametrize(
+    "arguments", [("downgrade", "--url", "{url}", "base"), ("--url", "{url}", "downgrade", "base")]
+)
+def test_options_stand_where_they_like(
+    database_url: str, run: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...]
+) -> None:
+    """Between the command and its revision too."""
+    run("upgrade", "--url", database_url)
+    assert run(*(argument.format(url=database_url) for argument in arguments)) == (0, NOTHING, "")
+
+
+def test_a_full_disk_is_told() -> None:
+    """And not shown as a traceback, whose last line a script would have to know."""
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "channels_pg_sa", "sql"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert ended.returncode == 1
+    assert re.fullmatch(r"channels-pg-sa: .*No space left on device\n", ended.stderr)
+
+
+def test_without_a_search_path_it_says_how_to_name_the_schema(
+    database_url: str, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    """PostgreSQL's manual recommends to have none."""
+    query(database_url, f"ALTER DATABASE {database_name(database_url)} SET search_path = ''")
+    code, _, errors = run("upgrade", "--url", database_url)
+    assert (code, "--schema" in errors) == (1, True)
+    assert run("upgrade", "--url", database_url, "--schema", "tenant")[0] == 0
+
+
 def test_check_ends_with_1_and_names_the_remedy(database_url: str, run: Callable[..., tuple[int, str, str]]) -> None:
     """A deployment script can rely on it."""
     code, output, errors = run("check", "--url", database_url)
@@ -111,6 +142,7 @@ def test_check_ends_with_1_and_names_the_remedy(database_url: str, run: Callable
 DAMAGES = {
     "DROP TABLE {schema}.channels_pg_sa_node": "no table channels_pg_sa_node",
     "ALTER TABLE {schema}.channels_pg_sa_message RENAME TO elsewhere": "no table channels_pg_sa_message",
+    "ALTER TABLE {schema}.channels_pg_sa_node SET LOGGED": "SET UNLOGGED",
     "ALTER TABLE {schema}.channels_pg_sa_node DROP COLUMN host": "no column channels_pg_sa_node.host",
     "ALTER TABLE {schema}.channels_pg_sa_node DROP CONSTRAINT pk_channels_pg_sa_node": "not the primary key",
     "DROP FUNCTION {schema}.channels_pg_sa_listen": "no function channels_pg_sa_listen",
