@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -83,7 +83,7 @@ def parse(payload: bytes) -> Iterator[Frame | None]:
     for frame in payload.split(b","):
         try:
             yield _parse(frame)
-        except (ValueError, KeyError):
+        except ValueError:
             yield None
 
 
@@ -94,8 +94,24 @@ def _parse(frame: bytes) -> Frame:
         if len(content) != (kind in b"PG"):
             raise ValueError(frame)
         return Parcel(_row(number), name.decode(), kind in b"Gg", _time(expires), content[0] if content else None)
-    fields = frame[1:].decode().split(" ")
-    return _SHORT[kind](fields)
+    return _short(kind, frame[1:].decode().split(" "))
+
+
+def _short(kind: bytes, fields: list[str]) -> Frame:
+    match kind, fields:
+        case b"Q", [number, queue]:
+            return Ring(_row(number), queue)
+        case b"J", [_stamp, group, channel, until]:
+            return Joined(group, channel, _time(until))
+        case b"L", [_stamp, group, channel]:
+            return Left(group, channel)
+        case b"B", [number]:
+            return Mark(int(number))
+        case b"F", [number, reply]:
+            return Flushed(number, reply)
+        case b"A", [number, node]:
+            return Acknowledged(number, node)
+    raise ValueError(kind, fields)
 
 
 def _row(text: str | bytes) -> int:
@@ -112,43 +128,3 @@ def _time(text: str | bytes) -> float:
     if math.isnan(time):
         raise ValueError(text)
     return time
-
-
-def _ring(fields: list[str]) -> Ring:
-    number, queue = fields
-    return Ring(_row(number), queue)
-
-
-def _joined(fields: list[str]) -> Joined:
-    _stamp, group, channel, expires = fields
-    return Joined(group, channel, _time(expires))
-
-
-def _left(fields: list[str]) -> Left:
-    _stamp, group, channel = fields
-    return Left(group, channel)
-
-
-def _mark(fields: list[str]) -> Mark:
-    (number,) = fields
-    return Mark(int(number))
-
-
-def _flushed(fields: list[str]) -> Flushed:
-    number, reply = fields
-    return Flushed(number, reply)
-
-
-def _acknowledged(fields: list[str]) -> Acknowledged:
-    number, node = fields
-    return Acknowledged(number, node)
-
-
-_SHORT: dict[bytes, Callable[[list[str]], Frame]] = {
-    b"Q": _ring,
-    b"J": _joined,
-    b"L": _left,
-    b"B": _mark,
-    b"F": _flushed,
-    b"A": _acknowledged,
-}
