@@ -200,13 +200,11 @@ class QueueReader:
             for claim in claims:
                 if claim.queue in shared:  # several may have picked the same rows, of which one has got them
                     self.book.ring(claim.queue, claim.first, claim.last)
+            channels = [claim.channel for claim in claims]
+            due = [channel for channel in channels if self.book.is_due(channel) and dispatcher.waiting(channel)]
         if not is_current:
             self.rereads.add([None])
-        self.claims.add(claim.channel for claim in claims if self._may_claim(claim.channel))
-
-    def _may_claim(self, channel: str) -> bool:
-        with self._inbox.decisions() as dispatcher:
-            return self.book.is_due(channel) and dispatcher.waiting(channel) > 0
+        self.claims.add(due)
 
     @contextlib.contextmanager
     def _outcome_known(self, claims: list[Claim]) -> Iterator[None]:
