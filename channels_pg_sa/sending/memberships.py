@@ -155,8 +155,10 @@ class Memberships:
         if joins:
             statements.append(self._prepared.join(joins))
         left = functools.partial(self._conclude_ending, _about(calls, leaves), session)
-        conclude = functools.partial(self._conclude, calls, over, left=left if leaves and not joins else None)
-        return self._fast_path.run(statements, functools.partial(conclude, len(statements)), left)
+        conclude = functools.partial(
+            self._conclude, calls, over, len(statements), left=left if leaves and not joins else None
+        )
+        return self._fast_path.run(statements, conclude, left)
 
     def _conclude_ending(self, calls: list[Call[Membership]], session: int | None, result: PGresult) -> bool:
         """Tell who leaves, whatever may become of those who join; return False if the statement has missed some."""
