@@ -24,9 +24,9 @@ from .logs import Logger
 from .names import node_of, recipient_of
 from .receiving.dispatcher import Dispatcher
 from .receiving.reception import Reception
-from .sending.outbox import Outbox, Sending
+from .sending.outbox import Outbox
 from .statements.compiled import Compiled
-from .statements.jobs import GroupSend, Send
+from .statements.jobs import GroupSend, Send, Sending
 from .statements.queries import Queries
 
 logger = Logger(__name__)

@@ -16,16 +16,14 @@ from channels_pg_sa.connections.connection import Connection
 from channels_pg_sa.connections.fate import Fate, fate
 from channels_pg_sa.errors import LayerClosed, SendError
 from channels_pg_sa.names import node_of
-from channels_pg_sa.statements.jobs import Join, Leave
+from channels_pg_sa.statements.jobs import Join, Leave, Membership
 from channels_pg_sa.statements.prepared import Prepared
 from channels_pg_sa.statements.queries import Queries
 
 from .attempts import Attempts
 from .fastpath import FastPath
 from .lane import Lane, Over
-from .leaves import Leaves, is_done, key_of
-
-Membership = Join | Leave
+from .leaves import Leaves, is_done
 
 
 class Memberships:
@@ -213,7 +211,7 @@ class Memberships:
             return
         self._leaves.tried(calls)
         if left:
-            self._left([key_of(job) for job in left])
+            self._left([job.key for job in left])
 
 
 def _last_of(calls: Iterable[Call[Membership]]) -> tuple[list[Join], list[Leave]]:
@@ -222,15 +220,15 @@ def _last_of(calls: Iterable[Call[Membership]]) -> tuple[list[Join], list[Leave]
     In the order of groups and channels, in which all processes lock them: so none waits for another that waits for it.
     Hence two statements too: one that did both would lock twice in that order.
     """
-    latest = {key_of(call.job): call.job for call in calls}
+    latest = {call.job.key: call.job for call in calls}
     last = [latest[key] for key in sorted(latest)]
     return [job for job in last if isinstance(job, Join)], [job for job in last if isinstance(job, Leave)]
 
 
 def _about(calls: Iterable[Call[Membership]], jobs: Iterable[Membership]) -> list[Call[Membership]]:
     """Return the calls about these memberships, whatever they asked for."""
-    keys = {key_of(job) for job in jobs}
-    return [call for call in calls if key_of(call.job) in keys]
+    keys = {job.key for job in jobs}
+    return [call for call in calls if call.job.key in keys]
 
 
 def _doubt(calls: Iterable[Call[Any]]) -> None:

@@ -24,7 +24,7 @@ from channels_pg_sa.names import recipient_of
 from channels_pg_sa.receiving.flushing import Answers
 from channels_pg_sa.receiving.reception import Reception
 from channels_pg_sa.statements.compiled import Compiled
-from channels_pg_sa.statements.jobs import GroupSend, Send
+from channels_pg_sa.statements.jobs import GroupSend, Send, Sending
 from channels_pg_sa.statements.prepared import Prepared
 from channels_pg_sa.statements.queries import Queries
 
@@ -34,8 +34,6 @@ from .lane import BUDGET, Lane, Over
 from .memberships import Memberships
 
 Loop = asyncio.AbstractEventLoop
-
-Sending = Send | GroupSend
 
 
 class Outbox:

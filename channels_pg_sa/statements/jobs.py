@@ -31,22 +31,37 @@ class GroupSend:
     payload: bytes
 
 
+Sending = Send | GroupSend
+
+
 @dataclass(frozen=True, slots=True)
-class Join:
-    """A channel's membership of a group; node: who reads the channel, "" if any process may."""
+class Membership:
+    """A channel's membership of a group, which is to begin or to end.
+
+    Args:
+        node: the one that reads the channel, "" if any process may.
+    """
 
     group: str
     node: str
     channel: str
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells one membership from another."""
+        return self.group, self.channel
 
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """The end of a membership."""
 
-    group: str
-    node: str
-    channel: str
+class Join(Membership):
+    """It begins, or is renewed."""
+
+    __slots__ = ()
+
+
+class Leave(Membership):
+    """It ends."""
+
+    __slots__ = ()
 
 
 def send_columns(sends: Sequence[Send]) -> dict[str, TextArray | BytesArray]:
@@ -58,7 +73,7 @@ def send_columns(sends: Sequence[Send]) -> dict[str, TextArray | BytesArray]:
     }
 
 
-def publish_columns(batch: Sequence[Send | GroupSend]) -> dict[str, TextArray | BytesArray]:
+def publish_columns(batch: Sequence[Sending]) -> dict[str, TextArray | BytesArray]:
     """Return the parameters of `publish`."""
     return {
         "recipient": TextArray(item.recipient if isinstance(item, Send) else None for item in batch),
@@ -68,7 +83,7 @@ def publish_columns(batch: Sequence[Send | GroupSend]) -> dict[str, TextArray | 
     }
 
 
-def membership_columns(rows: Sequence[Join | Leave]) -> dict[str, TextArray]:
+def membership_columns(rows: Sequence[Membership]) -> dict[str, TextArray]:
     """Return the parameters of `join` and `leave`."""
     return {
         "group_name": TextArray(row.group for row in rows),

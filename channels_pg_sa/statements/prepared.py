@@ -21,7 +21,7 @@ from channels_pg_sa.topics import sign_of, topic
 
 from .arrays import BytesArray, TextArray, dumped
 from .compiled import compiled
-from .jobs import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
+from .jobs import Join, Leave, Send, Sending, membership_columns, publish_columns, send_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Prepared:
         """The SQL that takes them out of it."""
         return "; ".join(f"DEALLOCATE {statement.name}" for statement in self._all)
 
-    def send(self, batch: Sequence[Send | GroupSend]) -> Bound:
+    def send(self, batch: Sequence[Sending]) -> Bound:
         """Return the statement that inserts a batch of messages, in this order."""
         if len(batch) == 1:
             return self._send_one_of(batch[0])
@@ -85,7 +85,7 @@ class Prepared:
         """Return the statement that deletes memberships, and selects how many it missed."""
         return self._leave.bind(_dumped(membership_columns(leaves)))
 
-    def _send_one_of(self, item: Send | GroupSend) -> Bound:
+    def _send_one_of(self, item: Sending) -> Bound:
         if isinstance(item, Send):
             where = topic(self._secret, "node" if node_of(item.channel) else "queue", self._prefix, item.recipient)
             names = {

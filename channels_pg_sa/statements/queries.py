@@ -22,7 +22,7 @@ from channels_pg_sa.topics import Topics
 
 from .arrays import FloatArray, IntArray, TextArray
 from .compiled import compiled
-from .jobs import GroupSend, Join, Leave, Send, membership_columns, publish_columns, send_columns
+from .jobs import Join, Leave, Send, Sending, membership_columns, publish_columns, send_columns
 
 BUDGET = 4 * 1024 * 1024
 """Bytes of payloads after which an answer ends: it must come within `send_timeout` over a slow line, too."""
@@ -103,7 +103,7 @@ class Queries:
         rows = await self._run(connection, "send_within_capacity", capacity=capacity, **columns)
         return {place - 1 for (place,) in rows}
 
-    async def publish(self, connection: Connection, batch: Sequence[Send | GroupSend], *, queues: bool = True) -> None:
+    async def publish(self, connection: Connection, batch: Sequence[Sending], *, queues: bool = True) -> None:
         """Insert messages to channels and groups in this order; queues: to members that no single node reads, too."""
         await self._run(connection, "publish", queues=queues, **publish_columns(batch))
 
