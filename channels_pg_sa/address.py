@@ -161,9 +161,8 @@ def _from_libpq(conninfo: str, key: str) -> dict[str, Any]:
         return dict(conninfo_to_dict(conninfo))
     except ProgrammingError as error:
         # libpq's other messages quote parts of the address, and so perhaps its password.
-        option = re.fullmatch(r'invalid (?:connection option|URI query parameter): "(\w+)"', _first_line(error)) or (
-            re.fullmatch(r'invalid connection option "(\w+)"', _first_line(error))
-        )
+        said = str(error).strip().partition("\n")[0]
+        option = re.fullmatch(r'invalid (?:connection option|URI query parameter):? "(\w+)"', said)
     if option is not None:
         check_keywords({option[1]: None}, key)
     raise _unreadable(key)
@@ -182,7 +181,3 @@ def _check_place(parameters: Mapping[str, Any], key: str) -> None:
     is_host = all("@" not in host[1:] or host.startswith("/") for host in hosts)
     if not is_host or any(port.strip() and not port.strip().isdecimal() for port in ports):
         raise _unreadable(key)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
