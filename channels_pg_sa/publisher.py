@@ -105,16 +105,16 @@ class _EngineSender:
         self._codec = MessageCodec(self._settings.serializer, self._settings.symmetric_encryption_keys)
 
     async def send(self, channel: str, message: Message) -> None:
-        await self._run(**self._send(channel, message))
+        await self._run("send", **self._to_channel(channel, message))
 
     async def group_send(self, group: str, message: Message) -> None:
-        await self._run(**self._group_send(group, message))
+        await self._run("group_send", **self._to_group(group, message))
 
     def send_sync(self, channel: str, message: Message) -> None:
-        self._run_sync(**self._send(channel, message))
+        self._run_sync("send", **self._to_channel(channel, message))
 
     def group_send_sync(self, group: str, message: Message) -> None:
-        self._run_sync(**self._group_send(group, message))
+        self._run_sync("group_send", **self._to_group(group, message))
 
     async def close(self) -> None:
         """Leave the engine to its owner."""
@@ -131,12 +131,12 @@ class _EngineSender:
     def _rows_sync(self, name: str, **parameters: str) -> Rows:
         return self._run_sync(name, prefix=self._settings.prefix, **parameters)
 
-    def _send(self, channel: str, message: Message) -> dict[str, Any]:
+    def _to_channel(self, channel: str, message: Message) -> dict[str, Any]:
         recipient = recipient_of(check_channel(channel))
-        return {"name": "send", "b_recipient": recipient, "b_channel": channel, **self._content(message)}
+        return {"b_recipient": recipient, "b_channel": channel, **self._content(message)}
 
-    def _group_send(self, group: str, message: Message) -> dict[str, Any]:
-        return {"name": "group_send", "b_group": check_group(group), **self._content(message)}
+    def _to_group(self, group: str, message: Message) -> dict[str, Any]:
+        return {"b_group": check_group(group), **self._content(message)}
 
     def _content(self, message: Message) -> dict[str, Any]:
         payload = self._codec.encode(message)
