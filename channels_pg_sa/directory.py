@@ -80,11 +80,13 @@ class Directory:
 
     async def group_count(self, group: str) -> int:
         """Return how many channels are in a group."""
-        return sum([count for (count,) in await self._rows("group_count", group=check_group(group))])
+        ((count,),) = await self._rows("group_count", group=check_group(group))
+        return int(count)
 
     def group_count_sync(self, group: str) -> int:
         """Return how many channels are in a group, from code without an event loop."""
-        return sum(count for (count,) in self._rows_sync("group_count", group=check_group(group)))
+        ((count,),) = self._rows_sync("group_count", group=check_group(group))
+        return int(count)
 
     def groups_of_statement(self, channel: str) -> Select[str]:
         """Return a statement that selects the groups that a channel is in, in the order of their names."""
