@@ -20,7 +20,7 @@ from .config import Config, Settings, settings_from_mapping
 from .connections.connection import CleanConnection
 from .directory import Directory, Rows
 from .entry import Entry
-from .errors import DecodeError, MessageTooLarge
+from .errors import DecodeError
 from .names import check_channel, check_group, check_prefix, new_channel, new_node
 from .node import Node, is_thread_of
 from .statements.compiled import Compiled, compiled
@@ -47,7 +47,7 @@ class Layer(TransactionalSends, Directory, Closing):
 
     extensions: ClassVar[list[str]] = ["groups", "flush"]
     ChannelFull: type[errors.ChannelFull] = errors.ChannelFull
-    MessageTooLarge: type[Exception] = MessageTooLarge
+    MessageTooLarge: type[errors.MessageTooLarge] = errors.MessageTooLarge
 
     def __init__(self, **config: Unpack[Config]) -> None:
         self._set_up(settings_from_mapping(config))
