@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -11,7 +10,6 @@ from sqlalchemy import (
     Float,
     Integer,
     LargeBinary,
-    Table,
     Text,
     bindparam,
     case,
@@ -175,24 +173,17 @@ def claim() -> Executable:
     )
 
 
-def _each(whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause) -> ColumnElement[bool]:
-    """Rows of a table by their keys, each looked up in the index by itself.
-
-    With a join the planner, who knows nothing of a table that was empty a moment ago, would walk through it all.
-    """
-    return has_ctid(select(ctid_of(whole, key, given)).select_from(given))
-
-
 def _given_mine() -> ColumnElement[bool]:
-    """Rows of the node's mailbox by their ids.
+    """Rows of the node's mailbox by their ids, each looked up in the index by itself.
 
-    By their ends as well: since a server has crashed, or the tables were made anew, other messages may have the ids.
+    With a join the planner, which knows nothing of a table that was empty a moment ago, would walk through it all. By
+    their ends as well: since a server has crashed, or the tables were made anew, other messages may have the ids.
     """
     given = given_rows(id=BigInteger(), expires=Float())
     margin: ColumnElement[float] = literal_column(str(SAME), Float)
     is_same = epoch(message.c.expires_at).between(given.c.expires - margin, given.c.expires + margin)
     key = [message.c.prefix == PREFIX, message.c.recipient == NODE, message.c.id == given.c.id, is_same]
-    return _each(message, key, given)
+    return has_ctid(select(ctid_of(message, key, given)).select_from(given))
 
 
 def fetch() -> Executable:
