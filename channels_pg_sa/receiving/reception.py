@@ -155,7 +155,10 @@ class Reception:
             await self._outages.wait()
 
     def session(self) -> int | None:
-        """Return the number of the connection over which this node hears; None while it hears nothing."""
+        """Return the number of the connection over which this node hears, and has back the memberships it had lost.
+
+        None while it hears nothing.
+        """
         return None if self.is_away else self._outages.ended
 
     @property

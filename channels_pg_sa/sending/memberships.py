@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psycopg
@@ -16,6 +16,7 @@ from channels_pg_sa.connections.connection import Connection
 from channels_pg_sa.connections.fate import Fate, fate
 from channels_pg_sa.errors import LayerClosed, SendError
 from channels_pg_sa.names import node_of
+from channels_pg_sa.receiving.reception import Reception
 from channels_pg_sa.statements.jobs import Join, Leave, Membership
 from channels_pg_sa.statements.prepared import Prepared
 from channels_pg_sa.statements.queries import Queries
@@ -36,10 +37,7 @@ class Memberships:
         fast_path: the fast path.
         queries: the statements of the slow path.
         prepared: those of the fast path.
-        left: takes note of groups and channels that have left, and may not have been heard to.
-        session: gives the number of the connection over which the node hears of its own memberships, and has back those
-            that it had lost; None while it hears nothing.
-        ready: waits until it does.
+        reception: hears of the node's own memberships.
         late: makes the error of a call whose deadline has passed.
         timeout: seconds until a call gives up.
     """
@@ -53,9 +51,7 @@ class Memberships:
         *,
         queries: Queries,
         prepared: Prepared,
-        left: Callable[[list[tuple[str, str]]], None],
-        session: Callable[[], int | None],
-        ready: Callable[[], Awaitable[None]],
+        reception: Reception,
         late: Callable[[Call[Any]], SendError],
         timeout: float,
     ) -> None:
@@ -64,10 +60,8 @@ class Memberships:
         self._fast_path = fast_path
         self._queries = queries
         self._prepared = prepared
-        self._session = session
-        self._ready = ready
+        self._reception = reception
         self._timeout = timeout
-        self._left = left
         self._leaves = Leaves(timeout)
         make = functools.partial(
             Lane, loop=loop, run=self._run, late=late, fast_path=self._begin, at_rest=fast_path.when_at_rest
@@ -114,7 +108,7 @@ class Memberships:
 
     async def _run(self, calls: list[Call[Membership]]) -> None:
         if self._is_own(calls):
-            await self._ready()
+            await self._reception.ready()
         joins, leaves = _last_of(calls)
         for alike in filter(None, (_about(calls, leaves), _about(calls, joins))):
             await self._run_alike(alike)
@@ -126,7 +120,7 @@ class Memberships:
 
         async def change(connection: Connection, live: list[Call[Membership]]) -> None:
             nonlocal session
-            session = self._session()
+            session = self._reception.session()
             await self._change(connection, live)
 
         await self._attempts.make(calls, change, repeatable=True)
@@ -145,7 +139,7 @@ class Memberships:
 
     def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
         """Join or leave at once, in the calling thread, if there is a connection for it."""
-        session = self._session()
+        session = self._reception.session()
         if not self._fast_path.is_open or (session is None and self._is_own(calls)):
             return False
         joins, leaves = _last_of(calls)
@@ -206,12 +200,12 @@ class Memberships:
         if not self._is_own(calls):
             return
         _, left = _last_of(call for call in calls if is_done(call))
-        if left and (session is None or session != self._session()):
+        if left and (session is None or session != self._reception.session()):
             self._leaves.redo(left)
             return
         self._leaves.tried(calls)
         if left:
-            self._left([job.key for job in left])
+            self._reception.doubt(job.key for job in left)
 
 
 def _last_of(calls: Iterable[Call[Membership]]) -> tuple[list[Join], list[Leave]]:

@@ -87,9 +87,7 @@ class Outbox:
             self._fast_path,
             queries=queries,
             prepared=self._prepared,
-            left=reception.doubt,
-            session=reception.session,
-            ready=reception.ready,
+            reception=reception,
             late=self._late,
             timeout=timeout,
         )
