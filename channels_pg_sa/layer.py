@@ -23,6 +23,7 @@ from .entry import Entry
 from .errors import DecodeError
 from .names import check_channel, check_group, check_prefix, new_channel, new_node
 from .node import Node, is_thread_of
+from .receiving.outages import Announcements
 from .statements.compiled import Compiled, compiled
 from .transactional import TransactionalSends
 
@@ -313,11 +314,10 @@ class Layer(TransactionalSends, Directory, Closing):
         entry.copy = self._codec.copier(entry.payload, may_be_plain=plain)
         return entry.copy()
 
-    def _announcements(self) -> tuple[bytes | None, bytes | None]:
+    def _announcements(self) -> Announcements:
         """Encode what local channels get when the connection is lost, and when it is back."""
         kinds = (self._settings.on_disconnect, self._settings.on_reconnect)
-        lost, back = (None if kind is None else self._codec.encode({"type": kind}) for kind in kinds)
-        return lost, back
+        return Announcements(*(None if kind is None else self._codec.encode({"type": kind}) for kind in kinds))
 
     def _check_taken(self, channel: str, taken: object) -> None:
         if taken is False:

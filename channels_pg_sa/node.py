@@ -23,6 +23,7 @@ from .iothread import IOThread
 from .logs import Logger
 from .names import node_of, recipient_of
 from .receiving.dispatcher import Dispatcher
+from .receiving.outages import Announcements
 from .receiving.reception import Reception
 from .sending.outbox import Outbox
 from .statements.compiled import Compiled
@@ -62,12 +63,10 @@ class Node:
     Args:
         settings: of the layer.
         node_id: stands in the names of its channels.
-        announcements: payloads that local channels get when the database is lost, and when it is back; None for none.
+        announcements: what local channels get when the database is lost, and when it is back.
     """
 
-    def __init__(
-        self, settings: Settings, node_id: str, *, announcements: tuple[bytes | None, bytes | None] = (None, None)
-    ) -> None:
+    def __init__(self, settings: Settings, node_id: str, *, announcements: Announcements) -> None:
         self.id = node_id
         self.drops = DropLog()
         self._settings = settings
@@ -81,7 +80,7 @@ class Node:
             self._thread.stop()
             raise
 
-    async def _compose(self, announcements: tuple[bytes | None, bytes | None]) -> None:
+    async def _compose(self, announcements: Announcements) -> None:
         settings = self._settings
         queries = Queries(settings, self.id)
         self._database = Database(settings)

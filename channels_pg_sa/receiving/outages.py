@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from typing import NamedTuple
 
 from channels_pg_sa.call import resolve
 from channels_pg_sa.connections.fate import OUTAGE
@@ -18,6 +19,13 @@ from .listener import ConnectionLost
 logger = Logger(__name__)
 
 
+class Announcements(NamedTuple):
+    """Payloads that local channels get when the server is lost, and when it is back; None for none."""
+
+    lost: bytes | None = None
+    back: bytes | None = None
+
+
 class Outages:
     """Tell the log, the local channels and whoever waits when a node hears the server no more, and when it does again.
 
@@ -28,7 +36,7 @@ class Outages:
         inbox: has the local channels, and the readers who are told if the set-up is at fault.
         clock: the database's.
         expiry: seconds that an announcement lives.
-        announcements: payloads that local channels get when the server is lost, and when it is back; None for none.
+        announcements: what the local channels get.
         loop: the I/O loop.
         key: of the setting that leads to the server by a way of its own; None if it is that of all statements.
     """
@@ -40,7 +48,7 @@ class Outages:
         clock: Clock,
         *,
         expiry: float,
-        announcements: tuple[bytes | None, bytes | None],
+        announcements: Announcements,
         loop: asyncio.AbstractEventLoop,
         key: str | None = None,
     ) -> None:
@@ -76,7 +84,7 @@ class Outages:
                 exc_info=None if expected else error,
             )
         if self.trouble is None:
-            self._announce(self._announcements[0])
+            self._announce(self._announcements.lost)
         self.trouble = reason
         if isinstance(error, ChannelLayerError):
             self.refuse(error)
@@ -89,7 +97,7 @@ class Outages:
         self.ended += 1
         if seconds is not None:
             logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, seconds)
-            self._announce(self._announcements[1])
+            self._announce(self._announcements.back)
         self.trouble = None
         self._logged.clear()
         self._wake()

@@ -31,7 +31,7 @@ from .heartbeat import Heartbeat
 from .inbox import Inbox
 from .listener import Listener
 from .localchannels import Effects
-from .outages import Outages
+from .outages import Announcements, Outages
 from .queuereader import QueueReader
 from .recovery import Recovery
 from .vacuum import Vacuum
@@ -50,7 +50,7 @@ class Reception:
         database: lends connections.
         queries: the layer's statements.
         dispatcher: decides who gets what.
-        announcements: payloads that local channels get when the database is lost, and when it is back; None for none.
+        announcements: what local channels get when the database is lost, and when it is back.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Reception:
         database: Database,
         queries: Queries,
         dispatcher: Dispatcher,
-        announcements: tuple[bytes | None, bytes | None],
+        announcements: Announcements,
     ) -> None:
         self._thread = thread
         self._database = database

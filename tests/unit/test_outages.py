@@ -14,7 +14,7 @@ from channels_pg_sa.receiving.clock import Clock
 from channels_pg_sa.receiving.dispatcher import Dispatcher
 from channels_pg_sa.receiving.inbox import Inbox
 from channels_pg_sa.receiving.listener import ConnectionLost
-from channels_pg_sa.receiving.outages import Outages
+from channels_pg_sa.receiving.outages import Announcements, Outages
 
 CHANNEL = "s.0123456789ab!a"
 
@@ -45,13 +45,13 @@ def inbox(dispatcher: Dispatcher, clock: Clock) -> Inbox:
 async def outages(inbox: Inbox, clock: Clock) -> Outages:
     """Those of its node, which announces both ends."""
     loop = asyncio.get_running_loop()
-    return Outages("a", inbox, clock, expiry=60.0, announcements=(b"lost", b"back"), loop=loop)
+    return Outages("a", inbox, clock, expiry=60.0, announcements=Announcements(b"lost", b"back"), loop=loop)
 
 
 async def test_a_way_of_its_own_is_named(inbox: Inbox, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Sends go on meanwhile, by another, so nobody would look for the fault there."""
     loop = asyncio.get_running_loop()
-    outages = Outages("a", inbox, clock, expiry=60.0, announcements=(None, None), loop=loop, key="listen_url")
+    outages = Outages("a", inbox, clock, expiry=60.0, announcements=Announcements(), loop=loop, key="listen_url")
     outages.begin(OSError("refused"))
     assert outages.trouble == '"listen_url": refused'
     assert '"listen_url": refused' in caplog.text
