@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from psycopg_pool import AsyncConnectionPool
 
@@ -79,8 +79,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_SECONDS
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_positive(value: object) -> TypeGuard[int]:
+    return _is_count(value) and value > 0
 
 
 def _is_text(value: object) -> bool:
@@ -117,7 +121,7 @@ def _is_capacities(value: object) -> bool:
 
 
 def _is_capacity(value: object) -> bool:
-    return isinstance(value, int) and _is_count(value) and 0 < value < 2**31  # PostgreSQL's integer
+    return _is_positive(value) and value < 2**31  # PostgreSQL's integer
 
 
 def _pattern(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
@@ -163,9 +167,9 @@ _FUNCTION = Rule("a function, or None", callable, if_none=None)
 _MESSAGE_TYPE = Rule('the type of a message, such as "layer.lost", or None', _is_text, if_none=None)
 _POOL_RULES: dict[str, Rule] = {
     "min_size": _COUNT,
-    "max_size": Rule("a whole number above 0, or None", lambda value: _is_count(value) and value > 0, if_none=None),
+    "max_size": Rule("a whole number above 0, or None", _is_positive, if_none=None),
     "max_waiting": _COUNT,
-    "num_workers": Rule("a whole number above 0", lambda value: _is_count(value) and value > 0),
+    "num_workers": Rule("a whole number above 0", _is_positive),
     **dict.fromkeys(("timeout", "max_lifetime", "max_idle", "reconnect_timeout"), _SECONDS),
     **dict.fromkeys(("configure", "check", "reset", "reconnect_failed"), _FUNCTION),
 }
