@@ -71,14 +71,14 @@ def insert_group_message(
 def with_parameters(there: Tables) -> dict[str, Insert]:
     """Return the two for an engine, which compiles them once; SQLAlchemy reserves the columns' names for itself."""
     recipient, channel, group = (bindparam(name, type_=Text) for name in ("b_recipient", "b_channel", "b_group"))
-    message: dict[str, Any] = {
+    common: dict[str, Any] = {
         "prefix": bindparam("b_prefix", type_=Text),
         "payload": bindparam("b_payload", type_=LargeBinary),
         "expiry": bindparam("b_expiry", type_=Interval),
     }
     return {
-        "send": insert_message(there, recipient=recipient, channel=channel, **message),
-        "group_send": insert_group_message(there, group=group, **message),
+        "send": insert_message(there, recipient=recipient, channel=channel, **common),
+        "group_send": insert_group_message(there, group=group, **common),
     }
 
 

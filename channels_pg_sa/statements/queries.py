@@ -26,8 +26,6 @@ from .jobs import Join, Leave, Send, Sending, membership_columns, publish_column
 
 BUDGET = 4 * 1024 * 1024
 """Bytes of payloads after which an answer ends: it must come within `send_timeout` over a slow line, too."""
-
-
 RESTORED = 5000
 """Memberships that one statement restores."""
 
