@@ -46,20 +46,16 @@ class Database:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.trouble: str | None = None
+        """Why the server cannot be reached, as far as is known; None if it can."""
+        self.when_wanted: Callable[[], None] = lambda: None
+        """Called as soon as somebody waits for a connection that is lent."""
+        self.check_timeout = min(CHECK, settings.send_timeout / 4)
+        """Seconds that a connection may take to show that it is still one."""
         self._settings = settings
         self._set_up = min(SET_UP, settings.send_timeout / 2)
-        options = _sized(settings.pool)
-        self._own_configure = options.pop("configure", None)
-        for name in ("check", "reset"):
-            if (work := options.get(name)) is not None:
-                options[name] = self._limited(work)
-        self._pool: AsyncConnectionPool[CleanConnection] = AsyncConnectionPool(
-            connection_class=CleanConnection,
-            kwargs=self._parameters,
-            configure=self._limited(self._configure),
-            open=False,
-            **options,
-        )
+        self._closed = False
+        self._pool = self._make_pool()
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+psycopg://",
             async_creator=self._lend,
@@ -68,15 +64,11 @@ class Database:
             use_native_hstore=False,
         )
         self._slots = asyncio.Semaphore(self._pool.max_size)
-        self._kept: deque[Held] = deque()
-        self._wanted: deque[asyncio.Future[Held | None]] = deque()
-        self.check_timeout = min(CHECK, settings.send_timeout / 4)
         self._lent: set[Held] = set()
-        self._lending: dict[asyncio.Task[Any] | None, tuple[CleanConnection, asyncio.TimerHandle]] = {}
-        self._closed = False
-        self._resting: set[asyncio.Task[None]] = set()
-        self.trouble: str | None = None
-        self.when_wanted: Callable[[], None] = lambda: None
+        self._kept: deque[Held] = deque()  # at hand, the last used last
+        self._wanted: deque[asyncio.Future[Held | None]] = deque()  # to those who wait for one that is lent
+        self._lending: dict[asyncio.Task[Any] | None, tuple[CleanConnection, asyncio.TimerHandle]] = {}  # to SQLAlchemy
+        self._resting: set[asyncio.Task[None]] = set()  # tasks that give connections back
 
     async def open(self) -> None:
         """Start the pool; connects to nothing yet unless it has a min_size."""
@@ -273,6 +265,13 @@ class Database:
             sever(connection)
             await self._pool.putconn(connection)
 
+    def _make_pool(self) -> AsyncConnectionPool[CleanConnection]:
+        options = {**_sized(self._settings.pool), "configure": self._configure}
+        for name in ("configure", "check", "reset"):
+            if (work := options.get(name)) is not None:
+                options[name] = self._limited(work)
+        return AsyncConnectionPool(connection_class=CleanConnection, kwargs=self._parameters, open=False, **options)
+
     def _limited(self, work: Callable[[Connection], Awaitable[None]]) -> Callable[[Connection], Awaitable[None]]:
         """Return the work with a time limit: the pool, which waits for it, makes no other connection meanwhile."""
 
@@ -318,8 +317,8 @@ class Database:
 
     async def _configure(self, connection: Connection) -> None:
         """Have statements planned once, or, behind a pooler, which shares sessions, do without prepared statements."""
-        if self._own_configure is not None:
-            await self._own_configure(connection)
+        if (own := self._settings.pool.get("configure")) is not None:
+            await own(connection)
         if await is_pooled(connection):
             connection.prepare_threshold = None
         else:
