@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, FAILED)
     except OSError as error:  # the disk is full, say; https://docs.python.org/3/library/signal.html#note-on-sigpipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED if isinstance(error, BrokenPipeError) else _complain(error, FAILED)  # who reads has enough
+        return FAILED if isinstance(error, BrokenPipeError) else _complain(error, FAILED)  # whoever reads has enough
     return 0
 
 

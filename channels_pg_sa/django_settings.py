@@ -79,7 +79,7 @@ def settings_from_config(config: Mapping[str, Any]) -> Settings:
         _check_mapping(config)
         database = database_keys(config)
         rest = {key: value for key, value in config.items() if key not in database and key != "database"}
-        # First: who brings the CONFIG of another layer is told so, and not that a database is missing.
+        # First: whoever brings the CONFIG of another layer is told so, and not that a database is missing.
         check_keys(rest)
         _check_one_way(config, database)
         if "url" in config:

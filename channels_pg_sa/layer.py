@@ -234,7 +234,7 @@ class Layer(TransactionalSends, Directory, Closing):
             self._finalizer = self._node = None
             if node is not None:
                 self._closing.add(node)
-                # Who opens it anew meanwhile must not be taken for the node that leaves.
+                # Whoever opens it anew meanwhile must not be taken for the node that leaves.
                 self._node_id = new_node()
             closing = list(self._closing)
         if finalizer is not None:
@@ -279,7 +279,7 @@ class Layer(TransactionalSends, Directory, Closing):
             with self._lock:
                 if (node := self._node) is None:
                     node = self._node = Node(self._settings, self._node_id, announcements=self._announcements())
-                if self._finalizer is None:  # who has made the node may have been interrupted just then
+                if self._finalizer is None:  # whoever made the node may have been interrupted just then
                     self._finalizer = weakref.finalize(self, Node.close, node)
                     _close_in_child()
         return node

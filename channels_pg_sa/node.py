@@ -207,7 +207,7 @@ class Node:
             if time.monotonic() > end:
                 logger.error("Node %s has not closed within %g s", self.id, 3 * CLOSING)
                 self._settle()
-            # For short: a signal's handler may wait in the middle of this, and be told in its place.
+            # Briefly, again and again: a signal's handler may wait in the middle of this, and be told in its place.
             with contextlib.suppress(TimeoutError, futures.TimeoutError):
                 self._closed.result(0.1)
 

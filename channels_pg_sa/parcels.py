@@ -59,7 +59,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """All messages and groups are gone; who flushed waits for an answer on the topic `reply`."""
+    """All messages and groups are gone; whoever flushed waits for an answer on the topic `reply`."""
 
     number: str
     reply: str

@@ -1,4 +1,4 @@
-"""The NOTIFY channels of nodes and queues, which only who knows the installation's secret can tell."""
+"""The NOTIFY channels of nodes and queues, which only those who know the installation's secret can tell."""
 
 from __future__ import annotations
 

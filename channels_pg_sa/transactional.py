@@ -53,7 +53,7 @@ class TransactionalSends:
     def group_send_statement(self, group: str, message: Message) -> Insert:
         """Return a statement that sends a message to the members that a group has when it is executed.
 
-        Who joins or leaves between that and the commit may get the message or not.
+        Whoever joins or leaves between that and the commit may get the message or not.
 
         Args, returns, raises: as `send_statement`.
         """

@@ -48,7 +48,7 @@ SETTINGS = """SELECT set_config(name, value, false) FROM (VALUES
 
 
 def sever(connection: Connection) -> None:
-    """Break a connection off, so that who waits for its answer is told at once; works on a dead network too."""
+    """Break a connection off, so that whoever waits for its answer is told at once; works on a dead network too."""
     if connection.pgconn.status == ConnStatus.OK:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as twin:
             twin.shutdown(socket.SHUT_RDWR)

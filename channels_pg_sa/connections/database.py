@@ -188,7 +188,7 @@ class Database:
         return offer.result() if offer.done() else None
 
     async def _put(self, held: Held | None) -> None:
-        """Hand a connection to who has waited longest, or keep it at hand.
+        """Hand a connection to whoever has waited longest, or keep it at hand.
 
         For one in doubt they have to look there; in place of one that has ended the server may grant another.
         """
@@ -243,8 +243,8 @@ class Database:
 
     async def _lend(self) -> CleanConnection:
         """Give SQLAlchemy a connection of the pool's; it asks its first what the server is, and may get no answer."""
-        # No longer than by default: after an outage the pool leaves who waits alone, until their time is over. And so
-        # that there is time to find out why: the pool does not tell.
+        # No longer than by default: after an outage the pool leaves whoever waits alone, until their time is over. And
+        # so that there is time to find out why: the pool does not tell.
         connection = await self._pool.getconn(min(self._pool.timeout, POOL_DEFAULTS["timeout"], self._set_up))
         connection.borrower = asyncio.current_task()
         timer = asyncio.get_running_loop().call_later(self._set_up, sever, connection)

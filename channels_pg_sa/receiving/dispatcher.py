@@ -213,7 +213,7 @@ class Dispatcher(LocalChannels):
         """Put a message of the layer's own into each channel that is in a group here or was read lately.
 
         Lately, because its reader may be between two receive() calls. Channels that are read only through a prefix, as
-        those of `specific!` are, get none: who reads them would get one for each.
+        those of `specific!` are, get none: whoever reads them would get one for each.
         """
         channels = {channel for _, channel, _ in self.members}
         for name, local in self._locals.items():

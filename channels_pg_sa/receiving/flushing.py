@@ -1,4 +1,4 @@
-"""Flush that every process sees: who flushes waits until the others say that they have forgotten."""
+"""Flush that every process sees: whoever flushes waits until the others say that they have forgotten."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Flushes:
         if flushed.number in self._underway:  # that was this node
             self.hear_answer(Acknowledged(flushed.number, self._node_id))
             return
-        with contextlib.suppress(*OUTAGE):  # who flushed does not wait for ever
+        with contextlib.suppress(*OUTAGE):  # whoever flushed does not wait for ever
             async with self._database.connection(PATIENCE) as connection:
                 await self._queries.notify(connection, flushed.reply, f"A{flushed.number} {self._node_id}")
 

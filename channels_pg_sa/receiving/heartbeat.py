@@ -97,7 +97,7 @@ class Heartbeat:
             await asyncio.sleep(began + pause - time.monotonic())
 
     def sweep(self) -> None:
-        """Delete what nobody needs any more, if the role may do that: who only sends need not have the right."""
+        """Delete what nobody needs any more, if the role may do that: whoever only sends need not have the right."""
         if self._may_sweep:
             self._start("sweep", self._sweep_if_allowed)
 

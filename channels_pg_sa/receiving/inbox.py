@@ -44,7 +44,7 @@ class Inbox:
 
     def take(self, channel: object) -> Entry | None:
         """Return the next message of a channel, None if there is none or it takes more to tell."""
-        if not isinstance(channel, str) or channel not in self._unread:  # who misses one by a hair will be woken
+        if not isinstance(channel, str) or channel not in self._unread:  # whoever misses one by a hair will be woken
             return None
         dispatcher = self._dispatcher
         with self._lock:
@@ -135,7 +135,7 @@ class Inbox:
                 gone.update(reader for reader in dispatcher.every_reader() if reader.get_loop().is_closed())
                 dispatcher.tidy()
         self._woken = woken
-        self._wake(gone)  # once more: who chose them may have been interrupted before it told them
+        self._wake(gone)  # once more: whoever chose them may have been interrupted before it told them
         self._act(self._remove(gone))
         for (channel, group), count in overfull.items():
             drops.over_capacity(channel, group, count)
@@ -157,7 +157,7 @@ class Inbox:
         dispatcher = self._dispatcher
         found: Entry | Reader | None = None
         with self._lock:
-            if self.failure is not None:  # under the lock: who sets the reason wakes all readers afterwards
+            if self.failure is not None:  # under the lock: whoever sets the reason wakes all readers afterwards
                 self.check()
             if channel in self._unread or channel[-1] == "!":
                 found = dispatcher.take(channel, self._clock.now())

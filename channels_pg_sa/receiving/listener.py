@@ -149,7 +149,7 @@ class Listener:
             self._resume(connection)
             raise await self._lost
         finally:
-            sever(connection)  # who has it at this moment is told at once, and gives it back
+            sever(connection)  # whoever has it at this moment is told at once, and gives it back
             async with self._lock:
                 self._pause()
                 self._connection = None

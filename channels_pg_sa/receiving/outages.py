@@ -89,7 +89,7 @@ class Outages:
         if isinstance(error, ChannelLayerError):
             self.refuse(error)
         else:
-            self._inbox.serve()  # who receives outlasts an outage, whatever was wrong before it
+            self._inbox.serve()  # whoever receives outlasts an outage, whatever was wrong before it
 
     def end(self, seconds: float | None) -> None:
         """The server is heard, after so many seconds of an outage; None if the very first attempt did it."""

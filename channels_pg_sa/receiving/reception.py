@@ -37,7 +37,7 @@ from .recovery import Recovery
 from .vacuum import Vacuum
 
 AGAIN = 0.5
-"""Seconds that signing off may take once more."""
+"""Seconds that a second attempt to sign off may take."""
 
 
 class Reception:

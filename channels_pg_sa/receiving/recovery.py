@@ -110,7 +110,7 @@ class Recovery:
         await self._register(connection, progressed)
         if self._is_way_unknown:
             await self._check_database(connection)
-        # In this order: who joined before a message was sent is a member when the second is read.
+        # In this order: whoever joined before a message was sent is a member when the second is read.
         waiting = await self._queries.waiting(connection)
         progressed()
         members = await self._queries.members(connection)

@@ -15,7 +15,7 @@ from channels_pg_sa.errors import SendError
 J = TypeVar("J")
 
 ENOUGH = 32
-"""Calls for which a batch is begun at once, and which it is not too small for."""
+"""Calls that are worth a batch: when so many wait it is begun at once, and it is not halved below that."""
 
 
 class CallQueue(Generic[J]):

@@ -112,7 +112,7 @@ class Memberships:
         joins, leaves = _last_of(calls)
         for alike in filter(None, (_about(calls, leaves), _about(calls, joins))):
             await self._run_alike(alike)
-            settle(alike)  # so that who leaves is not told of a join that fails
+            settle(alike)  # so that whoever leaves is not told of a join that fails
         self._fast_path.note_calls(calls)
 
     async def _run_alike(self, calls: list[Call[Membership]]) -> None:

@@ -49,9 +49,9 @@ def join() -> Executable:
 def leave() -> Executable:
     """Delete a batch of memberships; select how many were found and not deleted.
 
-    They are locked in the order of the batch, as those that join are; the delete alone would lock them by their places.
-    What was found and not deleted was renewed by others while this statement waited for it. Such a row has a new ctid,
-    and is in no snapshot of this statement: for that the caller runs it again.
+    They are locked in the order of the batch, as those that join are; the delete alone would lock them in that of their
+    ctids. What was found and not deleted was renewed by others while this statement waited for it. Such a row has a new
+    ctid, and is in no snapshot of this statement: for that the caller runs it again.
     """
     given = given_rows(group_name=Text(), node=Text(), channel=Text())
     same = [membership.c[name] == given.c[name] for name in ("group_name", "node", "channel")]

@@ -36,7 +36,7 @@ def enter() -> Executable:
     """Select the installation's secret and revision, the database's clock, and how full the queue of notifications is.
 
     The last for its effect: it frees what all have read. A queue that was full does not become free by itself, since
-    who finds it full frees nothing.
+    whoever finds it full frees nothing.
     """
     return select(installation.c.secret, installation.c.revision, epoch(CLOCK), func.pg_notification_queue_usage())
 

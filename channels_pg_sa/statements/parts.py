@@ -1,4 +1,4 @@
-"""What statements are made of: their parameters, the clock, the rows of a batch, and rows by their places."""
+"""What statements are made of: their parameters, the clock, the rows of a batch, and rows by their ctids."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def is_live(nodes: Table) -> ColumnElement[bool]:
 def ctid_of(
     whole: Table, key: Sequence[ColumnElement[bool]], given: FromClause, *, lock: bool = False
 ) -> ColumnElement[Any]:
-    """The place of the row with the key of a given one, NULL if there is none; lock: keep others from changing it."""
-    place = select(CTID).select_from(whole).where(*key).correlate(given)
-    return (place.with_for_update() if lock else place).scalar_subquery()
+    """The ctid of the row with the key of a given one, NULL if there is none; lock: keep others from changing it."""
+    found = select(CTID).select_from(whole).where(*key).correlate(given)
+    return (found.with_for_update() if lock else found).scalar_subquery()
 
 
-def has_ctid(places: Select[Any]) -> ColumnElement[bool]:
-    """Whether a row is at one of the places."""
-    return CTID == any_(func.array(places.scalar_subquery()))  # noqa: SIM300 - it is a column
+def has_ctid(ctids: Select[Any]) -> ColumnElement[bool]:
+    """Whether a row has one of these ctids."""
+    return CTID == any_(func.array(ctids.scalar_subquery()))  # noqa: SIM300 - it is a column
