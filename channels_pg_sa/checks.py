@@ -32,24 +32,22 @@ def check_tables(
     app_configs: Sequence[AppConfig] | None = None, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
     """Report each database without our tables, or with old ones; Django asks only for the databases it is told."""
-    messages: list[checks.CheckMessage] = []
-    for name, config in configs():
-        message = _about_tables(name, config, databases or ())
-        if message is not None:
-            messages.append(message)
-    return messages
+    if not databases:
+        return []
+    found = (_about_tables(name, config, databases) for name, config in configs())
+    return [message for message in found if message is not None]
 
 
 def _about_tables(name: str, config: Mapping[str, Any], databases: Sequence[str]) -> checks.Warning | None:
-    from . import migrate  # not before: Alembic, which it imports, is slow to load and no concern of a web server
-
     try:
         made = settings_from_config(config)
     except ImproperlyConfigured:
         return None  # check_config says so
     alias = database_alias(config)
-    if not databases or (alias is not None and alias not in databases):
+    if alias is not None and alias not in databases:
         return None
+    from . import migrate  # not before: Alembic, which it imports, is slow to load and no concern of a web server
+
     try:
         migrate.check(made.connect, schema=made.schema)
     except (ChannelLayerError, DBAPIError) as error:
