@@ -22,7 +22,6 @@ from .errors import LayerClosed
 from .iothread import IOThread
 from .logs import Logger
 from .names import node_of, recipient_of
-from .receiving.dispatcher import Dispatcher
 from .receiving.outages import Announcements
 from .receiving.reception import Reception
 from .sending.outbox import Outbox
@@ -85,14 +84,12 @@ class Node:
         queries = Queries(settings, self.id)
         self._database = Database(settings)
         await self._database.open()
-        dispatcher = Dispatcher(settings.capacity_of, bounded=settings.bounded)
         self._reception = Reception(
             self.id,
             settings,
             self._thread,
             database=self._database,
             queries=queries,
-            dispatcher=dispatcher,
             announcements=announcements,
         )
         self.take = self._reception.inbox.take

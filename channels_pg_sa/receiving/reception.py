@@ -49,7 +49,6 @@ class Reception:
         thread: the I/O thread.
         database: lends connections.
         queries: the layer's statements.
-        dispatcher: decides who gets what.
         announcements: what local channels get when the database is lost, and when it is back.
     """
 
@@ -61,7 +60,6 @@ class Reception:
         *,
         database: Database,
         queries: Queries,
-        dispatcher: Dispatcher,
         announcements: Announcements,
     ) -> None:
         self._thread = thread
@@ -74,7 +72,10 @@ class Reception:
         spawn = thread.spawn
         vacuum = Vacuum(database, queries, spawn)
         self.inbox = inbox = Inbox(
-            dispatcher, clock, work=self._work, want=lambda channel: self._soon(self._queues.on_reader, channel)
+            Dispatcher(settings.capacity_of, bounded=settings.bounded),
+            clock,
+            work=self._work,
+            want=lambda channel: self._soon(self._queues.on_reader, channel),
         )
         self._outages = Outages(
             node_id,
