@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     try:
         check_arguments(arguments)
-        database = migrate.find_url(arguments.url, os.environ) if needs_database(arguments) else None
+        database = migrate.find_url(arguments.url, os.environ) if _needs_database(arguments) else None
         run(arguments, database, arguments.schema, sys.stdout)
         sys.stdout.flush()
     except (ConfigurationError, CommandError) as error:
@@ -62,11 +62,6 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="of upgrade and sql: where to, default head; of downgrade: where to, `base` removes all tables",
     )
-
-
-def needs_database(arguments: argparse.Namespace) -> bool:
-    """Tell whether the command asks a database at all."""
-    return arguments.command not in {"history", "sql"}
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -108,6 +103,11 @@ def run(arguments: argparse.Namespace, database: migrate.Database | None, schema
         raise ConfigurationError(f"{arguments.command} needs a database.")
     else:
         _in_database(arguments.command, revision, database, schema, output)
+
+
+def _needs_database(arguments: argparse.Namespace) -> bool:
+    """Tell whether the command asks a database at all."""
+    return arguments.command not in {"history", "sql"}
 
 
 def _in_database(command: str, revision: str, database: migrate.Database, schema: str | None, output: TextIO) -> None:

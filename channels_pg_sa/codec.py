@@ -27,7 +27,7 @@ _BOXED = "\uffff"  # bytes in JSON, as the specification suggests
 _MAY_BE_BOXED = re.compile(rb"\xef\xbf\xbf|\\u[fF]{4}")
 _JSON_MARK = b"{"
 _OWN_MARK = b"\xc1"  # the one byte msgpack never uses: a frame of the project's own serializer
-FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What values of classes of the sender's own, and serializers, raise. The rest is no fault of the message's: a time
 limit's exception, for example, may come from a signal handler at any moment."""
 _UNCHANGING = frozenset({str, bytes, int, float, bool, type(None)})
@@ -74,7 +74,7 @@ class MessageCodec:
             raise TypeError(str(refusal)) from None
         except MessageTooLarge:
             raise
-        except FAULTS as error:
+        except _FAULTS as error:
             raise TypeError(f"The message cannot be encoded: {type(error).__name__}: {error}") from error
         if self._fernet is not None:
             data = base64.urlsafe_b64decode(self._fernet.encrypt(data))

@@ -77,7 +77,7 @@ def settings_from_config(config: Mapping[str, Any]) -> Settings:
     """
     try:
         _check_mapping(config)
-        database = database_keys(config)
+        database = _database_keys(config)
         rest = {key: value for key, value in config.items() if key not in database and key != "database"}
         # First: whoever brings the CONFIG of another layer is told so, and not that a database is missing.
         check_keys(rest)
@@ -96,13 +96,13 @@ def settings_from_config(config: Mapping[str, Any]) -> Settings:
 
 def database_alias(config: Mapping[str, Any]) -> str | None:
     """Return the alias of DATABASES that a CONFIG uses, None if it has an address of its own."""
-    if "url" in config or database_keys(config):
+    if "url" in config or _database_keys(config):
         return None
     alias: str = config.get("database", OWN_ALIAS if OWN_ALIAS in connections.settings else DEFAULT_DB_ALIAS)
     return alias
 
 
-def database_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+def _database_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a CONFIG that is an entry of DATABASES.
 
     A third party's ENGINE may have keys of its own: with one, other capitalised keys are its affair.
@@ -115,7 +115,7 @@ def database_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def libpq_parameters(wrapper: DatabaseWrapper) -> dict[str, Any]:
+def _libpq_parameters(wrapper: DatabaseWrapper) -> dict[str, Any]:
     """Return what libpq needs for a connection like the ones that a Django backend makes.
 
     Raises:
@@ -184,7 +184,7 @@ def _connector(wrapper: Callable[[], DatabaseWrapper]) -> Connector:
     # A third party's own method may go and fetch a token: that can wait for the first connection.
     if type(now).get_connection_params is DatabaseWrapper.get_connection_params:
         _parameters(now)
-    return lambda: libpq_parameters(wrapper())
+    return lambda: _libpq_parameters(wrapper())
 
 
 def _wrapper_class(engine: str, place: str) -> Any:
