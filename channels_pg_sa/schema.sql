@@ -10,8 +10,9 @@ BEGIN
     PERFORM pg_catalog.set_config('search_path'::text, 'pg_catalog, pg_temp'::text, true);
     FOREACH routine IN ARRAY ARRAY[
 
--- The NOTIFY channel of a node or queue; channels_pg_sa.names.topic is its twin. STABLE, as convert_to() is: a function
--- that promises more than what it calls is not inlined, and before PostgreSQL 18 each statement parses it anew.
+-- The NOTIFY channel of a node or queue; channels_pg_sa.topics.topic is its twin. STABLE, as convert_to() is: a
+-- function that promises more than what it calls is not inlined, and before PostgreSQL 18 each statement parses it
+-- anew.
 $routine$
 CREATE OR REPLACE FUNCTION @.channels_pg_sa_topic(secret text, kind text, prefix text, name text) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE AS $body$

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import func
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import Executable
 
 from channels_pg_sa.schema import tables
-from channels_pg_sa.statements import listings, memberships, messages, nodes, one_message
+
+from . import listings, memberships, messages, nodes, one_message
+from .parts import routines_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,13 @@ def compiled(schema: str | None) -> Mapping[str, Compiled]:
 
 
 def _build(schema: str | None) -> dict[str, Executable]:
-    routines = getattr(func, schema) if schema else func
-    topic = routines.channels_pg_sa_topic
+    routine = routines_in(schema)
+    topic = routine("topic")
     return {
         **_named(messages.send, messages.send_within_capacity, messages.publish, messages.claim, messages.fetch),
         **_named(messages.forget, messages.waiting, messages.sweep_messages),
-        "send_one": one_message.send_one(routines),
-        "publish_one": one_message.publish_one(routines),
+        "send_one": one_message.send_one(routine),
+        "publish_one": one_message.publish_one(routine),
         **_named(memberships.join, memberships.leave, memberships.members, memberships.plain_members),
         **_named(memberships.restore, memberships.sweep_memberships),
         **_named(nodes.enter, nodes.known_node, nodes.register, nodes.beat, nodes.renew, nodes.unregister),
@@ -55,7 +56,7 @@ def _build(schema: str | None) -> dict[str, Executable]:
         "put_back": messages.put_back(topic),
         "message_table": messages.message_table(schema),
         "dead_messages": messages.dead_messages(schema),
-        "listen": nodes.listen(routines.channels_pg_sa_listen),
+        "listen": nodes.listen(routine("listen")),
         "notify_nodes": nodes.notify_nodes(topic),
         "sweeping": nodes.sweep_lock(exclusive=True),
         "registering": nodes.sweep_lock(exclusive=False),

@@ -28,7 +28,7 @@ from channels_pg_sa.schema import Tables, message, tables
 
 from .memberships import next_node_of
 from .messages import MESSAGE, queue_of
-from .parts import CLOCK, EXPIRY, NO_NODE, PREFIX, SECRET
+from .parts import CLOCK, EXPIRY, NO_NODE, PREFIX, SECRET, Routines
 
 Value = ColumnElement[str]
 
@@ -82,7 +82,7 @@ def with_parameters(there: Tables) -> dict[str, Insert]:
     }
 
 
-def send_one(routines: Any) -> Executable:
+def send_one(routine: Routines) -> Executable:
     """Insert a message to a channel: `send` for a batch of one, which the server starts faster."""
     one = insert_message(
         tables(None),
@@ -94,10 +94,10 @@ def send_one(routines: Any) -> Executable:
     )
     # The topic is the caller's, unless the tables have been made anew under its session, with another secret.
     is_right = func.starts_with(SECRET, bindparam("sign", type_=Text))
-    return _notifying(one, routines, bindparam("topic", type_=Text), case((is_right, "on"), else_="no"))
+    return _notifying(one, routine, bindparam("topic", type_=Text), case((is_right, "on"), else_="no"))
 
 
-def publish_one(routines: Any) -> Executable:
+def publish_one(routine: Routines) -> Executable:
     """Insert a message to a group: `publish` for a batch of one, which the server starts faster."""
     one = insert_group_message(
         tables(None),
@@ -106,13 +106,13 @@ def publish_one(routines: Any) -> Executable:
         payload=bindparam("payload", type_=LargeBinary),
         expiry=EXPIRY,
     )
-    kind = case((routines.channels_pg_sa_queued(message.c.channel, message.c.recipient), "queue"), else_="node")
-    topic = routines.channels_pg_sa_topic(SECRET, kind, PREFIX, message.c.recipient)
-    return _notifying(one, routines, topic, literal_column("'on'"))
+    kind = case((routine("queued")(message.c.channel, message.c.recipient), "queue"), else_="node")
+    topic = routine("topic")(SECRET, kind, PREFIX, message.c.recipient)
+    return _notifying(one, routine, topic, literal_column("'on'"))
 
 
-def _notifying(insertion: Insert, routines: Any, topic: ColumnElement[str], done: ColumnElement[str]) -> Executable:
+def _notifying(insertion: Insert, routine: Routines, topic: ColumnElement[str], done: ColumnElement[str]) -> Executable:
     """Notify of each row, as the trigger does of a few, and tell it, for this transaction only, that this is done."""
     parts = (message.c[name] for name in ("id", "expires_at", "recipient", "channel", "group_name", "payload"))
     told = func.set_config("channels_pg_sa.notified", done, literal_column("true"))
-    return insertion.returning(func.pg_notify(topic, routines.channels_pg_sa_frame(*parts)), told)
+    return insertion.returning(func.pg_notify(topic, routine("frame")(*parts)), told)

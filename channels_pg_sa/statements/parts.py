@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from sqlalchemy import (
     ARRAY,
@@ -22,7 +23,9 @@ from sqlalchemy import (
     literal_column,
     select,
 )
-from sqlalchemy.sql import ColumnElement, FromClause, Select
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.sql import ColumnElement, FromClause, Select, quoted_name
+from sqlalchemy.sql.functions import Function
 from sqlalchemy.types import TypeEngine
 
 from channels_pg_sa.schema import Timestamp, installation
@@ -74,3 +77,17 @@ def ctid_of(
 def has_ctid(ctids: Select[Any]) -> ColumnElement[bool]:
     """Whether a row has one of these ctids."""
     return CTID == any_(func.array(ctids.scalar_subquery()))  # noqa: SIM300 - it is a column
+
+
+Routines: TypeAlias = Callable[[str], Callable[..., Function[Any]]]
+"""Gives a function of ours by what stands behind channels_pg_sa_ in its name."""
+
+
+def routines_in(schema: str | None) -> Routines:
+    """Return our functions in a PostgreSQL schema.
+
+    SQLAlchemy quotes the schema of a function neither for its capitals nor because it is called as a word of SQL.
+    """
+    quote = PGDialect_psycopg().identifier_preparer.quote  # type: ignore[no-untyped-call]
+    place = "" if schema is None else f"{quote(schema)}."
+    return lambda name: functools.partial(Function, quoted_name(f"{place}channels_pg_sa_{name}", quote=False))
