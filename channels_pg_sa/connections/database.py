@@ -305,10 +305,11 @@ class Database:
         return answers
 
     async def _diagnose(self) -> str | None:
-        """Return why the server cannot be reached, None if it can."""
+        """Return why the server cannot be used, None if it can. A pooler lets clients in before it has asked it."""
         try:
-            await (await CleanConnection.connect(**self._parameters())).close()
-        except Exception as error:  # noqa: BLE001 - a callable PASSWORD may raise anything
+            async with await CleanConnection.connect(**self._parameters()) as connection:
+                await self._limited(self._configure)(connection)
+        except Exception as error:  # noqa: BLE001 - a callable PASSWORD, or a host's configure, may raise anything
             return words_of(error)
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -249,6 +250,20 @@ async def test_a_server_lost_behind_the_pooler(
     await eventually_async(all_here)
     await end(reader)
     assert tally.twice == []
+
+
+async def test_a_send_in_vain_tells_why_the_pooler_lets_nobody_through(fragile: FragileServer, behind: Behind) -> None:
+    """It lets clients in as long as it runs itself."""
+    sender = behind("transaction", send_timeout=6)
+    await sender.send("jobs", text(1))
+    fragile.postgres._end_server(signal.SIGINT)
+    try:
+        with pytest.raises(SendError):  # over a connection that the pooler keeps waiting
+            await sender.send("jobs", text(2))
+        with pytest.raises(SendError, match=r"Nothing was done, .*server login has been failing"):
+            await sender.send("jobs", text(3))
+    finally:
+        fragile.postgres._launch()
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
