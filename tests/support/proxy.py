@@ -86,8 +86,12 @@ class Proxy:
 
     async def _cut(self) -> None:
         if self._server:
-            self._server.close()
-            self._server = None
+            server, self._server = self._server, None
+            # First it accepts no more: a connection that asyncio has just accepted when its server closes stays open.
+            for listening in server.sockets:
+                self._loop.remove_reader(listening.fileno())
+            await asyncio.sleep(0)
+            server.close()
         await self._drop()
 
     async def _drop(self) -> None:
@@ -100,10 +104,14 @@ class Proxy:
 
     async def _close(self) -> None:
         await self._cut()
-        # Transports that were aborted close in the loop's next round.
-        await asyncio.sleep(0)
+        # Transports that were aborted close in the loop's next round, and what it had just accepted a round later.
+        for _ in range(2):
+            await asyncio.sleep(0)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:
+            writer.transport.abort()
+            return
         self.accepted += 1
         self._writers.add(writer)
         self._start(self._serve(reader, writer))
