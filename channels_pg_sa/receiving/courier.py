@@ -67,4 +67,4 @@ class Courier:
             await self._queries.forget(connection, rows)
         self._deleted(len(rows))
         with self._inbox.decisions() as dispatcher:
-            dispatcher.deleted(rows)
+            dispatcher.rows.deleted(rows)

@@ -183,7 +183,7 @@ class QueueReader:
             started = (self.book.start(channel, min(count, self._most)) for channel, count in readers.items())
             claims = [claim for claim in started if claim is not None]
             if claims:
-                dispatcher.begin_query()
+                dispatcher.rows.begin_query()
         return claims
 
     def _take_in(self, claims: list[Claim], got: list[Claimed], *, is_current: bool) -> None:
@@ -196,7 +196,7 @@ class QueueReader:
                 self.book.finish(claim, [row[0] for row in claimed.rows], claimed.end)
                 if is_current:
                     dispatcher.claimed(claimed.rows)
-            dispatcher.end_query()
+            dispatcher.rows.end_query()
             for claim in claims:
                 if claim.queue in shared:  # several may have picked the same rows, of which one has got them
                     self.book.ring(claim.queue, claim.first, claim.last)
@@ -216,7 +216,7 @@ class QueueReader:
             for claim in claims:
                 self.book.fail(claim)
             with self._inbox.decisions() as dispatcher:
-                dispatcher.end_query()
+                dispatcher.rows.end_query()
             if isinstance(error, psycopg.Error) and fate(error) is Fate.UNKNOWN:
                 self._most = max(1, max(claim.count for claim in claims) // 2)
                 self._doubtful_until = time.monotonic() + self._settings.expiry
@@ -243,7 +243,7 @@ class QueueReader:
                 await self._queries.put_back(connection, rows)
             self._returning.difference_update(rows)
             with self._inbox.decisions() as dispatcher:
-                dispatcher.returned(rows)
+                dispatcher.rows.returned(rows)
             # Before their doorbell comes, a claim could pass over them.
             for queue in self.book.queues:
                 self.on_ring(queue, rows[0][0], rows[-1][0])

@@ -102,7 +102,7 @@ class Recovery:
             connection.prepare_threshold = None
         await self._enter(connection)
         with self._inbox.decisions() as dispatcher:
-            dispatcher.begin_recovery()
+            dispatcher.rows.begin_recovery()
         queues = self._queues.queues
         await self._queries.listen(connection, [self._topics.own, *self._topics.of_queues(queues)])
         if pooled:
@@ -126,7 +126,7 @@ class Recovery:
         """Find rows that were claimed by a statement whose answer was lost."""
         async with self._database.connection(self._settings.send_timeout) as connection:
             with self._inbox.decisions() as dispatcher:
-                dispatcher.begin_query()
+                dispatcher.rows.begin_query()
             try:
                 waiting = await self._queries.waiting(connection)
                 # Of all the rest we hear; we may not have heard yet of the joins that a message to a group is for.
@@ -135,7 +135,7 @@ class Recovery:
                     self._take_in(dispatcher, claimed)
             finally:
                 with self._inbox.decisions() as dispatcher:
-                    dispatcher.end_query()
+                    dispatcher.rows.end_query()
             await self._send_mark(connection)
 
     def _take_in(self, dispatcher: Dispatcher, waiting: list[Parcel]) -> None:

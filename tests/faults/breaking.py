@@ -360,10 +360,10 @@ async def until_beats(layer: PostgresLayer, url: str, count: int) -> None:
 
 async def until_nothing_is_remembered(layer: PostgresLayer) -> None:
     """Wait until no id is kept of rows that are gone, as it is after a recovery until its mark comes round."""
-    dispatcher = inside(layer).inbox._dispatcher
+    rows = inside(layer).inbox._dispatcher.rows
 
     async def look() -> bool:
-        return (dispatcher._barrier, dispatcher._known, dispatcher._gone) == (None, {}, set())
+        return (rows._barrier, rows._expires, rows._gone) == (None, {}, set())
 
     await eventually_async(look)
 

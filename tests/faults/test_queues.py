@@ -274,7 +274,7 @@ async def test_a_claim_that_failed_is_over(
     await layer.send(channel, text(1))
     assert await take(layer, channel, 1) == [text(1)]
     await asyncio.to_thread(eventually, lambda: query(layer_url, WAITING) == [(0,)])
-    await asyncio.to_thread(eventually, lambda: not inside(layer).inbox._dispatcher._known)
+    await asyncio.to_thread(eventually, lambda: not inside(layer).inbox._dispatcher.rows._expires)
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
@@ -436,7 +436,7 @@ async def test_what_is_claimed_while_the_mailbox_is_read(
         return await claim(self, connection, claims)
 
     async def is_known() -> bool:
-        return bool(dispatcher._known)
+        return bool(dispatcher.rows._expires)
 
     async def after_the_claim(self: Queries, connection: Any) -> Any:
         go_on.set()
@@ -477,14 +477,14 @@ async def test_what_has_gone_back_when_its_id_is_another_s(
 
     async def crash(_connection: Any, rows: Any) -> None:
         assert list(rows) == [(5, 100.0), (6, 100.0)]
-        dispatcher._note(5, 200.0)
+        dispatcher.rows.note(5, 200.0)
 
     async def give_back() -> dict[int, float]:
         for row in (5, 6):
-            dispatcher._note(row, 100.0)
+            dispatcher.rows.note(row, 100.0)
             queues._returning.add((row, 100.0))
         await queues._return_rows()
-        return {row: end for row, end in dispatcher._known.items() if row in {5, 6}}
+        return {row: end for row, end in dispatcher.rows._expires.items() if row in {5, 6}}
 
     monkeypatch.setattr(inside(layer)._queries, "put_back", crash)
     assert await within(layer, give_back()) == {5: 200.0}

@@ -94,7 +94,7 @@ async def test_ids_are_forgotten_when_their_rows_are_gone() -> None:
     mailbox.open.set()
     mailbox.courier.deletions.add(rows(1))
     await mailbox.courier.finish(5)
-    assert mailbox.dispatcher._known == {}
+    assert mailbox.dispatcher.rows._expires == {}
 
 
 @pytest.mark.parametrize("is_deletion", [False, True])
@@ -118,7 +118,7 @@ async def test_an_answer_that_comes_when_the_id_is_another_s(is_deletion: bool) 
     mailbox.dispatcher.hear([Parcel(1, OWN, False, LATER + 5, b"eQ==")], 100.0)
     answer.set()
     await backlog.finish(5)
-    assert mailbox.dispatcher._known == {1: LATER + 5}
-    assert mailbox.dispatcher._gone == set()
+    assert mailbox.dispatcher.rows._expires == {1: LATER + 5}
+    assert mailbox.dispatcher.rows._gone == set()
     payloads = [entry.payload for entry in iter(lambda: mailbox.dispatcher.take(OWN, 100.0), None)]
     assert payloads == ([b"x", b"y"] if is_deletion else [b"y"])

@@ -67,7 +67,7 @@ def waiting(of: Dispatcher, channel: str = OWN) -> Reader:
 
 def vanished(of: Dispatcher, shown: list[Parcel]) -> None:
     """A recovery misses in the mailbox what was there before."""
-    of.begin_recovery()
+    of.rows.begin_recovery()
     of.vanished(shown)
 
 
@@ -382,7 +382,7 @@ def test_what_nobody_here_reads_goes_back_and_may_come_again() -> None:
     assert ids(effects(it).delete) == []
     it.claimed([(1, "jobs", b"1", LATER)])
     assert taken(it, "jobs") == [], "it is on its way back"
-    it.returned(rows(1))
+    it.rows.returned(rows(1))
     it.claimed([(1, "jobs", b"1", LATER)])
     assert taken(it, "jobs") == [1]
 
@@ -393,7 +393,7 @@ def test_a_row_that_went_back_before_it_was_fetched_is_read_when_it_comes_again(
     it.recover([doorbell(1, "jobs")], 1, NOW)
     assert ids(effects(it).fetch) == [1]
     assert it.claimed_unread() == rows(1)
-    it.returned(rows(1))
+    it.rows.returned(rows(1))
     it.claimed([(1, "jobs", b"1", LATER)])
     it.fetched(rows(1), {})
     it.recover([doorbell(1, "jobs")], 2, NOW)
@@ -442,13 +442,13 @@ def test_what_was_read_from_the_table_is_not_taken_again_when_it_is_notified_lat
     it.recover([doorbell(1)], 5, NOW)
     it.fetched(rows(1), {1: b"1"})
     assert taken(it) == [1]
-    it.deleted(rows(1))
+    it.rows.deleted(rows(1))
     it.hear([Mark(4), parcel(1)], NOW)
     assert taken(it) == []
     it.hear([Mark(5)], NOW)
-    assert (it._known, it._gone) == ({}, set())
-    it.deleted(rows(1))
-    assert it._gone == set()
+    assert (it.rows._expires, it.rows._gone) == ({}, set())
+    it.rows.deleted(rows(1))
+    assert it.rows._gone == set()
 
 
 def test_what_was_handed_over_before_the_table_was_read_is_not_taken_again() -> None:
@@ -458,9 +458,9 @@ def test_what_was_handed_over_before_the_table_was_read_is_not_taken_again() -> 
     assert taken(it) == [1]
     it.recover([doorbell(1)], 1, NOW)
     assert ids(effects(it).fetch) == []
-    it.deleted(rows(1))
+    it.rows.deleted(rows(1))
     it.hear([Mark(1)], NOW)
-    assert it._known == {}
+    assert it.rows._expires == {}
 
 
 def test_ids_of_rows_that_vanished_may_be_given_to_others() -> None:
@@ -468,7 +468,7 @@ def test_ids_of_rows_that_vanished_may_be_given_to_others() -> None:
     it = dispatcher(10)
     it.hear([parcel(1), parcel(2)], NOW)
     vanished(it, [parcel(2)])
-    assert list(it._known) == [2]
+    assert list(it.rows._expires) == [2]
     it.hear([parcel(1), parcel(2)], NOW)
     assert taken(it) == [1, 2, 1]
     assert ids(effects(it).delete) == [2, 1]
@@ -479,11 +479,11 @@ def test_a_doorbell_whose_row_vanished_holds_nothing_up() -> None:
     it = dispatcher()
     reader = waiting(it)
     it.hear([doorbell(1)], NOW)
-    it.begin_recovery()
+    it.rows.begin_recovery()
     it.hear([parcel(2)], NOW)
     effects(it)
     it.vanished([])
-    assert list(it._known) == [2]
+    assert list(it.rows._expires) == [2]
     assert effects(it) == Effects(wake=[reader])
     it.fetched(rows(1), {1: b"1"})
     assert taken(it) == [2]
@@ -495,7 +495,7 @@ def test_an_id_that_is_a_stranger_s_row_already_is_told_by_its_end() -> None:
     it.hear([parcel(row, expires=NOW + 50) for row in (1, 2, 4)] + [parcel(3, expires=math.inf)], NOW)
     waiting = [doorbell(1, expires=NOW + 60), doorbell(2, expires=NOW + 50.00001), doorbell(3, expires=math.inf)]
     vanished(it, [*waiting, doorbell(4, expires=NOW + 50.01)])
-    assert list(it._known) == [2, 3]
+    assert list(it.rows._expires) == [2, 3]
 
 
 def test_another_message_with_a_known_id_is_told_by_its_end() -> None:
@@ -517,56 +517,56 @@ def test_a_later_recovery_waits_for_its_own_mark() -> None:
     it.recover([doorbell(1)], 2, NOW)
     it.recover([doorbell(2)], 4, NOW)
     it.fetched(rows(1, 2), {1: b"1", 2: b"2"})
-    it.deleted(rows(1, 2))
+    it.rows.deleted(rows(1, 2))
     it.hear([Mark(3), parcel(2)], NOW)
     assert taken(it) == [1, 2]
     it.hear([Mark(4)], NOW)
-    assert it._known == {}
+    assert it.rows._expires == {}
 
 
 def test_what_the_mailbox_showed_under_a_claim_is_not_taken_again_by_its_answer() -> None:
     """Though it is read and deleted before the answer comes, and another recovery finds no row of it."""
     it = dispatcher()
-    it.begin_query()
+    it.rows.begin_query()
     it.recover([doorbell(1, "jobs")], 1, NOW)
     it.fetched(rows(1), {1: b"1"})
     assert taken(it, "jobs") == [1]
-    it.deleted(rows(1))
+    it.rows.deleted(rows(1))
     it.hear([Mark(1)], NOW)
     vanished(it, [])
     it.claimed([(1, "jobs", b"1", LATER)])
     assert taken(it, "jobs") == []
-    it.end_query()
-    assert (it._known, it._gone) == ({}, set())
+    it.rows.end_query()
+    assert (it.rows._expires, it.rows._gone) == ({}, set())
 
 
 def test_a_query_that_ends_ends_no_other() -> None:
     """A claim and a reading of the mailbox may be under way at once, and each tell of what is gone."""
     it = dispatcher()
-    it.begin_query()
-    it.begin_query()
+    it.rows.begin_query()
+    it.rows.begin_query()
     it.claimed([(1, "jobs", b"1", LATER)])
     assert taken(it, "jobs") == [1]
-    it.deleted(rows(1))
-    it.end_query()
+    it.rows.deleted(rows(1))
+    it.rows.end_query()
     it.recover([doorbell(1, "jobs")], 1, NOW)
     assert it.counters == {"received": 1}
-    it.end_query()
+    it.rows.end_query()
     it.hear([Mark(1)], NOW)
-    assert (it._known, it._gone) == ({}, set())
+    assert (it.rows._expires, it.rows._gone) == ({}, set())
 
 
 def test_a_claim_that_ends_ends_no_recovery() -> None:
     """Each of the two may yet tell of rows that are gone."""
     it = dispatcher()
-    it.begin_query()
+    it.rows.begin_query()
     it.recover([doorbell(1)], 1, NOW)
-    it.deleted(rows(1))
-    it.end_query()
+    it.rows.deleted(rows(1))
+    it.rows.end_query()
     it.hear([parcel(1)], NOW)
     assert it.counters["received"] == 1
     it.hear([Mark(1)], NOW)
-    assert it._known == {}
+    assert it.rows._expires == {}
 
 
 def test_an_id_that_was_given_to_another_row_is_not_forgotten_for_the_first() -> None:
@@ -575,11 +575,11 @@ def test_an_id_that_was_given_to_another_row_is_not_forgotten_for_the_first() ->
     it.recover([doorbell(1)], 1, NOW)
     it.fetched(rows(1), {1: b"1"})
     assert taken(it) == [1]
-    it.deleted(rows(1))
+    it.rows.deleted(rows(1))
     vanished(it, [doorbell(1, expires=LATER + 5)])
     it.recover([doorbell(1, expires=LATER + 5)], 2, NOW)
     it.hear([Mark(2)], NOW)
-    assert it._known == {1: LATER + 5}
+    assert it.rows._expires == {1: LATER + 5}
 
 
 def test_what_others_answer_to_a_flush_ends_no_recovery() -> None:
@@ -587,7 +587,7 @@ def test_what_others_answer_to_a_flush_ends_no_recovery() -> None:
     it = dispatcher()
     it.recover([doorbell(1)], 2, NOW)
     effects(it)
-    it.deleted(rows(1))
+    it.rows.deleted(rows(1))
     it.hear([Acknowledged("9", NODE), parcel(1)], NOW)
     assert effects(it).flushes == [Acknowledged("9", NODE)]
     assert it.counters["received"] == 1
@@ -641,8 +641,8 @@ def test_flush_forgets_messages_but_no_reader_and_no_member() -> None:
     assert done.flushes == [Flushed("n", "t")]
     assert sorted(set(ids(done.delete))) == [1, 2]
     it.fetched(rows(1), {1: b"1"})
-    it.deleted(done.delete)
-    assert (it.unread_count, it.reader_count, len(it.members), it._known) == (0, 1, 1, {})
+    it.rows.deleted(done.delete)
+    assert (it.unread_count, it.reader_count, len(it.members), it.rows._expires) == (0, 1, 1, {})
     it.hear([parcel(3)], NOW)
     assert reader in it.woken
 
@@ -827,24 +827,24 @@ def test_what_is_deleted_while_the_table_is_read_does_not_come_again() -> None:
     it = dispatcher()
     it.hear([parcel(1)], NOW)
     effects(it)
-    it.begin_recovery()
-    it.deleted(rows(1))
+    it.rows.begin_recovery()
+    it.rows.deleted(rows(1))
     it.vanished([doorbell(1)])
     it.recover([doorbell(1)], 1, NOW)
     assert effects(it) == Effects()
     assert it.counters["received"] == 1
     it.hear([Mark(1)], NOW)
-    assert it._known == {}
+    assert it.rows._expires == {}
 
 
 def test_what_was_claimed_while_the_table_was_read_has_not_vanished() -> None:
     """Only what was known before can be missed."""
     it = dispatcher()
     it.hear([parcel(1)], NOW)
-    it.begin_recovery()
+    it.rows.begin_recovery()
     it.claimed([(2, "jobs", b"2", LATER)])
     it.vanished([])
-    assert list(it._known) == [2]
+    assert list(it.rows._expires) == [2]
     assert taken(it, "jobs") == [2]
     assert 2 in ids(effects(it).delete)
 
@@ -854,7 +854,7 @@ def test_what_would_never_have_expired_can_vanish_too() -> None:
     it = dispatcher(10)
     it.hear([parcel(1, expires=math.inf)], NOW)
     vanished(it, [])
-    assert it._known == {}
+    assert it.rows._expires == {}
 
 
 def test_what_was_deleted_before_a_crash_is_not_deleted_again_after_it() -> None:
@@ -862,7 +862,7 @@ def test_what_was_deleted_before_a_crash_is_not_deleted_again_after_it() -> None
     it = dispatcher()
     it.hear([parcel(1)], NOW)
     assert ids(effects(it).delete) == [1]
-    it.deleted(rows(1))
+    it.rows.deleted(rows(1))
     vanished(it, [])
     assert taken(it) == [1]
     assert ids(effects(it).delete) == []
@@ -957,9 +957,9 @@ def test_what_was_returned_and_claimed_again_while_the_table_was_read_has_not_va
     """It was missing in the mailbox then, and is there again; its deletion must not be forgotten."""
     it = dispatcher()
     it.claimed([(1, "jobs", b"1", LATER)])
-    it.begin_recovery()
+    it.rows.begin_recovery()
     assert it.claimed_unread() == rows(1)
-    it.returned(rows(1))
+    it.rows.returned(rows(1))
     it.claimed([(1, "jobs", b"1", LATER)])
     it.vanished([])
     assert taken(it, "jobs") == [1]
@@ -1000,7 +1000,7 @@ def test_what_was_known_before_a_recovery_is_flushed_though_the_table_showed_it(
     """The flush came while the members were read, and the mailbox had been; a row that came since then may be newer."""
     it = dispatcher(10)
     it.hear([parcel(1)], NOW)
-    it.begin_recovery()
+    it.rows.begin_recovery()
     it.claimed([(2, "jobs", b"2", LATER)])
     it.vanished([doorbell(1), doorbell(2, "jobs")])
     it.recover([doorbell(1), doorbell(2, "jobs")], 1, NOW)
@@ -1029,10 +1029,10 @@ def test_what_is_claimed_with_another_s_id_while_the_table_is_read_has_not_vanis
     """A crash, and then a claim, of which a recovery that had begun before knows nothing."""
     it = dispatcher()
     it.claimed([(5, "jobs", b"1", LATER)])
-    it.begin_recovery()
+    it.rows.begin_recovery()
     it.claimed([(5, "jobs", b"2", LATER + 5)])
     it.vanished([doorbell(5, "jobs", expires=LATER + 5)])
-    assert it._known == {5: LATER + 5}
+    assert it.rows._expires == {5: LATER + 5}
     it.recover([doorbell(5, "jobs", expires=LATER + 5)], 1, NOW)
     effects(it)
     assert taken(it, "jobs") == [1, 2]
@@ -1043,12 +1043,12 @@ def test_a_deletion_that_is_decided_is_not_done_to_another_with_the_id() -> None
     """Of all that one round decides; nor is it forgotten that the other is there."""
     it = dispatcher(10)
     it.hear([parcel(5)], NOW)
-    it.begin_query()
+    it.rows.begin_query()
     assert taken(it) == [5]
-    it.deleted(rows(5))
+    it.rows.deleted(rows(5))
     it.hear([parcel(5, OTHER, expires=LATER + 5)], NOW)
-    it.end_query()
-    assert it._known == {5: LATER + 5}
+    it.rows.end_query()
+    assert it.rows._expires == {5: LATER + 5}
     assert taken(it, OTHER) == [5]
     assert effects(it).delete == [(5, LATER), (5, LATER + 5)]
 
@@ -1066,7 +1066,7 @@ def test_what_has_lost_its_row_gives_no_other_back() -> None:
 def test_the_stream_tells_what_came_before_a_flush() -> None:
     """Though a recovery has read it as well."""
     it = dispatcher(bounded=True)
-    it.begin_recovery()
+    it.rows.begin_recovery()
     it.hear([parcel(1)], NOW)
     it.vanished([doorbell(1), doorbell(2)])
     it.recover([doorbell(1), doorbell(2)], 1, NOW)
@@ -1079,17 +1079,17 @@ def test_a_look_at_the_mailbox_in_the_middle_of_a_recovery() -> None:
     """Whatever it has read, the recovery still knows what there was before."""
     it = dispatcher()
     it.hear([parcel(1)], NOW)
-    it.begin_recovery()
+    it.rows.begin_recovery()
     it.recover([], 1, NOW)
     it.vanished([])
-    assert it._known == {}
+    assert it.rows._expires == {}
 
 
 def test_what_was_deleted_and_vanished_at_once_hides_no_other() -> None:
     """A doorbell that expired before it was fetched; a crash, and another has its id before the mark has come round."""
     it = dispatcher()
     it.recover([doorbell(5, expires=NOW + 1)], 1, NOW)
-    it.deleted(rows(5, expires=NOW + 1))
+    it.rows.deleted(rows(5, expires=NOW + 1))
     it.fetched(rows(5, expires=NOW + 1), {})
     it.hear([parcel(5), Mark(1)], NOW)
-    assert it._known == {5: LATER}
+    assert it.rows._expires == {5: LATER}

@@ -189,7 +189,7 @@ class World:
         self._stream = []
         self._recovering = True
         self._read = None
-        self._dispatcher.begin_recovery()
+        self._dispatcher.rows.begin_recovery()
 
     def lose_the_connection(self, _pick: int) -> None:
         self._stream = None
@@ -249,7 +249,7 @@ class World:
     def delete(self, _pick: int) -> None:
         if self._deleting is not None:
             rows, self._deleting = self._deleting, None
-            self._dispatcher.deleted(rows)
+            self._dispatcher.rows.deleted(rows)
         elif self._delete_todo:
             self._deleting, self._delete_todo = self._delete_todo, []
             for row, _ in self._deleting:
@@ -300,7 +300,7 @@ class World:
             for row, _ in rows:
                 name = self._sent[row].row.name
                 self._last[name] = min(self._last.get(name, 0), row - 1)
-            self._dispatcher.returned(rows)
+            self._dispatcher.rows.returned(rows)
         elif self._returning and self._claiming is None:
             self._returned, self._returning = self._returning, []
             for number, _ in self._returned:
@@ -468,8 +468,8 @@ class World:
         assert dispatcher._locals == dispatcher.unread == dispatcher._prefix_readers == {}
         assert dispatcher.woken == set()
         assert dispatcher._unfetched == {}
-        assert dispatcher._gone == set()
-        assert dispatcher._known == {}
+        assert dispatcher.rows._gone == set()
+        assert dispatcher.rows._expires == {}
         left = [row for row in self._rows.values() if row.expires > self._now and not self._sent[row.id].excused]
         assert left == []
 
