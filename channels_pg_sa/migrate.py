@@ -258,7 +258,8 @@ def _logged_tables(connection: Connection, schema: str | None) -> Iterator[str]:
     persistence = text(f"SELECT relpersistence FROM pg_catalog.pg_class WHERE oid = {_TABLE}")  # noqa: S608
     found = connection.scalar(persistence, {"schema": schema, "table": node.name})
     if found == "p":
-        yield f"{node.name} is not UNLOGGED (ALTER TABLE {node.name} SET UNLOGGED makes it so)"
+        table = node.name if schema is None else f'"{schema}".{node.name}'
+        yield f"{node.name} is not UNLOGGED (ALTER TABLE {table} SET UNLOGGED makes it so)"
 
 
 def _missing_routines(connection: Connection, schema: str | None) -> Iterator[str]:
@@ -296,7 +297,6 @@ def reason_of(error: Exception) -> str:
     """Return what an error says, of the database's own without what SQLAlchemy adds for programmers."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     # https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-PATTERNS recommends no search_path at all.
-    hint = (
-        ". Say where with --schema, or set a search_path" if isinstance(cause, psycopg.errors.InvalidSchemaName) else ""
-    )
+    is_nowhere = isinstance(cause, psycopg.errors.InvalidSchemaName)
+    hint = '\nName a PostgreSQL schema ("schema" in CONFIG, or --schema), or set a search_path.' if is_nowhere else ""
     return str(cause).strip() + hint

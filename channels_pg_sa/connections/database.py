@@ -55,6 +55,7 @@ class Database:
         self._settings = settings
         self._set_up = min(SET_UP, settings.send_timeout / 2)
         self._closed = False
+        self._refusal: str | None = None  # what became of the pool's last attempts, where connecting was none
         self._pool = self._make_pool()
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+psycopg://",
@@ -66,7 +67,7 @@ class Database:
         self._slots = asyncio.Semaphore(self._pool.max_size)
         self._lent: set[Held] = set()
         self._kept: deque[Held] = deque()  # at hand, the last used last
-        self._wanted: deque[asyncio.Future[Held | None]] = deque()  # to those who wait for one that is lent
+        self._wanted: deque[asyncio.Future[Held | None]] = deque()  # offers to those who wait for one that is lent
         self._lending: dict[asyncio.Task[Any] | None, tuple[CleanConnection, asyncio.TimerHandle]] = {}  # to SQLAlchemy
         self._resting: set[asyncio.Task[None]] = set()  # tasks that give connections back
 
@@ -222,12 +223,13 @@ class Database:
         if self.trouble is not None and not self._idle() and (trouble := await self._diagnose()) is not None:
             self.trouble = trouble
             return None
+        self._refusal = None
         try:
             sa_connection = await self._engine.connect()
             raw = await sa_connection.get_raw_connection()
         except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
             await self._take_back()
-            self.trouble = await self._diagnose()
+            self.trouble = await self._diagnose() or self._refusal
             return None
         except (asyncio.CancelledError, Exception):
             await self._take_back()
@@ -305,11 +307,10 @@ class Database:
         return answers
 
     async def _diagnose(self) -> str | None:
-        """Return why the server cannot be used, None if it can. A pooler lets clients in before it has asked it."""
+        """Return why the server cannot be reached, None if it can."""
         try:
-            async with await CleanConnection.connect(**self._parameters()) as connection:
-                await self._limited(self._configure)(connection)
-        except Exception as error:  # noqa: BLE001 - a callable PASSWORD, or a host's configure, may raise anything
+            await (await CleanConnection.connect(**self._parameters())).close()
+        except Exception as error:  # noqa: BLE001 - a callable PASSWORD may raise anything
             return words_of(error)
         return None
 
@@ -317,6 +318,15 @@ class Database:
         return {**DEFAULTS, "application_name": "channels_pg_sa", **self._settings.connect(), "autocommit": True}
 
     async def _configure(self, connection: Connection) -> None:
+        """Set a new connection up; remember what refuses that: a pooler lets clients in before it asks the server."""
+        try:
+            await self._set_up_session(connection)
+        except Exception as error:
+            if not isinstance(error, psycopg.Error) or error.sqlstate:  # else it was broken off
+                self._refusal = words_of(error)
+            raise
+
+    async def _set_up_session(self, connection: Connection) -> None:
         """Have statements planned once, or, behind a pooler, which shares sessions, do without prepared statements."""
         if (own := self._settings.pool.get("configure")) is not None:
             await own(connection)

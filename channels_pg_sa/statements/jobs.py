@@ -53,13 +53,13 @@ class Membership:
 
 
 class Join(Membership):
-    """It begins, or is renewed."""
+    """A membership that begins, or is renewed."""
 
     __slots__ = ()
 
 
 class Leave(Membership):
-    """It ends."""
+    """A membership that ends."""
 
     __slots__ = ()
 

@@ -89,5 +89,5 @@ def routines_in(schema: str | None) -> Routines:
     SQLAlchemy quotes the schema of a function neither for its capitals nor because it is called as a word of SQL.
     """
     quote = PGDialect_psycopg().identifier_preparer.quote  # type: ignore[no-untyped-call]
-    place = "" if schema is None else f"{quote(schema)}."
-    return lambda name: functools.partial(Function, quoted_name(f"{place}channels_pg_sa_{name}", quote=False))
+    place = () if schema is None else (quoted_name(quote(schema), quote=False),)
+    return lambda name: functools.partial(Function, f"channels_pg_sa_{name}", packagenames=place)

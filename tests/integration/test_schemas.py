@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from channels_pg_sa.statements.compiled import compiled
 from tests.support.layers import LayerFactory
 from tests.support.schema import install
 
@@ -27,3 +28,10 @@ async def test_a_layer_works_there(make_own_layer: LayerFactory, layer_url: str,
         assert [await asyncio.wait_for(layer.receive("jobs"), 10) for _ in range(2)] == [message] * 2
     await layer.flush()
     assert await layer.group_channels("group") == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("schema", ["tenant", "Shop", "user"])
+def test_statements_ask_for_no_more_there(schema: str) -> None:
+    """Of whoever runs them: SQLAlchemy names what stands in a function's call after the function."""
+    parameters = {name: set(statement.parameters) for name, statement in compiled(schema).items()}
+    assert parameters == {name: set(statement.parameters) for name, statement in compiled(None).items()}

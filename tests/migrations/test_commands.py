@@ -142,7 +142,7 @@ def test_check_ends_with_1_and_names_the_remedy(database_url: str, run: Callable
 DAMAGES = {
     "DROP TABLE {schema}.channels_pg_sa_node": "no table channels_pg_sa_node",
     "ALTER TABLE {schema}.channels_pg_sa_message RENAME TO elsewhere": "no table channels_pg_sa_message",
-    "ALTER TABLE {schema}.channels_pg_sa_node SET LOGGED": "SET UNLOGGED",
+    "ALTER TABLE {schema}.channels_pg_sa_node SET LOGGED": "channels_pg_sa_node SET UNLOGGED makes it so",
     "ALTER TABLE {schema}.channels_pg_sa_node DROP COLUMN host": "no column channels_pg_sa_node.host",
     "ALTER TABLE {schema}.channels_pg_sa_node DROP CONSTRAINT pk_channels_pg_sa_node": "not the primary key",
     "DROP FUNCTION {schema}.channels_pg_sa_listen": "no function channels_pg_sa_listen",
@@ -162,7 +162,7 @@ def test_check_finds_what_is_missing(
     run_script(database_url, damage.format(schema=schema))
     code, output, errors = run("check", *arguments)
     assert (code, output) == (1, "")
-    assert "not all of it is there" in errors
+    assert "not all of it as it should be" in errors
     assert DAMAGES[damage] in errors
 
 
