@@ -10,7 +10,7 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from sqlalchemy.exc import DBAPIError
 
-from .django_settings import configs, database_alias, settings_from_config
+from .django_settings import BACKEND, configs, database_alias, entries, is_ours, settings_from_config
 from .errors import ChannelLayerError, SchemaError
 
 
@@ -24,6 +24,25 @@ def check_config(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) 
         except ImproperlyConfigured as error:
             reason = str(error).removeprefix("CHANNEL_LAYERS: ")  # which the place says more exactly
             messages.append(checks.Error(reason, obj=_place(name), id="channels_pg_sa.E001"))
+    return messages
+
+
+@checks.register("channels")
+def check_entries(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Report a BACKEND that is meant to be ours and is not, and settings where Channels does not look for them."""
+    messages: list[checks.CheckMessage] = []
+    for name, entry in entries():
+        backend = entry.get("BACKEND")
+        if is_ours(backend):
+            if unread := sorted(map(str, entry.keys() - {"BACKEND", "CONFIG", "TEST_CONFIG"})):
+                said = f"Channels does not read {', '.join(unread)}."
+                hint = 'What is for the layer goes into "CONFIG".'
+                messages.append(checks.Warning(said, hint, obj=_place(name), id="channels_pg_sa.W002"))
+        elif str(backend).startswith("channels_pg_sa."):
+            hint = f'The one of channels_pg_sa is "{BACKEND}".'
+            messages.append(
+                checks.Error(f'"{backend}" is no BACKEND.', hint, obj=_place(name), id="channels_pg_sa.E002")
+            )
     return messages
 
 

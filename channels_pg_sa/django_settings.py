@@ -11,6 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.utils import ConnectionHandler, load_backend
+from django.utils.module_loading import import_string
 
 from .address import Connector, asked, check_keywords
 from .config import DATABASE_KEYS, Settings, check_keys, nearest_key, settings_from_mapping
@@ -59,10 +60,26 @@ _ENTRY_RULES: dict[str, Rule] = {
 
 def configs() -> Iterator[tuple[str, Any]]:
     """Give the name and the CONFIG, whatever that is, of each entry of CHANNEL_LAYERS that is ours."""
+    return ((name, entry.get("CONFIG", {})) for name, entry in entries() if is_ours(entry.get("BACKEND")))
+
+
+def entries() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Give the name of each entry of CHANNEL_LAYERS, and the entry."""
     layers = getattr(settings, "CHANNEL_LAYERS", {})
     for name, entry in layers.items() if isinstance(layers, Mapping) else ():
-        if isinstance(entry, Mapping) and entry.get("BACKEND") == BACKEND:
-            yield name, entry.get("CONFIG", {})
+        if isinstance(entry, Mapping):
+            yield name, entry
+
+
+def is_ours(backend: object) -> bool:
+    """Tell whether a BACKEND is our layer, or a class of the project's that is made of it."""
+    if not isinstance(backend, str) or backend == BACKEND:
+        return backend == BACKEND
+    try:
+        found = import_string(backend)
+    except Exception:  # noqa: BLE001 - Channels tells what is wrong with it, as soon as somebody wants that layer
+        return False
+    return isinstance(found, type) and issubclass(found, import_string(BACKEND))
 
 
 def settings_from_config(config: Mapping[str, Any]) -> Settings:

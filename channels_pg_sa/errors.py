@@ -101,7 +101,7 @@ def _state(found: str | None, needed: str, schema: str | None, reason: str | Non
     remedy = (
         "Run `manage.py channels_pg_sa upgrade` (Django; with `--layer` for another than the default) or "
         f"`channels-pg-sa upgrade{option}`, or the migrations of the project that keeps these tables; for "
-        '`manage.py test` set TEST_RUNNER = "channels_pg_sa.testing.Runner".'
+        '`manage.py test` set TEST_RUNNER = "channels_pg_sa.testing.Runner", and for pytest see docs/configuration.md.'
     )
     if found is not None and found > needed:
         remedy = "A newer version has made the tables: update the package."

@@ -18,8 +18,9 @@ from django.core.management import CommandError, call_command
 from django.test import override_settings
 
 from channels_pg_sa import __version__, cli, migrate
-from channels_pg_sa.checks import check_config, check_tables
+from channels_pg_sa.checks import check_config, check_entries, check_tables
 from channels_pg_sa.config import Settings
+from channels_pg_sa.core import PostgresChannelLayer
 from channels_pg_sa.django_settings import BACKEND
 from channels_pg_sa.management.commands.channels_pg_sa import Command
 from channels_pg_sa.schema import REVISION
@@ -27,6 +28,7 @@ from tests.support.databases import database_name, query, run_script
 from tests.support.urls import with_database
 
 ROOT = Path(__file__).parent.parent.parent
+PACKAGE = "channels_pg_sa"
 NOTHING = "no tables of channels_pg_sa\n"
 
 
@@ -521,6 +523,45 @@ def test_each_layer_s_tables_are_looked_for_where_they_are(database_url: str, la
     assert [message.hint for message in messages] == [
         f"For this layer: manage.py channels_pg_sa upgrade --layer {name}" for name in ("one", "three")
     ]
+
+
+class OwnLayer(PostgresChannelLayer):
+    """A project's own, made of ours."""
+
+
+def test_a_layer_that_is_made_of_ours_is_ours(database_url: str) -> None:
+    """For the command as for the checks."""
+    backend = f"{__name__}.{OwnLayer.__name__}"
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": backend, "CONFIG": {"expirey": 5}}}):
+        assert [message.id for message in check_config()] == ["channels_pg_sa.E001"]
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": backend, "CONFIG": {"url": database_url}}}):
+        assert (check_config(), check_entries()) == ([], [])
+        call_command(Command(), "upgrade", stdout=io.StringIO())
+    migrate.check(database_url)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [f"{PACKAGE}.PostgresChannelLayer", f"{PACKAGE}.layers.PostgresChannelLayer", f"{BACKEND}s", f"{PACKAGE}.Layer"],
+)
+def test_a_backend_that_is_nearly_ours_is_an_error_of_the_system_checks(backend: str) -> None:
+    """The last would even work, with exceptions that are not those of Channels."""
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": backend}}):
+        (message,) = check_entries()
+    assert (message.id, message.obj) == ("channels_pg_sa.E002", 'CHANNEL_LAYERS["default"]')
+    assert (backend in message.msg, BACKEND in (message.hint or "")) == (True, True)
+
+
+def test_what_stands_beside_config_is_a_warning() -> None:
+    """Channels reads nothing else: the layer would run with its defaults."""
+    entry = {"BACKEND": BACKEND, "CONFIG": {}, "TEST_CONFIG": {}}
+    others = {"BACKEND": "channels.layers.InMemoryChannelLayer", "config": {}}
+    with override_settings(
+        CHANNEL_LAYERS={"right": entry, "wrong": {**entry, "prefix": "a", "config": {}}, "no": others}
+    ):
+        (message,) = check_entries()
+    assert (message.id, message.obj) == ("channels_pg_sa.W002", 'CHANNEL_LAYERS["wrong"]')
+    assert message.msg == "Channels does not read config, prefix."
 
 
 def test_what_an_upgrade_does_not_mend_has_no_hint_to_it(database_url: str, layers: Callable[..., None]) -> None:
