@@ -61,6 +61,16 @@ def test_a_clock_that_was_set_is_believed_at_once() -> None:
     assert clock.now() == 3999.0
 
 
+@pytest.mark.usefixtures("monotonic")
+def test_a_look_is_as_exact_as_its_own_round_trip() -> None:
+    """However exact the one was that it replaced: a better one that follows is believed, though they do not differ."""
+    clock = Clock()
+    clock.observe(99.99, 100.0, 5000.0)
+    clock.observe(100.0, 102.0, 4000.0)
+    clock.observe(102.0, 102.5, 4001.35)
+    assert clock.now() == pytest.approx(3999.1)
+
+
 @given(
     offset=st.floats(-1e6, 1e6),
     looks=st.lists(
