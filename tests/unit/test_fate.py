@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import psycopg
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from channels_pg_sa.connections.fate import Fate, fate, is_queue_full, log_level, needs_other_connection
+from channels_pg_sa.errors import LayerClosed
 
 
 def error_of(state: str) -> psycopg.Error:
@@ -23,6 +26,8 @@ def error_of(state: str) -> psycopg.Error:
         ("25P03", Fate.NOT_DONE, False, logging.INFO),  # the transaction was left alone for too long
         ("25006", Fate.NOT_DONE, True, logging.WARNING),  # the server only reads
         ("0A000", Fate.NOT_DONE, True, logging.WARNING),  # unlogged tables on a standby
+        ("25P04", Fate.NOT_DONE, False, logging.INFO),  # it lasted for too long
+        ("58030", Fate.REFUSED, False, logging.INFO),  # the server's disk fails
         ("54000", Fate.REFUSED, False, logging.INFO),  # some limit
         ("26000", Fate.REFUSED, False, logging.INFO),  # the session was reset, and its prepared statements with it
         ("42501", Fate.REFUSED, False, logging.ERROR),  # a right is missing
@@ -55,6 +60,21 @@ def test_what_is_said_without_an_sqlstate() -> None:
     assert fate(psycopg.ProgrammingError("wrong")) is Fate.REFUSED
     assert log_level(psycopg.OperationalError("lost")) == log_level(TimeoutError()) == logging.INFO
     assert log_level(KeyError("ours")) == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psycopg.Error("lost"),
+        DBAPIError("", None, Exception("lost")),
+        OSError(),
+        asyncio.TimeoutError(),
+        LayerClosed(""),
+    ],
+)
+def test_what_ends_by_itself_is_no_mistake_of_ours(error: Exception) -> None:
+    """The server's errors by either driver, the network's, a time that is over, and a layer that closes meanwhile."""
+    assert log_level(error) == logging.INFO
 
 
 @pytest.mark.parametrize(
