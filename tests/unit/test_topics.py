@@ -8,7 +8,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_pg_sa.topics import topic
+from channels_pg_sa.topics import Topics, sign_of, topic
 
 NAMES = st.text("abcxyzABCXYZ0189-_.", min_size=1)
 
@@ -34,3 +34,18 @@ def test_a_topic_is_what_the_database_makes_of_it() -> None:
     """The separator and the cut are those of its twin in SQL."""
     digest = hashlib.sha256(b"s\x1fnode\x1fasgi\x1f0123456789ab").hexdigest()
     assert topic("s", "node", "asgi", "0123456789ab") == f"channels_pg_sa_{digest[:32]}"
+
+
+def test_a_sign_does_not_tell_the_secret() -> None:
+    """It is sent with statements, which the server may log: it tells one secret from another, and makes no topic."""
+    secret = "01234567-89ab-cdef-0123-456789abcdef"
+    assert secret.startswith(sign_of(secret))
+    assert len(sign_of(secret)) == 8
+
+
+def test_a_node_listens_under_its_own_prefix() -> None:
+    """To its own topic and to those of its queues: another application's may be called the same."""
+    topics = Topics("other", "0123456789ab")
+    topics.secret = "s"
+    assert topics.own == topic("s", "node", "other", "0123456789ab")
+    assert topics.of_queues(["jobs", "hub!"]) == [topic("s", "queue", "other", queue) for queue in ("jobs", "hub!")]
