@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from channels_pg_sa import SendError
-from channels_pg_sa.parcels import Flushed
+from channels_pg_sa.parcels import Acknowledged, Flushed
 from channels_pg_sa.receiving import flushing
 from channels_pg_sa.receiving.flushing import Flushes
 from channels_pg_sa.statements.queries import Queries
@@ -22,6 +22,8 @@ from tests.support.layers import LayerFactory
 from tests.support.waiting import eventually_async
 
 from .breaking import SwallowingProxy, come_back, inside, take, text, warm
+
+SEEMS_TO_LIVE = "INSERT INTO channels_pg_sa_node (id, prefix, pid, lease_until) VALUES ('dead', 'asgi', 1, 'infinity')"
 
 
 async def test_a_flush_waits_for_the_word_of_others(
@@ -55,10 +57,35 @@ async def test_a_flush_waits_for_answers_no_longer_than_it_may(
     monkeypatch.setattr(flushing, "PATIENCE", 3600)
     layer = make_own_layer(send_timeout=6)
     await warm(layer)
-    lives = "INSERT INTO channels_pg_sa_node (id, prefix, pid, lease_until) VALUES ('dead', 'asgi', 1, %s)"
-    query(layer_url, lives, ["infinity"])
+    query(layer_url, SEEMS_TO_LIVE)
     await layer.flush()
     assert "without an answer of the nodes dead" in caplog.text
+
+
+async def test_a_flush_that_has_much_time_does_not_wait_as_long(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For the dead it would be in vain, however long a send may take."""
+    monkeypatch.setattr(flushing, "PATIENCE", 0.1)
+    layer = make_own_layer(send_timeout=50)
+    await warm(layer)
+    query(layer_url, SEEMS_TO_LIVE)
+    await asyncio.wait_for(layer.flush(), 15)
+    assert "without an answer of the nodes dead" in caplog.text
+
+
+async def test_a_flush_that_is_over_is_forgotten(make_own_layer: LayerFactory) -> None:
+    """An answer that comes later means nothing."""
+    layer = make_own_layer()
+    await layer.flush()
+    flushes = inside(layer)._flushes
+
+    async def is_forgotten() -> bool:
+        return not flushes._underway
+
+    await eventually_async(is_forgotten)
+    flushes.hear_answer(Acknowledged("1", "late"))
+    assert not flushes._underway
 
 
 async def test_why_a_flush_waits_is_told(proxy: SwallowingProxy, make_own_layer: LayerFactory) -> None:
