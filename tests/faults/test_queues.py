@@ -511,6 +511,15 @@ async def test_a_claim_that_lost_its_rows_to_another_of_its_queue_looks_again(ma
     assert again == Claim("w!", 5, 10, 1)
 
 
+async def test_what_nobody_has_heard_of_is_found_by_a_heartbeat(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Its doorbell may have been lost; a reader waits, and must not do so until the next one comes."""
+    layer = make_own_layer(heartbeat=0.3, lease=10)
+    await layer.send("elsewhere", text(1))
+    reader = await reads(layer, "jobs")
+    query(layer_url, "UPDATE channels_pg_sa_message SET recipient = 'jobs', channel = 'jobs'")  # which rings for nobody
+    assert await asyncio.wait_for(reader, PATIENCE) == text(1)
+
+
 async def test_a_listen_that_was_refused_is_made_up_for(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
