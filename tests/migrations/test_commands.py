@@ -262,8 +262,8 @@ def test_sql_leads_to_the_revision_that_is_asked_for(run: Callable[..., tuple[in
     assert (code, "CREATE UNLOGGED TABLE channels_pg_sa_message" in output) == (0, True)
     code, output, _ = run("sql", f"{REVISION}:{REVISION}")
     assert (code, "CREATE" in output) == (0, False)
-    code, _, errors = run("sql", "nowhere")
-    assert code == 2
+    code, output, errors = run("sql", "nowhere")
+    assert (code, output) == (2, "")
     assert "Can't locate revision identified by 'nowhere'" in errors
 
 

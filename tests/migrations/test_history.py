@@ -10,6 +10,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -337,11 +338,12 @@ def test_a_host_project_is_not_told_to_drop_our_tables(database_url: str) -> Non
     assert [(change[0], change[1].name) for change in filtered] == [("add_table", "host_table")]
 
 
+@pytest.mark.parametrize("verb", [migrate.upgrade, migrate.current, migrate.check])
 @pytest.mark.parametrize("schema", ["", "a-b", "pg_mine", 'a"b'])
-def test_a_wrong_schema_is_refused(database_url: str, schema: str) -> None:
+def test_a_wrong_schema_is_refused(database_url: str, schema: str, verb: Callable[..., object]) -> None:
     """Before anything is sent."""
     with pytest.raises(ConfigurationError, match='"schema" must be the name of a PostgreSQL schema'):
-        migrate.upgrade(database_url, schema=schema)
+        verb(database_url, schema=schema)
 
 
 @pytest.mark.parametrize(
