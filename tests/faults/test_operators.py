@@ -275,15 +275,23 @@ async def test_who_waits_hears_what_is_missing(make_own_layer: LayerFactory, lay
     assert await eventually_async(arrives) == text(1)
 
 
-async def test_registering_and_sweeping_wait_for_no_disk(layer_url: str) -> None:
-    """Nor for a standby that is gone: what they write can be restored from memory."""
-    with psycopg.connect(layer_url, application_name="tests") as connection:
-        for name in ("registering", "sweeping"):
-            statement = compiled(None)[name]
-            connection.execute("SET synchronous_commit = on")
-            connection.execute(statement.sql.encode(), statement.literals)
+@pytest.mark.parametrize("name", ["registering", "sweeping", "flush", "unregister"])
+def test_what_needs_no_disk_does_not_wait_for_it(layer_url: str, name: str) -> None:
+    """Nor for a standby; that holds until the commit: behind a pooler the next transaction is somebody else's."""
+    statement = compiled(None)[name]
+    settings = "SELECT current_setting('synchronous_commit'), current_setting('idle_in_transaction_session_timeout')"
+    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as connection:
+        connection.execute("SET synchronous_commit = on")
+        before = connection.execute(settings).fetchone()
+        with connection.transaction():
+            connection.execute(statement.sql.encode(), {**statement.literals, "prefix": "asgi", "node": "0123456789ab"})
             assert connection.execute("SHOW synchronous_commit").fetchone() == ("off",)
-            connection.rollback()
+        assert connection.execute(settings).fetchone() == before
+
+
+def test_who_enters_frees_the_queue_of_notifications() -> None:
+    """A layer that starts because the queue was full must not leave that to others: this function has the effect."""
+    assert "pg_notification_queue_usage()" in compiled(None)["enter"].sql
 
 
 async def test_the_sessions_of_a_layer_wait_for_no_disk(make_own_layer: LayerFactory) -> None:

@@ -16,6 +16,7 @@ from channels_pg_sa.statements.jobs import GroupSend, Send
 from channels_pg_sa.statements.queries import Queries
 from channels_pg_sa.topics import Topics
 from tests.support.databases import query
+from tests.support.schema import SCHEMA
 
 NODE, OTHER = "0123456789ab", "ba9876543210"
 INSERT = """INSERT INTO channels_pg_sa_message (prefix, recipient, channel, payload, expires_at)
@@ -224,6 +225,17 @@ async def test_who_does_not_own_the_table_does_not_try_to_vacuum_it(
     assert notices == []
 
 
+async def test_the_table_of_a_schema_is_vacuumed_there(layer_url: str, connection: Any) -> None:
+    """And the dead rows are counted there, though there are tables in the search path, too."""
+    queries = Queries(Settings(schema=SCHEMA, connect=dict, listen=dict), NODE)
+    ((name, _),) = await queries._run(connection, "message_table")
+    there = f"{SCHEMA}.channels_pg_sa_message"
+    insert = f"INSERT INTO {there} (recipient, channel, payload) SELECT 'jobs', 'jobs', 'x' FROM generate_series(1, 5)"
+    query(layer_url, f"{insert}; DELETE FROM {there}")
+    assert name == there
+    assert await queries._run(connection, "dead_messages") == [(5,)]
+
+
 async def test_no_more_is_counted_than_there_is_room_for(layer_url: str, connection: Any, queries: Queries) -> None:
     """A queue that filled up before it had a capacity costs those who are refused no more than any other."""
     query(layer_url, MANY)
@@ -286,6 +298,15 @@ async def test_a_placeholder_is_nobody_s_registration(layer_url: str, connection
     assert (await queries.renew(connection, topics)).alive
 
 
+async def test_who_registers_again_is_as_it_is_now(layer_url: str, connection: Any, queries: Queries) -> None:
+    """Its row may be a sweeper's placeholder, or tell of a moment before it was cut off."""
+    query(layer_url, ADD_NODE, [NODE, "asgi", None, -1])
+    query(layer_url, "UPDATE channels_pg_sa_node SET seen_at = now() - interval '1 h'")
+    await queries.register(connection, host="h", pid=1, version="v")
+    told = "SELECT host, pid, version, seen_at > now() - interval '1 min', lease_until > now() FROM channels_pg_sa_node"
+    assert query(layer_url, told) == [("h", 1, "v", True, True)]
+
+
 async def test_each_thing_that_is_over_is_a_reason_to_sweep(layer_url: str, connection: Any, queries: Queries) -> None:
     """And nothing else is; in a queue a message waits that can be claimed."""
     topics = Topics("asgi", NODE)
@@ -336,6 +357,29 @@ async def test_who_lives_is_not_swept(layer_url: str, connection: Any, queries: 
     assert every(layer_url, NODES) == "abe"
     assert every(layer_url, "SELECT id FROM channels_pg_sa_node WHERE pid IS NOT NULL") == "a"
     assert every(layer_url, MEMBERS) == "aabaco"
+
+
+async def test_whose_node_has_no_row_is_given_one(layer_url: str, connection: Any, queries: Queries) -> None:
+    """All of them at once, however the planner walks through their memberships."""
+    await connection.execute("SET enable_indexscan = off; SET enable_indexonlyscan = off")
+    for number, node in enumerate("cab"):
+        query(layer_url, ADD_MEMBER.replace("'g'", f"'g{number}'"), ["asgi", node, node, 60])
+    await queries.sweep(connection, 10)
+    assert every(layer_url, NODES) == "abc"
+
+
+async def test_who_registers_waits_for_a_sweep_and_for_nobody_else(
+    layer_url: str, connection: Any, queries: Queries
+) -> None:
+    """A sweep that did not see it would take the memberships that it restores for those of the dead."""
+    async with await psycopg.AsyncConnection.connect(layer_url) as other:
+        await queries.keep_from_sweeping(other)
+        async with connection.transaction():
+            await queries.keep_from_sweeping(connection)
+        await other.rollback()
+        assert await queries._run(other, "sweeping") == [(True, "3s", "off")]
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            await queries.keep_from_sweeping(connection)
 
 
 async def test_a_lease_that_ends_during_a_sweep_is_for_the_next(
