@@ -166,6 +166,7 @@ def test_check_finds_what_is_missing(
     assert (code, output) == (1, "")
     assert "not all of it as it should be" in errors
     assert DAMAGES[damage] in errors
+    assert ("UNLOGGED" in errors) == ("LOGGED" in damage), "of a table that is not there nothing else is told"
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Column, Integer, MetaData, Table, text
+from sqlalchemy import Column, Integer, MetaData, Table, select, text
 from sqlalchemy.exc import DBAPIError
 
 from channels_pg_sa import migrate
 from channels_pg_sa.errors import ConfigurationError, SchemaError
-from channels_pg_sa.schema import REVISION, metadata
+from channels_pg_sa.schema import REVISION, installation, metadata
 from tests.migrations.catalog import objects, without_versions
 from tests.support.databases import TestServer, database_name, query
 from tests.support.layers import LayerFactory
@@ -177,6 +177,15 @@ def test_tables_of_another_history_are_left_to_it(database_url: str) -> None:
         with pytest.raises(ConfigurationError, match="not from this history"):
             act(database_url)
     assert migrate.current(database_url) == REVISION
+
+
+def test_tables_that_are_created_again_stay_as_they_are(database_url: str) -> None:
+    """A host may call create_all() whenever it starts, and for tables of its own: what is there keeps its secret."""
+    with migrate.engine_for(database_url).begin() as connection:
+        metadata.create_all(connection)
+        kept = connection.execute(select(installation)).all()
+        metadata.create_all(connection)
+        assert connection.execute(select(installation)).all() == kept
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(None, "tenant"), ("tenant", None)])
