@@ -10,8 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from channels_pg_sa.backoff import Backoff
 from channels_pg_sa.call import Call
-from channels_pg_sa.sending.attempts import Attempts
+from channels_pg_sa.connections.fate import Fate
+from channels_pg_sa.errors import SchemaError
+from channels_pg_sa.schema import REVISION
+from channels_pg_sa.sending.attempts import Attempts, send_error
 
 LOST = psycopg.OperationalError("the connection was lost")
 LOCKED = psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")
@@ -51,3 +55,41 @@ async def test_what_one_attempt_may_have_done_no_other_undoes(errors: list[psyco
     working.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await working
+
+
+@pytest.mark.parametrize(
+    ("met", "found"), [(psycopg.errors.UndefinedTable("no installation"), None), (SchemaError("", REVISION), "")]
+)
+async def test_tables_that_do_not_tell_their_revision(met: Exception, found: str | None) -> None:
+    """The caller is told what the statement met, and of the revision what is known; not what that question met."""
+    server: Any = Server([psycopg.errors.UndefinedTable("no messages")])
+
+    async def enter(_connection: Any) -> None:
+        raise met
+
+    server.enter = enter
+    server.schema_error = lambda _connection, revision, error: SchemaError(revision, REVISION, reason=str(error))
+    attempts, call = Attempts(server, server, 60.0), Call[Any](1, 60.0, None)
+    await attempts.make([call], server.work, repeatable=True)
+    assert isinstance(call.error, SchemaError)
+    assert call.error.found == found
+
+
+async def test_another_attempt_is_not_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first one met would be there still."""
+    monkeypatch.setattr(Backoff, "next", lambda _: 3600)
+    server: Any = Server([LOCKED])
+    attempts, call = Attempts(server, server, 60.0), Call[Any](1, 60.0, None)
+    working = asyncio.create_task(attempts.make([call], server.work, repeatable=True))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert call.trouble is not None
+    assert not server.is_silent.is_set()
+    working.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
+
+
+def test_the_driver_s_error_is_the_cause() -> None:
+    """Whoever wants to know more than its words finds it there."""
+    assert send_error(Call[Any](1, 60.0, None), LOCKED, Fate.REFUSED).__cause__ is LOCKED
