@@ -686,6 +686,56 @@ async def test_a_beat_that_was_refused_is_made_again_soon(
     await eventually_async(is_made_again)
 
 
+async def test_a_beat_that_was_refused_is_made_again_no_later_than_the_next(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where heartbeats are frequent, what comes soon after a refusal is simply the next of them."""
+    monkeypatch.setattr(heartbeat, "AGAIN", 3600)
+    beat, renew, beats = Queries.beat, Queries.renew, list[None]()
+
+    async def refused(self: Queries, *arguments: Any) -> Any:
+        beats.append(None)
+        if len(beats) == 1:
+            raise psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")
+        return await beat(self, *arguments)
+
+    async def noted(self: Queries, *arguments: Any) -> Any:
+        beats.append(None)
+        return await renew(self, *arguments)
+
+    monkeypatch.setattr(Queries, "beat", refused)
+    monkeypatch.setattr(Queries, "renew", noted)
+    layer = make_own_layer(heartbeat=0.2, lease=200)
+    await warm(layer)
+
+    async def is_made_again() -> bool:
+        return len(beats) > 1
+
+    await eventually_async(is_made_again)
+
+
+async def test_a_lease_is_renewed_while_a_question_takes_long(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked elsewhere, and no beat waits for its answer."""
+    monkeypatch.setattr(heartbeat, "SLOW", 0)
+    renew, renewals = Queries.renew, list[None]()
+
+    async def noted(self: Queries, *arguments: Any) -> Any:
+        renewals.append(None)
+        return await renew(self, *arguments)
+
+    monkeypatch.setattr(Queries, "renew", noted)
+    monkeypatch.setattr(heartbeat.Heartbeat, "_look", lambda _: asyncio.sleep(3600))
+    layer = make_own_layer(heartbeat=0.2, lease=10)
+    await warm(layer)
+
+    async def are_renewed() -> bool:
+        return len(renewals) >= 3
+
+    await eventually_async(are_renewed)
+
+
 @pytest.mark.parametrize("question", ["beat", "renew"])
 async def test_each_heartbeat_looks_at_the_clock(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, question: str
