@@ -518,6 +518,24 @@ async def test_tables_that_are_gone(make_own_layer: LayerFactory, layer_url: str
         await layer.send("jobs", text(1))
 
 
+async def test_a_secret_that_is_new_since_the_path_began(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """The topic that it knows is nobody's any more: the database tells the reader by the right one."""
+    layer = await hold(make_own_layer())
+    query(layer_url, "UPDATE channels_pg_sa_installation SET secret = gen_random_uuid()")
+    reader = make_own_layer(heartbeat=60, lease=200)
+    channel = await warm(reader)
+    await layer.send(channel, text(1))
+    assert await take(reader, channel, 1) == [text(1)]
+
+
+async def test_group_sends_that_go_together_reach_queues(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """A member that any process may read gets as many as were sent."""
+    layer = await hold(make_own_layer())
+    await layer.group_add("group", "jobs")
+    await asyncio.gather(*(layer.group_send("group", text(number)) for number in range(50)))
+    assert query(layer_url, WAITING) == [(50,)]
+
+
 async def test_what_the_server_refuses(make_own_layer: LayerFactory, layer_url: str) -> None:
     """Its word is in the error, and nothing was sent; the next is sent."""
     layer = await hold(make_own_layer())
