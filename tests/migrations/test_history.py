@@ -179,6 +179,17 @@ def test_tables_of_another_history_are_left_to_it(database_url: str) -> None:
     assert migrate.current(database_url) == REVISION
 
 
+def test_the_search_path_is_set_for_a_migration_alone(database_url: str) -> None:
+    """Behind a pooler the next transaction of the session is somebody else's."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        before = connection.execute("SHOW search_path").fetchone()
+        with connection.transaction():
+            for statement in migrate.opening_statements("tenant"):
+                connection.execute(statement.encode())
+            assert connection.execute("SHOW search_path").fetchone() != before
+        assert connection.execute("SHOW search_path").fetchone() == before
+
+
 def test_tables_that_are_created_again_stay_as_they_are(database_url: str) -> None:
     """A host may call create_all() whenever it starts, and for tables of its own: what is there keeps its secret."""
     with migrate.engine_for(database_url).begin() as connection:
