@@ -14,7 +14,7 @@ import pytest
 from channels_pg_sa import SendError
 from channels_pg_sa.parcels import Acknowledged, Flushed
 from channels_pg_sa.receiving import flushing
-from channels_pg_sa.receiving.flushing import Flushes
+from channels_pg_sa.receiving.flushing import Answers, Flushes
 from channels_pg_sa.statements.queries import Queries
 from channels_pg_sa.topics import Topics
 from tests.support.databases import query
@@ -130,6 +130,16 @@ async def test_what_is_sent_after_a_flush_that_a_recovery_hears_late(
     await come_back(layer)
     await other.send(channel, text(3))
     assert await take(layer, channel, 2) == [text(2), text(3)]
+
+
+async def test_an_answer_more_than_is_expected_delays_no_flush(caplog: pytest.LogCaptureFixture) -> None:
+    """Who has registered meanwhile hears of it, too."""
+    answers = Answers(0.1)
+    answers.expected.add("expected")
+    for node in ("new", "expected"):
+        answers.add(node)
+    await answers.wait()
+    assert "without an answer" not in caplog.text
 
 
 async def test_an_answer_that_cannot_be_given_is_no_mistake() -> None:
