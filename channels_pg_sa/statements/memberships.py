@@ -8,11 +8,25 @@ from sqlalchemy.sql import ColumnElement, Executable, FromClause
 
 from channels_pg_sa.schema import membership, node
 
-from .parts import ASYNCHRONOUS, BATCH, CLOCK, EXPIRY, INFINITY, NODE, NOW, PREFIX, ctid_of, epoch, given_rows, has_ctid
+from .parts import (
+    ASYNCHRONOUS,
+    BATCH,
+    CLOCK,
+    EXPIRY,
+    INFINITY,
+    NO_NODE,
+    NODE,
+    NOW,
+    PREFIX,
+    ctid_of,
+    epoch,
+    given_rows,
+    has_ctid,
+)
 
 MEMBERSHIP = ["prefix", "group_name", "node", "channel", "expires_at"]
 # The memberships of this node's channels.
-MEMBERS = and_(membership.c.prefix == PREFIX, membership.c.node == NODE, membership.c.node != "")
+MEMBERS = and_(membership.c.prefix == PREFIX, membership.c.node == NODE, membership.c.node != NO_NODE)
 
 
 def next_node_of(
@@ -125,7 +139,7 @@ def sweep_memberships() -> Executable:
     dead = (
         select(*key)
         .join_from(node, membership, and_(membership.c.prefix == node.c.prefix, membership.c.node == node.c.id))
-        .where(membership.c.node != "", node.c.pid.is_(None), node.c.lease_until <= NOW)
+        .where(membership.c.node != NO_NODE, node.c.pid.is_(None), node.c.lease_until <= NOW)
         .limit(BATCH)
     )
     old = union_all(select(ended), dead).cte("old")

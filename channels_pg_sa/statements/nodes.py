@@ -158,7 +158,9 @@ def sweep_nodes() -> Executable:
     return delete(node).where(
         node.c.pid.is_(None),
         node.c.lease_until <= NOW,
-        ~exists().where(membership.c.prefix == node.c.prefix, membership.c.node == node.c.id, membership.c.node != ""),
+        ~exists().where(
+            membership.c.prefix == node.c.prefix, membership.c.node == node.c.id, membership.c.node != NO_NODE
+        ),
     )
 
 
@@ -167,7 +169,7 @@ def adopt_orphans() -> Executable:
     nodes = select(NO_NODE.label("node")).cte("nodes", recursive=True)
     following = (
         select(membership.c.node)
-        .where(membership.c.prefix == PREFIX, membership.c.node > nodes.c.node, membership.c.node != "")
+        .where(membership.c.prefix == PREFIX, membership.c.node > nodes.c.node, membership.c.node != NO_NODE)
         .order_by(membership.c.node)
         .limit(1)
         .scalar_subquery()
