@@ -32,7 +32,7 @@ class Clock:
         error = (after - before) / 2
         offset = now - (before + after) / 2
         doubt = self._error + (after - self._looked) * DRIFT
-        if math.isinf(self._error) or error <= doubt or abs(offset - self._offset) > error + doubt:
+        if error <= doubt or abs(offset - self._offset) > error + doubt:
             self._offset = offset
             self._error = error
             self._looked = after

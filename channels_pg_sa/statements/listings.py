@@ -9,7 +9,7 @@ from sqlalchemy.sql import ColumnElement, Executable, Select
 
 from channels_pg_sa.schema import Tables
 
-from .parts import CLOCK, PREFIX, is_live
+from .parts import CLOCK, NO_NODE, PREFIX, is_live
 
 Value = ColumnElement[str] | str
 
@@ -43,7 +43,7 @@ def groups_of(there: Tables, prefix: Value, channel: Value, node: Value | None) 
     """Select the names of the groups that a channel is a member of; node: the one that reads it, if there is one."""
     members = there.membership
     # The second condition is that of the index, for plans that know no parameters.
-    owner = members.c.node == "" if node is None else and_(members.c.node == node, members.c.node != "")
+    owner = members.c.node == "" if node is None else and_(members.c.node == node, members.c.node != NO_NODE)
     return (
         select(members.c.group_name)
         .where(_counts(there, prefix), owner, members.c.channel == channel)

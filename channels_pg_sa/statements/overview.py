@@ -9,7 +9,7 @@ from sqlalchemy.sql import ColumnElement, Select
 
 from channels_pg_sa.schema import Tables
 
-from .parts import NOW, epoch, is_live
+from .parts import NO_NODE, NOW, epoch, is_live
 
 
 def _seconds(start: ColumnElement[Any], end: ColumnElement[Any]) -> ColumnElement[float]:
@@ -25,7 +25,7 @@ def processes(there: Tables) -> Select[str, str, str, int, str, float, float, bo
     """
     nodes, members, messages = there.node.c, there.membership.c, there.message.c
     joined = select(func.count()).where(
-        members.prefix == nodes.prefix, members.node == nodes.id, members.node != "", members.expires_at > NOW
+        members.prefix == nodes.prefix, members.node == nodes.id, members.node != NO_NODE, members.expires_at > NOW
     )
     mailbox = select(func.count()).where(
         messages.prefix == nodes.prefix, messages.recipient == nodes.id, messages.expires_at > NOW
