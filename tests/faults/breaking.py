@@ -110,9 +110,9 @@ class CountingProxy(Proxy):
         """How many have passed on each connection."""
         return [counter.statements for counter in self._counters]
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients.add(writer)
-        await super()._accept(reader, writer)
+        super()._accept(reader, writer)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         if sink in self._clients:
