@@ -78,7 +78,7 @@ def _layer(name: str) -> Layer:
     if not isinstance(layer, Layer):
         raise ImproperlyConfigured(
             f'CHANNEL_LAYERS["{name}"] is no layer of channels_pg_sa, so that nothing can be sent through a database. '
-            "If this is a test, let it have that layer, or put a function of its own in the place of this one."
+            "If this is a test, let it have that layer, or replace this function with unittest.mock."
         )
     return layer
 

@@ -72,14 +72,15 @@ def entries() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def is_ours(backend: object) -> bool:
-    """Tell whether a BACKEND is our layer, or a class of the project's that is made of it."""
+    """Tell whether a BACKEND is our layer, or a class of the project's that is made of it and takes the same CONFIG."""
     if not isinstance(backend, str) or backend == BACKEND:
         return backend == BACKEND
     try:
         found = import_string(backend)
     except Exception:  # noqa: BLE001 - Channels tells what is wrong with it, as soon as somebody wants that layer
         return False
-    return isinstance(found, type) and issubclass(found, import_string(BACKEND))
+    ours = import_string(BACKEND)
+    return isinstance(found, type) and issubclass(found, ours) and found.__init__ is ours.__init__  # type: ignore[misc]
 
 
 def settings_from_config(config: Mapping[str, Any]) -> Settings:

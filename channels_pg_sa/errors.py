@@ -93,7 +93,7 @@ def _state(found: str | None, needed: str, schema: str | None, reason: str | Non
         return f"{state} {remedy}"
     if found == needed:
         return (
-            f"is at schema revision {found}{where}, but not all of it as it should be: {reason}. Mend that, or make "
+            f"is at schema revision {found}{where}, but not all of it is as it should be: {reason}. Mend that, or make "
             f"all of it again: `channels-pg-sa downgrade base{option}`, then `upgrade{option}`. If it was the schema's "
             "name that changed, give it back: the functions hold it."
         )

@@ -55,7 +55,7 @@ class Database:
         self._settings = settings
         self._set_up = min(SET_UP, settings.send_timeout / 2)
         self._closed = False
-        self._refusal: str | None = None  # what became of the pool's last attempts, where connecting was none
+        self._refusal: str | None = None  # why the pool's latest connection could not be set up, though it was let in
         self._pool = self._make_pool()
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+psycopg://",
@@ -321,9 +321,11 @@ class Database:
         """Set a new connection up; remember what refuses that: a pooler lets clients in before it asks the server."""
         try:
             await self._set_up_session(connection)
+            self._refusal = None
         except Exception as error:
-            if not isinstance(error, psycopg.Error) or error.sqlstate:  # else it was broken off
+            if not isinstance(error, psycopg.OperationalError) or error.sqlstate:  # else it was broken off
                 self._refusal = words_of(error)
+            connection.pgconn.finish()  # the pool leaves that to the garbage collector
             raise
 
     async def _set_up_session(self, connection: Connection) -> None:

@@ -55,8 +55,9 @@ INFINITY: ColumnElement[Any] = literal_column("'infinity'::timestamptz")
 # Memberships survive a crash but for the last moments; nodes restore those. So joins need not wait for the disk. Set
 # for the one transaction only, because behind a pooler the session is not ours.
 ASYNCHRONOUS = select(func.set_config("synchronous_commit", "off", literal_column("true"))).subquery("asynchronous")
-# Where a loose index scan through nodes begins. A value, and not a condition `node <> ''`: for that the planner would
-# consider the partial index on prefix and node, which seems to cost no more while it takes the table for empty.
+# What stands for no node. Written out, because a plan for whatever parameters could not use the partial index on prefix
+# and node. A loose index scan through nodes begins there and has no condition `node <> ''`: for that the planner would
+# consider this index, which seems to cost no more while it takes the table for empty.
 NO_NODE: ColumnElement[str] = literal_column("'' COLLATE \"C\"", Text)
 CTID: ColumnElement[Any] = literal_column("ctid")
 

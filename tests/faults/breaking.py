@@ -68,14 +68,6 @@ class SwallowingProxy(Proxy):
     async def _forget(self) -> None:
         self._forgotten |= self._writers
 
-    async def _cut(self) -> None:
-        # A server that is closed between accepting a connection and making its transport would leave the socket open.
-        for listening in self._server.sockets if self._server else ():
-            self._loop.remove_reader(listening.fileno())
-        for _ in range(3):
-            await asyncio.sleep(0)
-        await super()._cut()
-
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         await super()._pump(_Source(source, lambda: sink in self._forgotten), sink)  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 import pytest_asyncio
 from psycopg_pool import AsyncConnectionPool
 
+from channels_pg_sa import SendError
 from channels_pg_sa.backoff import Backoff
 from channels_pg_sa.connections.connection import CleanConnection
 from channels_pg_sa.connections.database import Database
@@ -474,6 +476,30 @@ async def test_a_connection_that_comes_back_when_all_are_closed_is_closed(make_o
         return held.driver.closed
 
     assert await within(layer, outlast())
+
+
+async def test_a_project_s_function_that_refuses_connections_is_the_reason(make_own_layer: LayerFactory) -> None:
+    """As long as it does."""
+    is_refusing = True
+
+    async def configure(_connection: Any) -> None:
+        if is_refusing:
+            raise ValueError("not today")
+
+    layer = make_own_layer(send_timeout=4, PSYCOPG_OPTIONS={"configure": configure})
+    with pytest.raises(SendError, match="not today"):
+        await layer.send("jobs", text(1))
+    is_refusing = False
+    await eventually_async(lambda: sent(layer))
+    assert opened(layer).trouble is None
+
+
+async def sent(layer: PostgresLayer) -> bool:
+    """Send; tell whether that was possible."""
+    with suppress(SendError):
+        await layer.send("jobs", text(2))
+        return True
+    return False
 
 
 async def test_a_server_that_grants_no_more_connections_is_not_away(

@@ -262,7 +262,7 @@ async def test_who_waits_hears_what_is_missing(make_own_layer: LayerFactory, lay
     query(layer_url, f"DROP {lost}")
     channel = await layer.new_channel()
     for call in (lambda: layer.receive("jobs"), lambda: layer.group_add("group", channel)):
-        with pytest.raises(SchemaError, match=f"not all of it as it should be: .*{lost.split()[1]}.*downgrade base"):
+        with pytest.raises(SchemaError, match=f"not all of it is as it should be: .*{lost.split()[1]}.*downgrade base"):
             await asyncio.wait_for(call(), 10)
     migrate.downgrade(layer_url, revision="base")
     migrate.upgrade(layer_url)

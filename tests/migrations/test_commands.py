@@ -164,9 +164,21 @@ def test_check_finds_what_is_missing(
     run_script(database_url, damage.format(schema=schema))
     code, output, errors = run("check", *arguments)
     assert (code, output) == (1, "")
-    assert "not all of it as it should be" in errors
+    assert "not all of it is as it should be" in errors
     assert DAMAGES[damage] in errors
     assert ("UNLOGGED" in errors) == ("LOGGED" in damage), "of a table that is not there nothing else is told"
+
+
+def test_a_logged_table_in_a_schema_is_mended_as_check_says(
+    database_url: str, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    """The statement stands there, ready to be run."""
+    arguments = ["--url", database_url, "--schema", "tenant"]
+    run("upgrade", *arguments)
+    query(database_url, "ALTER TABLE tenant.channels_pg_sa_node SET LOGGED")
+    (statement,) = re.findall(r"ALTER TABLE \S+ SET UNLOGGED", run("check", *arguments)[2])
+    run_script(database_url, statement)
+    assert run("check", *arguments)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -539,6 +551,20 @@ def test_a_layer_that_is_made_of_ours_is_ours(database_url: str) -> None:
         assert (check_config(), check_entries()) == ([], [])
         call_command(Command(), "upgrade", stdout=io.StringIO())
     migrate.check(database_url)
+
+
+class OtherLayer(PostgresChannelLayer):
+    """A project's own, with keys of its own."""
+
+    def __init__(self, *, tenant: str) -> None:
+        super().__init__(prefix=tenant)
+
+
+def test_a_layer_with_a_config_of_its_own_is_not_ours() -> None:
+    """Nobody but its class knows what its CONFIG means."""
+    entry = {"BACKEND": f"{__name__}.{OtherLayer.__name__}", "CONFIG": {"tenant": "a"}}
+    with override_settings(CHANNEL_LAYERS={"default": entry}):
+        assert (check_config(), check_entries(), check_tables(databases=["default"])) == ([], [], [])
 
 
 @pytest.mark.parametrize(

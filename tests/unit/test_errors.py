@@ -40,7 +40,7 @@ def test_an_upgrade_mends_only_tables_that_are_missing_or_old(found: str | None,
 def test_a_schema_error_of_the_right_revision_says_what_is_missing() -> None:
     """To upgrade would do nothing."""
     error = errors.SchemaError("0002", "0002", database="shop", reason='function "channels_pg_sa_frame" is not there')
-    said = 'The database "shop" is at schema revision 0002, but not all of it as it should be: function "chan'
+    said = 'The database "shop" is at schema revision 0002, but not all of it is as it should be: function "chan'
     assert said in str(error)
 
 
