@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from .address import Connector, Url, connector
 from .config import checked_schema
 from .errors import ConfigurationError, SchemaError
-from .schema import REVISION, installation, metadata, node, routines
+from .schema import REVISION, installation, metadata, node, qualified, routines
 
 TABLE_PREFIX = "channels_pg_sa_"
 VERSION_TABLE = "channels_pg_sa_version"
@@ -258,8 +258,7 @@ def _logged_tables(connection: Connection, schema: str | None) -> Iterator[str]:
     persistence = text(f"SELECT relpersistence FROM pg_catalog.pg_class WHERE oid = {_TABLE}")  # noqa: S608
     found = connection.scalar(persistence, {"schema": schema, "table": node.name})
     if found == "p":
-        table = node.name if schema is None else f'"{schema}".{node.name}'
-        yield f"{node.name} is not UNLOGGED (ALTER TABLE {table} SET UNLOGGED makes it so)"
+        yield f"{node.name} is not UNLOGGED (ALTER TABLE {qualified(node, schema)} SET UNLOGGED makes it so)"
 
 
 def _missing_routines(connection: Connection, schema: str | None) -> Iterator[str]:

@@ -134,6 +134,11 @@ def tables(schema: str | None) -> Tables:
     return Tables(*copies)
 
 
+def qualified(table: Table, schema: str | None) -> str:
+    """Return the name that SQL has for a table in a PostgreSQL schema; None leaves it to the search_path."""
+    return table.name if schema is None else f'"{schema}".{table.name}'
+
+
 _SQL = Path(__file__).with_name("schema.sql")
 
 

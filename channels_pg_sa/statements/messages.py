@@ -31,7 +31,7 @@ from sqlalchemy.sql import ColumnElement, Executable, FromClause, Select
 
 from channels_pg_sa.claims import ANYWHERE
 from channels_pg_sa.entry import SAME
-from channels_pg_sa.schema import membership, message
+from channels_pg_sa.schema import membership, message, qualified
 
 from .memberships import next_node_of, plain_members_of
 from .parts import (
@@ -236,8 +236,7 @@ def sweep_messages() -> Executable:
 
 def _message_table(schema: str | None) -> ColumnElement[Any]:
     """The table of messages as an object of its own; its name is no parameter: it is found when the plan is made."""
-    name = message.name if schema is None else f'"{schema}".{message.name}'
-    return literal_column(f"'{name}'::regclass")
+    return literal_column(f"'{qualified(message, schema)}'::regclass")
 
 
 def message_table(schema: str | None) -> Executable:
