@@ -50,24 +50,18 @@ async def test_a_flush_waits_for_the_word_of_others(
     await flush
 
 
+@pytest.mark.parametrize(("patience", "timeout"), [(3600, 6), (0.1, 50)])
 async def test_a_flush_waits_for_answers_no_longer_than_it_may(
-    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_own_layer: LayerFactory,
+    layer_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    patience: float,
+    timeout: float,
 ) -> None:
-    """Of the time that the call has they get half, and then it succeeds all the same."""
-    monkeypatch.setattr(flushing, "PATIENCE", 3600)
-    layer = make_own_layer(send_timeout=6)
-    await warm(layer)
-    query(layer_url, SEEMS_TO_LIVE)
-    await layer.flush()
-    assert "without an answer of the nodes dead" in caplog.text
-
-
-async def test_a_flush_that_has_much_time_does_not_wait_as_long(
-    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """For the dead it would be in vain, however long a send may take."""
-    monkeypatch.setattr(flushing, "PATIENCE", 0.1)
-    layer = make_own_layer(send_timeout=50)
+    """Half of the time that the call has, and no longer than is of use for the dead; then it succeeds all the same."""
+    monkeypatch.setattr(flushing, "PATIENCE", patience)
+    layer = make_own_layer(send_timeout=timeout)
     await warm(layer)
     query(layer_url, SEEMS_TO_LIVE)
     await asyncio.wait_for(layer.flush(), 15)

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -691,20 +691,7 @@ async def test_a_beat_that_was_refused_is_made_again_no_later_than_the_next(
 ) -> None:
     """Where heartbeats are frequent, what comes soon after a refusal is simply the next of them."""
     monkeypatch.setattr(heartbeat, "AGAIN", 3600)
-    beat, renew, beats = Queries.beat, Queries.renew, list[None]()
-
-    async def refused(self: Queries, *arguments: Any) -> Any:
-        beats.append(None)
-        if len(beats) == 1:
-            raise psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")
-        return await beat(self, *arguments)
-
-    async def noted(self: Queries, *arguments: Any) -> Any:
-        beats.append(None)
-        return await renew(self, *arguments)
-
-    monkeypatch.setattr(Queries, "beat", refused)
-    monkeypatch.setattr(Queries, "renew", noted)
+    beats = refuse(monkeypatch, 1)
     layer = make_own_layer(heartbeat=0.2, lease=200)
     await warm(layer)
 
@@ -712,6 +699,24 @@ async def test_a_beat_that_was_refused_is_made_again_no_later_than_the_next(
         return len(beats) > 1
 
     await eventually_async(is_made_again)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> list[float]:
+    """Have the heartbeat of this number refused; return when each is made, by whichever statement."""
+    made: list[float] = []
+
+    def noting(ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def noted(self: Queries, *arguments: Any) -> Any:
+            made.append(time.monotonic())
+            if len(made) == number:
+                raise psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")
+            return await ask(self, *arguments)
+
+        return noted
+
+    for question in ("beat", "renew"):
+        monkeypatch.setattr(Queries, question, noting(getattr(Queries, question)))
+    return made
 
 
 async def test_a_lease_is_renewed_while_a_question_takes_long(
@@ -766,16 +771,7 @@ async def test_a_beat_that_was_refused_after_others_is_made_again_soon(
 ) -> None:
     """That others were answered before is no answer to this one."""
     monkeypatch.setattr(heartbeat, "AGAIN", 0.01)
-    beat, beats = Queries.beat, list[float]()
-
-    async def refused(self: Queries, *arguments: Any) -> Any:
-        beats.append(time.monotonic())
-        if len(beats) == 2:
-            raise psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")
-        return await beat(self, *arguments)
-
-    monkeypatch.setattr(Queries, "beat", refused)
-    monkeypatch.setattr(Queries, "renew", refused)
+    beats = refuse(monkeypatch, 2)
     layer = make_own_layer(heartbeat=3, lease=200)
     await warm(layer)
 
