@@ -129,10 +129,18 @@ class CleanConnection(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect(cls, *arguments: Any, **parameters: Any) -> Self:
-        """Connect as psycopg does, whose errors hold the socket until the garbage collector comes by."""
+        """Connect as psycopg does, whose errors hold the socket until the garbage collector comes by.
+
+        Args:
+            arguments: psycopg's.
+            parameters: psycopg's, and `refused`, called with what prevents it: a pool tells that to its log alone.
+        """
+        refused: Callable[[Exception], None] | None = parameters.pop("refused", None)
         try:
             return await super().connect(*arguments, **parameters)
         except Exception as error:
+            if refused is not None:
+                refused(error)
             cause: BaseException | None = error
             while cause is not None:
                 traceback.clear_frames(cause.__traceback__)

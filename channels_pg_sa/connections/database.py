@@ -47,7 +47,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.trouble: str | None = None
-        """Why the server cannot be reached, as far as is known; None if it can."""
+        """Why the latest connection could not be made, or set up; None if one could, or was at hand, since."""
         self.when_wanted: Callable[[], None] = lambda: None
         """Called as soon as somebody waits for a connection that is lent."""
         self.check_timeout = min(CHECK, settings.send_timeout / 4)
@@ -55,7 +55,6 @@ class Database:
         self._settings = settings
         self._set_up = min(SET_UP, settings.send_timeout / 2)
         self._closed = False
-        self._refusal: str | None = None  # why the pool's latest connection could not be set up, though it was let in
         self._pool = self._make_pool()
         self._engine: AsyncEngine = create_async_engine(
             "postgresql+psycopg://",
@@ -220,16 +219,15 @@ class Database:
         """Take a connection out of the engine; None if there is none to be had now."""
         # In trouble the server is asked directly: the pool tells its reasons to its log, again at each attempt. Not if
         # one has gone back to it meanwhile: the server may allow no more of them.
-        if self.trouble is not None and not self._idle() and (trouble := await self._diagnose()) is not None:
-            self.trouble = trouble
+        if self.trouble is not None and not self._idle() and not await self._can_connect():
             return None
-        self._refusal = None
         try:
             sa_connection = await self._engine.connect()
             raw = await sa_connection.get_raw_connection()
         except (DBAPIError, psycopg.Error, OSError):  # SQLAlchemy wraps psycopg_pool's
             await self._take_back()
-            self.trouble = await self._diagnose() or self._refusal
+            if self.trouble is None:
+                await self._can_connect()
             return None
         except (asyncio.CancelledError, Exception):
             await self._take_back()
@@ -246,7 +244,7 @@ class Database:
     async def _lend(self) -> CleanConnection:
         """Give SQLAlchemy a connection of the pool's; it asks its first what the server is, and may get no answer."""
         # No longer than by default: after an outage the pool leaves whoever waits alone, until their time is over. And
-        # so that there is time to find out why: the pool does not tell.
+        # so that there is time to find out why.
         connection = await self._pool.getconn(min(self._pool.timeout, POOL_DEFAULTS["timeout"], self._set_up))
         connection.borrower = asyncio.current_task()
         timer = asyncio.get_running_loop().call_later(self._set_up, sever, connection)
@@ -306,25 +304,30 @@ class Database:
                 await held.give_back()
         return answers
 
-    async def _diagnose(self) -> str | None:
-        """Return why the server cannot be reached, None if it can."""
+    async def _can_connect(self) -> bool:
+        """Tell whether the server lets us in; if it does not, `trouble` says why."""
         try:
             await (await CleanConnection.connect(**self._parameters())).close()
         except Exception as error:  # noqa: BLE001 - a callable PASSWORD may raise anything
-            return words_of(error)
-        return None
+            self._blame(error)
+            return False
+        return True
 
     def _parameters(self) -> dict[str, Any]:
-        return {**DEFAULTS, "application_name": "channels_pg_sa", **self._settings.connect(), "autocommit": True}
+        own = self._settings.connect()
+        return {**DEFAULTS, "application_name": "channels_pg_sa", **own, "autocommit": True, "refused": self._blame}
+
+    def _blame(self, error: Exception) -> None:
+        self.trouble = words_of(error)
 
     async def _configure(self, connection: Connection) -> None:
         """Set a new connection up; remember what refuses that: a pooler lets clients in before it asks the server."""
         try:
             await self._set_up_session(connection)
-            self._refusal = None
+            self.trouble = None
         except Exception as error:
             if not isinstance(error, psycopg.OperationalError) or error.sqlstate:  # else it was broken off
-                self._refusal = words_of(error)
+                self._blame(error)
             connection.pgconn.finish()  # the pool leaves that to the garbage collector
             raise
 

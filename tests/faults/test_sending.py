@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from channels_pg_sa import LayerClosed, PrivilegeError, SendError, node
 from channels_pg_sa.backoff import Backoff
-from channels_pg_sa.connections.database import KEPT
+from channels_pg_sa.connections.database import KEPT, Database
 from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.proxy import Proxy
@@ -89,6 +89,21 @@ async def test_certainly_not_sent(proxy: SwallowingProxy, make_own_layer: LayerF
     proxy.heal()
     await layer.send("other", text(2))
     assert query(layer_url, WAITING) == [(1,)]
+
+
+async def test_the_reason_is_known_from_the_first_attempt(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool's own attempt tells it: nobody need ask the server once more, which may take as long as the call has."""
+
+    async def ask_in_vain(_database: Database) -> bool:
+        return await asyncio.Future()
+
+    monkeypatch.setattr(Database, "_can_connect", ask_in_vain)
+    layer = make_own_layer(url=proxy.url, send_timeout=1)
+    proxy.cut()
+    with pytest.raises(SendError, match="refused"):
+        await layer.send("jobs", text(1))
 
 
 async def test_a_send_waits_for_the_database(
