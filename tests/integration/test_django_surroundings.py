@@ -86,8 +86,11 @@ ASGI_APPLICATION = "trial.asgi.application"
 LIVE_APPLICATION = """
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.routing import ProtocolTypeRouter
-from django.contrib.contenttypes.models import ContentType
 from django.core.asgi import get_asgi_application
+
+http = get_asgi_application()  # loads the apps, as models want it, where the process is not a fork
+
+from django.contrib.contenttypes.models import ContentType
 
 
 class Chat(AsyncWebsocketConsumer):
@@ -101,7 +104,7 @@ class Chat(AsyncWebsocketConsumer):
         await self.send(event["text"])
 
 
-application = ProtocolTypeRouter({"http": get_asgi_application(), "websocket": Chat.as_asgi()})
+application = ProtocolTypeRouter({"http": http, "websocket": Chat.as_asgi()})
 """
 
 LIVE_TESTS = """
