@@ -204,6 +204,14 @@ def _identity(number: int) -> tuple[int, int]:
 _CONNECTIONS: weakref.WeakSet[CleanConnection] = weakref.WeakSet()
 
 
+def is_farewell(notice: psycopg.errors.Diagnostic) -> bool:
+    """Tell whether a server ends the connection with this: told between two statements it is a notice, not an error.
+
+    One that crashes, or is stopped at once, takes leave with a warning.
+    """
+    return notice.severity_nonlocalized == "FATAL" or (notice.sqlstate or "").startswith("57P")
+
+
 async def is_pooled(connection: Connection) -> bool:
     """Tell whether a pooler stands in between: then it is not the server's process id that the client was given."""
     cursor = await connection.execute("SELECT pg_backend_pid()")

@@ -12,7 +12,7 @@ from psycopg.pq import ConnStatus
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .connection import CleanConnection
+from .connection import CleanConnection, is_farewell
 
 
 @dataclass(slots=True, eq=False)
@@ -49,5 +49,5 @@ class Held:
             await self.sa_connection.close()
 
     def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
-        """Hear a server that ends the connection: told between two statements, that is no error but a notice."""
-        self.doubted = self.doubted or notice.severity_nonlocalized == "FATAL"
+        """Hear a server that ends the connection."""
+        self.doubted = self.doubted or is_farewell(notice)

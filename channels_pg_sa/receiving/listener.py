@@ -12,7 +12,15 @@ from psycopg.pq import PGnotify
 
 from channels_pg_sa.address import Connector
 from channels_pg_sa.backoff import Backoff
-from channels_pg_sa.connections.connection import DEFAULTS, SETTINGS, CleanConnection, Connection, sever, time_limit
+from channels_pg_sa.connections.connection import (
+    DEFAULTS,
+    SETTINGS,
+    CleanConnection,
+    Connection,
+    is_farewell,
+    sever,
+    time_limit,
+)
 from channels_pg_sa.errors import words_of
 
 T = TypeVar("T")
@@ -66,6 +74,7 @@ class Listener:
         self._lost: asyncio.Future[Exception] | None = None
         self._lock = asyncio.Lock()
         self._heard: list[bytes] = []
+        self._farewell: str | None = None  # why the server ended the connection, if it said so
         self.is_listening = False
         """Whether notifications flow."""
         self._since: float | None = None
@@ -78,7 +87,7 @@ class Listener:
             try:
                 await self._session(backoff)
             except Exception as error:  # noqa: BLE001 - a callable PASSWORD may raise anything; it is asked again
-                self._report(error)
+                self._report(error if self._farewell is None else ConnectionLost(self._farewell))
             await asyncio.sleep(backoff.next())
 
     async def hears(self, connection: Connection, payload: bytes, patience: float) -> bool:
@@ -135,10 +144,12 @@ class Listener:
 
     async def _session(self, backoff: Backoff) -> None:
         loop = asyncio.get_running_loop()
+        self._farewell = None
         connection = await self._new_connection()
         try:
             self._heard = []
             connection.pgconn.notify_handler = self._collect
+            connection.add_notice_handler(self._heed)
             self._lost = loop.create_future()
             self._connection = connection
             async with time_limit(connection, PATIENCE) as progressed:
@@ -188,6 +199,11 @@ class Listener:
     def _collect(self, notification: PGnotify) -> None:
         """Take a notification, from wherever psycopg met it: by itself, or between a statement and its answer."""
         self._heard.append(notification.extra)
+
+    def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Keep why the server ends the connection: the error that follows knows only that it has ended, and guesses."""
+        if is_farewell(notice):
+            self._farewell = notice.message_primary
 
     def _readable(self, connection: Connection) -> None:
         pgconn = connection.pgconn

@@ -165,7 +165,7 @@ async def test_one_line_when_it_goes_and_one_when_it_is_back(
         await until_listening(layer)
         gone, back = await outage_told(caplog)
         assert layer.node in gone
-        assert "terminating connection" in gone or "closed the connection" in gone
+        assert "terminating connection due to administrator command" in gone
         assert layer.node in back
         assert " s" in back
 
@@ -691,6 +691,18 @@ async def test_a_restarted_server_loses_nothing(make_fragile: LayerFactory, frag
     assert last == 7
     assert await take(layer, unread, 1) == [text(0)]
     assert await take(layer, "jobs", 2) == [text(1), text(2)]
+
+
+async def test_a_server_that_crashes_takes_leave(
+    make_fragile: LayerFactory, fragile: FragileServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a warning, and the log does not only guess why the connection ended."""
+    layer = make_fragile()
+    await warm(layer)
+    caplog.clear()
+    await asyncio.to_thread(fragile.postgres.restart, crash=True)
+    await come_back(layer)
+    assert "terminating connection due to immediate shutdown command" in warnings_of(caplog)[0]
 
 
 async def test_after_a_crash_memberships_come_back_by_themselves(
