@@ -24,7 +24,7 @@ from tests.support.databases import query
 from tests.support.engines import engine_on, sqlalchemy_url
 from tests.support.layers import LayerFactory
 from tests.support.markdown import blocks, run, run_async
-from tests.support.processes import environment
+from tests.support.processes import TURNOVER, environment
 from tests.support.waiting import PATIENCE, eventually
 
 PAGE = "sqlalchemy.md"
@@ -72,8 +72,9 @@ def test_the_service_with_websockets(tmp_path: Path, layer_url: str) -> None:
     with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as service:
         try:
             with ExitStack() as clients, Publisher(url=layer_url) as publisher:
-                # A busy machine takes its time to start it.
-                going, staying = (clients.enter_context(eventually(lambda: opened(port), within=40)) for _ in range(2))
+                going, staying = (
+                    clients.enter_context(eventually(lambda: opened(port), within=TURNOVER)) for _ in range(2)
+                )
                 eventually(lambda: publisher.group_count_sync("orders") == 2)
                 publisher.group_send_sync("orders", {"type": "order.changed", "id": 7})
                 for client in (going, staying):
@@ -81,7 +82,7 @@ def test_the_service_with_websockets(tmp_path: Path, layer_url: str) -> None:
                 going.close()
                 eventually(lambda: publisher.group_count_sync("orders") == 1)
                 service.terminate()
-                _, errors = service.communicate(timeout=PATIENCE)
+                _, errors = service.communicate(timeout=TURNOVER)
             assert errors == ""
         finally:
             service.kill()

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from tests.support.databases import TestServer
 from tests.support.layers import LISTENER, LayerFactory, Message, PostgresLayer
-from tests.support.processes import ROOT, environment
+from tests.support.processes import ROOT, TURNOVER, environment
 from tests.support.waiting import PATIENCE, eventually_async
 
 pytestmark = pytest.mark.processes
@@ -42,7 +42,7 @@ class Workers:
         async def listening() -> bool:
             return len(self._server.connections(self._url, LISTENER)) >= before + count
 
-        await eventually_async(listening, within=4 * PATIENCE)
+        await eventually_async(listening, within=TURNOVER)
 
     async def kill(self) -> int:
         """End one worker by SIGKILL; return its process id."""
@@ -55,7 +55,7 @@ class Workers:
         """End all workers by SIGTERM, as a service manager does."""
         for process in self.running:
             process.terminate()
-        await asyncio.wait_for(asyncio.gather(*(process.wait() for process in self.running)), PATIENCE)
+        await asyncio.wait_for(asyncio.gather(*(process.wait() for process in self.running)), TURNOVER)
 
 
 @pytest_asyncio.fixture
@@ -135,7 +135,7 @@ async def run(script: str, **environ: str) -> Any:
         env=environment(DJANGO_SETTINGS_MODULE=SETTINGS, **environ),
         stdout=asyncio.subprocess.PIPE,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 4 * PATIENCE)
+    output, _ = await asyncio.wait_for(process.communicate(), TURNOVER)
     assert process.returncode == 0
     return json.loads(output)
 

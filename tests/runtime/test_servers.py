@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory
-from tests.support.processes import ROOT, environment
+from tests.support.processes import ROOT, TURNOVER, environment
 from tests.support.waiting import PATIENCE, eventually
 
 from .programs import PER_PROCESS, STRICT, Watch, at_most, run
@@ -63,7 +63,7 @@ def serving(command: str, **environ: str) -> Iterator[None]:
     finally:
         process.terminate()
         try:
-            output, _ = process.communicate(timeout=2 * PATIENCE)
+            output, _ = process.communicate(timeout=TURNOVER)
         except subprocess.TimeoutExpired:
             process.kill()
             output, _ = process.communicate()
@@ -84,7 +84,7 @@ async def test_celery(make_own_layer: LayerFactory, server: TestServer, layer_ur
     await asyncio.to_thread(run, "-c", SEND, **environ)
     with Watch(server, layer_url) as watch:
         with serving(worker, **environ):
-            seen = [await asyncio.wait_for(layer.receive(channel), 2 * PATIENCE) for _ in range(60)]
+            seen = [await asyncio.wait_for(layer.receive(channel), TURNOVER) for _ in range(60)]
         # Its three processes are gone; this one is here.
         eventually(lambda: len(server.connections(layer_url)) <= PER_PROCESS)
     assert watch.most <= PER_PROCESS * 4
@@ -102,7 +102,7 @@ def test_gunicorn(server: TestServer, layer_url: str) -> None:
     )
 
     with at_most(server, layer_url, 3), serving(command, LAYER_URL=layer_url):
-        eventually(lambda: serves(address), within=2 * PATIENCE)
+        eventually(lambda: serves(address), within=TURNOVER)
         assert len({get(address, number) for number in range(60)}) == 2
 
 
@@ -114,8 +114,12 @@ def test_uvicorn(layer_url: str) -> None:
     command = f"-m uvicorn --port {port} --log-level error tests.runtime.asgi_app:app"
     environ = environment(LAYER_URL=layer_url)
     process = subprocess.Popen([sys.executable, *STRICT, *command.split()], cwd=ROOT, env=environ)
-    eventually(lambda: serves(address), within=2 * PATIENCE)
-    assert query(layer_url, NODES) == [(1,)]
-    process.terminate()
-    process.wait(PATIENCE)
+    try:
+        eventually(lambda: serves(address), within=TURNOVER)
+        assert query(layer_url, NODES) == [(1,)]
+        process.terminate()
+        process.wait(TURNOVER)
+    finally:
+        process.kill()  # which says nothing to one that has ended
+        process.wait()
     assert query(layer_url, NODES) == [(0,)]

@@ -13,6 +13,8 @@ from typing import Any
 
 from .waiting import PATIENCE
 
+TURNOVER = 4 * PATIENCE
+"""Seconds that an interpreter may take to start, or to end: that is mostly work, which a busy machine does slowly."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -55,7 +57,7 @@ class LayerProcess:
             limit=1 << 24,
         )
         self._reader = asyncio.create_task(self._read(), name="layer-process")
-        self.pid = await asyncio.wait_for(ready, 4 * PATIENCE)
+        self.pid = await asyncio.wait_for(ready, TURNOVER)
         return self
 
     async def __aexit__(
@@ -64,7 +66,7 @@ class LayerProcess:
         process = self._running
         self._input.close()
         try:
-            await asyncio.wait_for(process.wait(), PATIENCE)
+            await asyncio.wait_for(process.wait(), TURNOVER)
         except asyncio.TimeoutError:
             await self.kill()
             raise
