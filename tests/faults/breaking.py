@@ -327,6 +327,8 @@ def impatient(layer: PostgresLayer, seconds: float) -> Iterator[None]:
         for part in (outbox, outbox._attempts, outbox.memberships, outbox.memberships._leaves):
             patched.setattr(part, "_timeout", seconds)
         patched.setattr(outbox._fast_path, "_limit", seconds)
+        # What is given up is cancelled all the same, though a busy machine may take more than a second for that.
+        patched.setattr("channels_pg_sa.connections.connection.CANCEL", PATIENCE)
         yield
 
 
