@@ -65,13 +65,14 @@ def at_most(server: TestServer, url: str, processes: int, *, least: int = 1) -> 
     assert least <= watch.most <= PER_PROCESS * processes
 
 
-def run(*arguments: str, status: int = 0, strict: bool = True, **environ: str) -> str:
+def run(*arguments: str, status: int = 0, strict: bool = True, patience: float = 10 * PATIENCE, **environ: str) -> str:
     """Run a Python program, and return what it wrote to stderr.
 
     Args:
         arguments: of the interpreter.
         status: that it must end with.
         strict: whether every warning is an error, and Python's and asyncio's checks are on, which cost time.
+        patience: seconds that it may take.
         environ: more variables.
 
     Raises:
@@ -87,7 +88,7 @@ def run(*arguments: str, status: int = 0, strict: bool = True, **environ: str) -
         text=True,
     )
     try:
-        stdout, stderr = process.communicate(timeout=10 * PATIENCE)
+        stdout, stderr = process.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)  # and Python writes where each thread stands
         stdout, stderr = process.communicate(timeout=PATIENCE)

@@ -37,10 +37,12 @@ async def take(layer: PostgresLayer | Layer, channel: str, count: int) -> list[i
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(300)
 def test_memory_stays_flat(server: TestServer, layer_url: str) -> None:
     """Peer defect 27: unread channels leaked memory; 100,000 messages that nobody reads pass through a process."""
     with at_most(server, layer_url, 1):
-        assert run("-m", "tests.runtime.scenarios", "unread_messages", layer_url, strict=False) == ""
+        unread_messages = "-m", "tests.runtime.scenarios", "unread_messages", layer_url
+        assert run(*unread_messages, strict=False, patience=270) == ""
 
 
 async def test_large_messages_that_come_together_are_fetched_by_and_by(
