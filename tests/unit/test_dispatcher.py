@@ -1009,6 +1009,14 @@ def test_what_was_known_before_a_recovery_is_flushed_though_the_table_showed_it(
     assert taken(it, "jobs") == [2]
 
 
+def test_what_was_claimed_is_flushed() -> None:
+    """Its row is gone; only while a recovery reads may it have been sent after a flush that is heard late."""
+    it = dispatcher()
+    it.claimed([(1, "jobs", b"1", LATER)])
+    it.hear([Flushed("f", "topic")], NOW)
+    assert taken(it, "jobs") == []
+
+
 @pytest.mark.parametrize("comes_by_claim", [False, True])
 def test_a_doorbell_whose_id_is_given_to_another_holds_nothing_up(comes_by_claim: bool) -> None:
     """Its row is lost, and nothing that is still to be done to it is done to the other."""
