@@ -181,6 +181,7 @@ async def test_a_layer_whose_thread_has_died(make_own_layer: LayerFactory, caplo
     await asyncio.to_thread(node._thread._thread.join)
     layer.close_sync()
     assert "cannot be closed: Event loop is closed" in caplog.text
+    assert "has not closed" not in caplog.text  # which would be said after waiting for nothing
     await layer.send("jobs", text(1))
 
 
@@ -253,6 +254,26 @@ async def test_a_join_that_waits_for_the_listener_is_not_waited_for(
     await layer.close()
     with pytest.raises(LayerClosed):
         await joining
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_while_the_database_is_away_nobody_waits_long_for_it(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, listens: bool
+) -> None:
+    """What is still to be sent is given up before its own time is over, whether the layer listens or only sends."""
+    monkeypatch.setattr(node, "CLOSING", 3600)
+    layer: Any = make_own_layer(url=proxy.url)
+    await (warm(layer) if listens else layer.send("jobs", text(0)))
+    proxy.cut()
+    if listens:  # then that is the first to notice
+        await asyncio.to_thread(eventually, lambda: not inside(layer)._listener.is_listening)
+    sending = asyncio.create_task(layer.send("jobs", text(1)))
+    await asyncio.sleep(0)
+    if not listens:
+        await asyncio.to_thread(eventually, lambda: inside(layer)._database.is_away)
+    await layer.close()
+    with pytest.raises(LayerClosed):
+        await sending
 
 
 async def test_who_closes_what_another_closes_waits_for_that(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -223,8 +224,10 @@ async def test_a_channel_that_others_read_too_is_left_to_its_caller(
     assert query(layer_url, MEMBERS) == [("group", "jobs")]
 
 
-async def test_a_leave_too_many_is_done_later(make_own_layer: LayerFactory, layer_url: str) -> None:
-    """Its caller has been told that nothing was done, and will not come again."""
+async def test_a_leave_too_many_is_done_later(
+    make_own_layer: LayerFactory, layer_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its caller has been told that nothing was done, and will not come again; that it must wait is no mistake."""
     layer = make_own_layer()
     channel = await warm(layer)
     await layer.group_add("group", channel)
@@ -233,8 +236,10 @@ async def test_a_leave_too_many_is_done_later(make_own_layer: LayerFactory, laye
     with pytest.raises(SendError, match="0 calls wait already"):
         await layer.group_discard("group", channel)
     assert query(layer_url, MEMBERS) == [("group", channel)]
+    await asyncio.sleep(1.5 * TICK)  # tried again, in vain
     lane._calls._limit = limit
     await until_gone(layer_url)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_who_left_before_its_node_restored_what_was_swept(
