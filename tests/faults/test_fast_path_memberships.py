@@ -319,6 +319,20 @@ async def test_a_batch_of_joins_and_leaves_takes_the_fast_path(
     assert query(layer_url, MEMBERS) == [("group", "first"), ("group", "jobs-2")]
 
 
+async def test_who_joins_in_a_batch_whose_leave_missed_one(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """Nobody is told of a join that was not begun: both are done by the slow path."""
+    layer = await hold(make_own_layer())
+    await layer.group_add("group", "jobs-1")
+    with psycopg.connect(layer_url, application_name="tests") as other:
+        other.execute("UPDATE channels_pg_sa_membership SET expires_at = expires_at WHERE channel = 'jobs-1'")
+        begun = await together(layer, layer_url, ("join", "jobs-2"), ("leave", "jobs-1"))
+        await until_waiting(layer_url)
+        assert fast_path(layer)._done is not None
+        other.commit()
+    await asyncio.gather(*begun)
+    assert query(layer_url, MEMBERS) == [("group", "first"), ("group", "jobs-2")]
+
+
 @pytest.mark.parametrize("break_it", ["terminate", "drop"])
 async def test_lost_between_the_statements_of_a_batch(
     proxy: SwallowingProxy, make_own_layer: LayerFactory, server: TestServer, layer_url: str, break_it: str

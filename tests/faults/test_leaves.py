@@ -209,6 +209,9 @@ async def test_channels_of_other_processes_do_not_wait_for_this_one_to_listen(
         assert query(layer_url, MEMBERS) == []
         await hold(layer)
     await behind
+    leaves: Any = layer._node._outbox.memberships._leaves  # type: ignore[attr-defined]
+    assert not leaves._calls
+    assert not leaves._unsure  # which would only grow
 
 
 async def test_a_channel_that_others_read_too_is_left_to_its_caller(
