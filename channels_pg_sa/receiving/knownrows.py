@@ -101,8 +101,7 @@ class KnownRows:
         """
         before, self._before = self._before or {}, None
         rows = {row for row, expires in before.items() if abs(there.get(row, -math.inf) - expires) > SAME}
-        self._gone -= rows & there.keys()  # these ids are others' by now
-        return rows - self._gone
+        return rows - self._gone  # these are known to be gone, and make room for others when those arrive
 
     def wait_for(self, barrier: int) -> None:
         """Remember even the ids of deleted rows until a mark comes round."""
