@@ -744,6 +744,20 @@ async def test_a_lease_is_renewed_while_a_question_takes_long(
     await eventually_async(are_renewed)
 
 
+async def test_a_new_connection_looks_at_the_clock(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next heartbeat may be far away, and until then it would be of another server, or none."""
+
+    async def rest(_: heartbeat.Heartbeat) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(heartbeat.Heartbeat, "run", rest)
+    layer = make_own_layer()
+    await warm(layer)
+    assert inside(layer)._clock.now() > 0
+
+
 @pytest.mark.parametrize("question", ["beat", "renew"])
 async def test_each_heartbeat_looks_at_the_clock(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch, question: str

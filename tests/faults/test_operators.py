@@ -202,6 +202,24 @@ async def test_a_new_secret_is_learnt(layer_url: str, make_own_layer: LayerFacto
     assert await take(layer, channel, 2) == [text(0), text(1)]
 
 
+async def test_tables_of_an_older_version(layer_url: str, make_own_layer: LayerFactory) -> None:
+    """Who receives is told so, and the remedy, before any statement fails for what the tables lack."""
+    query(layer_url, "UPDATE channels_pg_sa_installation SET revision = '0000'")
+    layer = make_own_layer()
+    with pytest.raises(SchemaError, match="upgrade") as caught:
+        await asyncio.wait_for(layer.receive("jobs"), 10)
+    assert (caught.value.found, caught.value.needed) == ("0000", REVISION)
+
+
+async def test_tables_of_a_newer_version(layer_url: str, make_own_layer: LayerFactory) -> None:
+    """They serve: who upgrades them goes on with the processes one after the other."""
+    query(layer_url, "UPDATE channels_pg_sa_installation SET revision = '9999'")
+    layer = make_own_layer()
+    channel = await warm(layer)
+    await layer.send(channel, text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+
+
 async def test_each_reason_of_an_outage_is_logged_once(
     proxy: SwallowingProxy, make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture
 ) -> None:

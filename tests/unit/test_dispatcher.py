@@ -988,7 +988,7 @@ def test_a_flush_that_is_heard_after_the_table_was_read() -> None:
 
 @pytest.mark.parametrize("mailbox", [[], [doorbell(1)]])
 def test_a_flush_that_is_heard_after_another_recovery(mailbox: list[Parcel]) -> None:
-    """What one before it had read, whose mark never came round, is flushed, though the table may have shown it again."""
+    """What one before had read, whose mark never came round, is flushed, though the table may have shown it again."""
     it = dispatcher(bounded=True)
     it.recover([doorbell(1)], 1, NOW)
     it.fetched(rows(1), {1: b"1"})
