@@ -37,35 +37,50 @@ class Compiled:
 
 @functools.cache
 def compiled(schema: str | None) -> Mapping[str, Compiled]:
-    """Return each statement, compiled once for a PostgreSQL schema."""
-    return {name: _compile(statement, schema) for name, statement in _build(schema).items()}
+    """Return the statements for a PostgreSQL schema by name, each compiled once."""
+    return _Statements(schema)
 
 
-def _build(schema: str | None) -> dict[str, Executable]:
+class _Statements(dict[str, Compiled]):
+    """Compiles each when it is first asked for: all together would hold up the event loop that opens a layer."""
+
+    def __init__(self, schema: str | None) -> None:
+        super().__init__()
+        self._schema = schema
+        self._builders = builders(schema)
+
+    def __missing__(self, name: str) -> Compiled:
+        build = self._builders.get(name)
+        statement = listings.with_parameters(tables(self._schema))[name] if build is None else build()
+        found = self[name] = _compile(statement, self._schema)
+        return found
+
+
+def builders(schema: str | None) -> dict[str, Callable[[], Executable]]:
+    """Return by name what builds each statement but the listings."""
     routine = routines_in(schema)
     topic = routine("topic")
     return {
         **_named(messages.send, messages.send_within_capacity, messages.publish, messages.claim, messages.fetch),
         **_named(messages.forget, messages.waiting, messages.sweep_messages),
-        "send_one": one_message.send_one(routine),
-        "publish_one": one_message.publish_one(routine),
+        "send_one": lambda: one_message.send_one(routine),
+        "publish_one": lambda: one_message.publish_one(routine),
         **_named(memberships.join, memberships.leave, memberships.members, memberships.plain_members),
         **_named(memberships.restore, memberships.sweep_memberships),
         **_named(nodes.enter, nodes.known_node, nodes.register, nodes.beat, nodes.renew, nodes.unregister),
         **_named(nodes.adopt_orphans, nodes.bury_nodes, nodes.sweep_nodes, nodes.flush, nodes.notify),
-        "put_back": messages.put_back(topic),
-        "message_table": messages.message_table(schema),
-        "dead_messages": messages.dead_messages(schema),
-        "listen": nodes.listen(routine("listen")),
-        "notify_nodes": nodes.notify_nodes(topic),
-        "sweeping": nodes.sweep_lock(exclusive=True),
-        "registering": nodes.sweep_lock(exclusive=False),
-        **listings.with_parameters(tables(schema)),
+        "put_back": lambda: messages.put_back(topic),
+        "message_table": lambda: messages.message_table(schema),
+        "dead_messages": lambda: messages.dead_messages(schema),
+        "listen": lambda: nodes.listen(routine("listen")),
+        "notify_nodes": lambda: nodes.notify_nodes(topic),
+        "sweeping": lambda: nodes.sweep_lock(exclusive=True),
+        "registering": lambda: nodes.sweep_lock(exclusive=False),
     }
 
 
-def _named(*builders: Callable[[], Executable]) -> dict[str, Executable]:
-    return {builder.__name__: builder() for builder in builders}
+def _named(*builders: Callable[[], Executable]) -> dict[str, Callable[[], Executable]]:
+    return {builder.__name__: builder for builder in builders}
 
 
 def _compile(statement: Executable, schema: str | None) -> Compiled:

@@ -8,7 +8,8 @@ https://www.postgresql.org/docs/current/sql-prepare.html
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from channels_pg_sa.names import node_of
 from channels_pg_sa.topics import sign_of, topic
 
 from .arrays import BytesArray, TextArray, dumped
-from .compiled import compiled
+from .compiled import Compiled, compiled
 from .jobs import Join, Leave, Send, Sending, membership_columns, publish_columns, send_columns
 
 
@@ -40,22 +41,22 @@ class Prepared:
     """
 
     def __init__(self, settings: Settings) -> None:
-        schema, prefix, expiry = settings.schema, settings.prefix, settings.message_life
+        prefix, expiry = settings.prefix, settings.message_life
+        self._statements = statements = compiled(settings.schema)
         self._prefix = prefix
         self._secret = ""
-        self._enter = compiled(schema)["enter"].sql
-        self._send_one = _Statement("send_one", schema, prefix=prefix, expiry=expiry)
-        self._publish_one = _Statement("publish_one", schema, prefix=prefix, expiry=expiry)
-        self._send = _Statement("send", schema, prefix=prefix, expiry=expiry)
-        self._publish = _Statement("publish", schema, prefix=prefix, expiry=expiry, queues=True)
-        self._join = _Statement("join", schema, prefix=prefix, expiry=settings.membership_life)
-        self._leave = _Statement("leave", schema, prefix=prefix)
+        self._send_one = _Statement("send_one", statements, prefix=prefix, expiry=expiry)
+        self._publish_one = _Statement("publish_one", statements, prefix=prefix, expiry=expiry)
+        self._send = _Statement("send", statements, prefix=prefix, expiry=expiry)
+        self._publish = _Statement("publish", statements, prefix=prefix, expiry=expiry, queues=True)
+        self._join = _Statement("join", statements, prefix=prefix, expiry=settings.membership_life)
+        self._leave = _Statement("leave", statements, prefix=prefix)
         self._all = [self._send_one, self._publish_one, self._send, self._publish, self._join, self._leave]
 
     @property
     def prepare(self) -> str:
         """The SQL that prepares them in a session; its first result is for `learn`."""
-        return "; ".join([self._enter, *(statement.declaration for statement in self._all)])
+        return "; ".join([self._statements["enter"].sql, *(statement.declaration for statement in self._all)])
 
     def learn(self, row: tuple[Any, ...] | None) -> None:
         """Take in what the statements must know of the installation: its secret, which stands in topics."""
@@ -99,16 +100,24 @@ class Prepared:
 
 
 class _Statement:
-    def __init__(self, name: str, schema: str | None, **constants: Any) -> None:
-        statement = compiled(schema)[name]
+    def __init__(self, name: str, statements: Mapping[str, Compiled], **constants: Any) -> None:
         self.name = f"channels_pg_sa_{name}"
-        self._columns = [parameter for parameter in statement.parameters if parameter not in constants]
-        values = {**statement.literals, **constants}
+        self._find: Callable[[], Compiled] = lambda: statements[name]  # later: it is compiled then
+        self._constants = constants
+
+    @functools.cached_property
+    def _columns(self) -> list[str]:
+        return [parameter for parameter in self._find().parameters if parameter not in self._constants]
+
+    @functools.cached_property
+    def declaration(self) -> str:
+        statement = self._find()
+        values = {**statement.literals, **self._constants}
         text = {
             **{parameter: sql.Literal(value).as_string(None) for parameter, value in values.items()},
             **{column: f"${place}" for place, column in enumerate(self._columns, 1)},
         }
-        self.declaration = f"PREPARE {self.name} AS {statement.sql % text}"
+        return f"PREPARE {self.name} AS {statement.sql % text}"
 
     def bind(self, values: Mapping[str, Buffer]) -> Bound:
         return Bound(self.name.encode(), [values[column] for column in self._columns])

@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
-from channels_pg_sa.statements.compiled import compiled
+from channels_pg_sa.schema import tables
+from channels_pg_sa.statements import listings
+from channels_pg_sa.statements.compiled import builders, compiled
 from tests.support.layers import LayerFactory
 from tests.support.schema import install
 
@@ -33,5 +35,6 @@ async def test_a_layer_works_there(make_own_layer: LayerFactory, layer_url: str,
 @pytest.mark.parametrize("schema", ["tenant", "Shop", "user"])
 def test_statements_ask_for_no_more_there(schema: str) -> None:
     """Of whoever runs them: SQLAlchemy names what stands in a function's call after the function."""
-    parameters = {name: set(statement.parameters) for name, statement in compiled(schema).items()}
-    assert parameters == {name: set(statement.parameters) for name, statement in compiled(None).items()}
+    names = [*builders(schema), *listings.with_parameters(tables(schema))]
+    for name in names:
+        assert set(compiled(schema)[name].parameters) == set(compiled(None)[name].parameters), name
