@@ -18,7 +18,18 @@ from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
 
-from .breaking import FragileServer, SwallowingProxy, come_back, impatient, inside, take, text, until_listening, warm
+from .breaking import (
+    FragileServer,
+    SwallowingProxy,
+    come_back,
+    impatient,
+    inside,
+    layer_is_listening,
+    take,
+    text,
+    until_listening,
+    warm,
+)
 from .test_fast_path import hold
 from .test_fast_path_memberships import MEMBERS, locked
 
@@ -272,6 +283,45 @@ async def test_who_left_before_its_node_restored_what_was_swept(
         assert query(layer_url, MEMBERS) == [("group", channel)]
         is_back.set()
         await leaving
+    await until_gone(layer_url)
+
+
+async def test_who_left_while_its_node_restored_what_was_swept(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leave begins and ends while the node hears nothing, and has read already whom to restore."""
+    layer = make_own_layer(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    queries = inside(layer)._queries
+    leave, restore = queries.leave, queries.restore
+    begun, restores, left = threading.Event(), threading.Event(), threading.Event()
+
+    async def second_try(connection: Any, leaves: Any) -> None:
+        if not begun.is_set():  # it listens still, for which a leave waits
+            begun.set()
+            await asyncio.to_thread(restores.wait, 10)
+            raise psycopg.errors.LockNotAvailable
+        await leave(connection, leaves)
+
+    async def late(*arguments: Any) -> None:
+        restores.set()
+        await asyncio.to_thread(left.wait, 10)
+        await restore(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layer._node._outbox.memberships.own, "_fast_path", None)  # type: ignore[attr-defined]
+        patch.setattr(queries, "leave", second_try)
+        patch.setattr(queries, "restore", late)
+        leaving = asyncio.create_task(layer.group_discard("group", channel))
+        assert await asyncio.to_thread(begun.wait, 10)
+        for sweep in ("UPDATE channels_pg_sa_node SET pid = NULL", "DELETE FROM channels_pg_sa_membership"):
+            query(layer_url, sweep)
+        coming_back = asyncio.create_task(come_back(layer))
+        await leaving
+        assert not layer_is_listening(layer)
+        left.set()
+        await coming_back
     await until_gone(layer_url)
 
 
