@@ -47,7 +47,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.trouble: str | None = None
-        """Why the latest connection could not be made, or set up; None if one could, or was at hand, since."""
+        """Why the latest connection that somebody wanted could not be made, or set up; None if there was one since."""
         self.when_wanted: Callable[[], None] = lambda: None
         """Called as soon as somebody waits for a connection that is lent."""
         self.check_timeout = min(CHECK, settings.send_timeout / 4)
@@ -64,6 +64,7 @@ class Database:
             use_native_hstore=False,
         )
         self._slots = asyncio.Semaphore(self._pool.max_size)
+        self._wanting = 0  # tasks that look for a connection
         self._lent: set[Held] = set()
         self._kept: deque[Held] = deque()  # at hand, the last used last
         self._wanted: deque[asyncio.Future[Held | None]] = deque()  # offers to those who wait for one that is lent
@@ -148,11 +149,15 @@ class Database:
 
     async def _take(self) -> Held:
         backoff = Backoff()
-        while not self._closed:
-            held = await self._at_hand() or await self._connect() or await self._left_over(backoff.next())
-            if held is not None:
-                self.trouble = None
-                return held
+        self._wanting += 1
+        try:
+            while not self._closed:
+                held = await self._at_hand() or await self._connect() or await self._left_over(backoff.next())
+                if held is not None:
+                    self.trouble = None
+                    return held
+        finally:
+            self._wanting -= 1
         raise LayerClosed("The layer is closed.")
 
     async def _at_hand(self) -> Held | None:
@@ -318,7 +323,9 @@ class Database:
         return {**DEFAULTS, "application_name": "channels_pg_sa", **own, "autocommit": True, "refused": self._blame}
 
     def _blame(self, error: Exception) -> None:
-        self.trouble = words_of(error)
+        """Note why there is no connection; not for one that the pool makes for later: all who wanted one have it."""
+        if self._wanting:
+            self.trouble = words_of(error)
 
     async def _configure(self, connection: Connection) -> None:
         """Set a new connection up; remember what refuses that: a pooler lets clients in before it asks the server."""

@@ -519,3 +519,17 @@ async def test_a_server_that_grants_no_more_connections_is_not_away(
         return [*seen, database.is_away]
 
     assert await within(layer, look()) == [False, False]
+
+
+async def test_what_the_pool_makes_for_nobody_is_no_trouble(
+    make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be refused one more, for later, after all who wanted one have it: then the server is not away."""
+    role = make_role(fragile, fragile_url, "secret", limit=1)
+    options = {"min_size": 2, "reconnect_timeout": 1}
+    layer = make_fragile(url=url_as(fragile, fragile_url, role), PSYCOPG_OPTIONS=options)
+    await layer.send("jobs", text(1))
+    await eventually_async(lambda: asyncio.to_thread(lambda: "reconnection attempt" in caplog.text))
+    await until_rested(layer)
+    assert opened(layer).trouble is None  # which would be the reason of whatever fails
+    assert not opened(layer).is_away  # for which who closes the layer has less time
