@@ -333,7 +333,9 @@ class Database:
             await self._set_up_session(connection)
             self.trouble = None
         except Exception as error:
-            if not isinstance(error, psycopg.OperationalError) or error.sqlstate:  # else it was broken off
+            if isinstance(error, psycopg.OperationalError) and not error.sqlstate:
+                self.trouble = None  # broken off, but let in: what prevented others before does so no more
+            else:
                 self._blame(error)
             connection.pgconn.finish()  # the pool leaves that to the garbage collector
             raise

@@ -533,3 +533,23 @@ async def test_what_the_pool_makes_for_nobody_is_no_trouble(
     await until_rested(layer)
     assert opened(layer).trouble is None  # which would be the reason of whatever fails
     assert not opened(layer).is_away  # for which who closes the layer has less time
+
+
+async def test_a_server_that_lets_in_again_but_is_silent_refuses_nobody(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What prevented the connections before it did is no reason any more."""
+    layer = make_own_layer(url=proxy.url, send_timeout=8)
+    configure = Database._configure
+
+    async def silent(database: Database, connection: Any) -> None:
+        proxy.forget()
+        await configure(database, connection)
+
+    monkeypatch.setattr(Database, "_configure", silent)
+    proxy.cut()
+    sending = asyncio.create_task(layer.send("jobs", text(1)))
+    await eventually_async(lambda: asyncio.to_thread(lambda: "refused" in str(opened(layer).trouble)))
+    proxy.heal()
+    with pytest.raises(SendError, match="the database does not answer"):
+        await sending
