@@ -702,7 +702,8 @@ async def test_a_server_that_crashes_takes_leave(
     caplog.clear()
     await asyncio.to_thread(fragile.postgres.restart, crash=True)
     await come_back(layer)
-    assert "terminating connection due to immediate shutdown command" in warnings_of(caplog)[0]
+    # PostgreSQL 13 says "because of crash of another server process", whatever it was.
+    assert "terminating connection" in warnings_of(caplog)[0]
 
 
 async def test_after_a_crash_memberships_come_back_by_themselves(
