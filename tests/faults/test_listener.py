@@ -706,6 +706,27 @@ async def test_a_server_that_crashes_takes_leave(
     assert "terminating connection" in warnings_of(caplog)[0]
 
 
+async def test_what_ended_one_connection_is_not_the_reason_that_there_is_no_other(
+    make_own_layer: LayerFactory,
+    kill_listener: Kill,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The log tells both."""
+    layer = make_own_layer()
+    await warm(layer)
+
+    def refuse() -> None:
+        raise ValueError("no password today")
+
+    monkeypatch.setattr(inside(layer)._listener, "_connect", refuse)
+    kill_listener(layer)
+    await asyncio.to_thread(eventually, lambda: len(warnings_of(caplog)) > 1)
+    gone, reason = warnings_of(caplog)
+    assert "terminating connection" in gone
+    assert "no password today" in reason
+
+
 async def test_after_a_crash_memberships_come_back_by_themselves(
     fragile_proxy: SwallowingProxy, make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str
 ) -> None:

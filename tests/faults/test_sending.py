@@ -100,7 +100,7 @@ async def test_the_reason_is_known_from_the_first_attempt(
         return await asyncio.Future()
 
     monkeypatch.setattr(Database, "_can_connect", ask_in_vain)
-    layer = make_own_layer(url=proxy.url, send_timeout=1)
+    layer = make_own_layer(url=proxy.url, send_timeout=4)
     proxy.cut()
     with pytest.raises(SendError, match="refused"):
         await layer.send("jobs", text(1))
