@@ -340,6 +340,8 @@ $routine$,
     FOR EACH STATEMENT
     WHEN (current_setting(''channels_pg_sa.notified'', true) IS DISTINCT FROM ''on'' OR pg_trigger_depth() > 0)
     EXECUTE FUNCTION @.channels_pg_sa_message_added()',
+-- A trigger of somebody's that fires for what replication brings, with session_replication_role = replica, sends too.
+'ALTER TABLE @.channels_pg_sa_message ENABLE ALWAYS TRIGGER added',
 'DROP TRIGGER IF EXISTS joined ON @.channels_pg_sa_membership',
 'CREATE TRIGGER joined AFTER INSERT ON @.channels_pg_sa_membership REFERENCING NEW TABLE AS fresh
     FOR EACH STATEMENT EXECUTE FUNCTION @.channels_pg_sa_membership_changed()',

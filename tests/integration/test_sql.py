@@ -227,6 +227,16 @@ async def test_the_documented_trigger_pushes_to_a_group(make_own_layer: LayerFac
     assert [(message["id"], message["state"]) for message in found] == [(7, "new"), (8, "new"), (7, "paid")]
 
 
+async def test_a_trigger_that_fires_for_replicated_rows_sends(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """They are applied with session_replication_role = replica, in which other triggers are silent."""
+    layer = make_own_layer()
+    ((_, channel),) = await members(layer, group="orders")
+    run_script(layer_url, examples("From a trigger"))
+    query(layer_url, "ALTER TABLE orders ENABLE ALWAYS TRIGGER push")
+    run_script(layer_url, "SET session_replication_role = replica; INSERT INTO orders VALUES (7, 'new')")
+    assert await TALK.next(layer, channel) == {"type": "order.changed", "id": 7, "state": "new"}
+
+
 async def test_the_documented_statements_send(make_own_layer: LayerFactory, layer_url: str) -> None:
     """By the functions, and by a plain INSERT."""
     layer = make_own_layer()

@@ -201,7 +201,7 @@ def test_a_trigger_that_always_fires_is_not_missing(
 ) -> None:
     """Where rows come by replication as well, an administrator may have set it so."""
     run("upgrade", "--url", database_url)
-    query(database_url, "ALTER TABLE channels_pg_sa_message ENABLE ALWAYS TRIGGER added")
+    query(database_url, "ALTER TABLE channels_pg_sa_membership ENABLE ALWAYS TRIGGER joined")
     assert run("check", "--url", database_url) == (0, f"{REVISION}\n", "")
 
 

@@ -268,7 +268,7 @@ def insert_row(url: str, recipient: str, channel: str, *, unseen: bool) -> None:
     """Insert a row as SQL may; unseen: past the trigger. It may be refused."""
     with contextlib.suppress(psycopg.Error), psycopg.connect(url, autocommit=True) as connection:
         if unseen:
-            connection.execute("SET session_replication_role = replica")
+            connection.execute("SET channels_pg_sa.notified = 'on'")
         connection.execute(INSERT, [recipient, channel, None, POISON["random bytes"]])
 
 
@@ -301,7 +301,7 @@ async def test_rows_without_a_name_harm_nobody(
     channel = await layer.new_channel()
     await layer.group_add("group", channel)
     with psycopg.connect(layer_url, autocommit=True) as connection:
-        connection.execute("SET session_replication_role = replica")
+        connection.execute("SET channels_pg_sa.notified = 'on'")
         for _ in range(3):
             connection.execute(INSERT, [layer.node, *columns, b"x"])
     server.terminate(make_own_layer.listeners(layer))
