@@ -263,16 +263,23 @@ def _fernet(key: str | bytes) -> Fernet:
     return Fernet(base64.urlsafe_b64encode(hashlib.sha256(raw).digest()))
 
 
+def _import(path: str) -> Any:
+    """Import what stands in a module, or a module, which its package knows only once it is imported."""
+    parent, _, name = path.rpartition(".")
+    if parent and hasattr(module := importlib.import_module(parent), name):
+        return getattr(module, name)
+    return importlib.import_module(path)
+
+
 def load_serializer(path: str) -> Serializer:
     """Import a serializer.
 
     Raises:
         ConfigurationError: the path leads to none.
     """
-    module_name, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name) if module_name else importlib.import_module(name)
-    except (ImportError, AttributeError) as error:
+        found = _import(path)
+    except ImportError as error:
         message = f'serializer: {path!r} is neither "msgpack", "json" nor importable: {error}'
         raise ConfigurationError(message) from error
     try:

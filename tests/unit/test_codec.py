@@ -13,6 +13,7 @@ import types
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
@@ -406,6 +407,16 @@ def test_an_own_serializer_is_a_class_or_an_object(own: Callable[..., str], of: 
     codec = MessageCodec(own(Upper=of) + ".Upper", ["key"])
     assert codec.decode(codec.encode({"a": "b"})) == {"A": "B"}
     assert codec.decode(MessageCodec("json", ["key"]).encode({"a": "b"})) == {"a": "b"}
+
+
+def test_an_own_serializer_is_a_module_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which nobody has imported before, so that the package does not know it yet."""
+    package = tmp_path / "own_package"
+    package.mkdir()
+    (package / "serializer.py").write_text("from pickle import dumps, loads")
+    monkeypatch.syspath_prepend(tmp_path)
+    codec = MessageCodec("own_package.serializer")
+    assert codec.decode(codec.encode({"a": {1}})) == {"a": {1}}
 
 
 def test_an_own_serializer_cannot_raise_what_no_caller_expects(own: Callable[..., str]) -> None:
