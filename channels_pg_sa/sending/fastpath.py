@@ -181,12 +181,15 @@ class FastPath:
     async def _execute(self, held: Held, statements: str) -> psycopg.AsyncCursor[Any]:
         """Run statements; a cancellation waits for them.
 
-        On an error the connection is broken off, so that no session keeps some of what they prepare.
+        On an error, but that of a role that may not do it at all, the connection is broken off, so that no session
+        keeps some of what they prepare.
         """
         executing = asyncio.ensure_future(held.driver.execute(statements))
         async with time_limit(held.driver, self._database.check_timeout):
             try:
                 return await asyncio.shield(executing)
+            except psycopg.errors.InsufficientPrivilege:  # of the first, which reads the secret: none was prepared
+                raise
             except psycopg.Error:
                 sever(held.driver)
                 held.is_alive()  # libpq sees the end, so that nobody takes it for a connection to use

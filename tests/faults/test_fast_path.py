@@ -725,9 +725,9 @@ async def test_closing_while_statements_are_prepared(
 
 
 async def test_a_role_that_may_not_read_sends_by_the_slow_path(
-    make_own_layer: LayerFactory,
+    make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its statements cannot be prepared. That costs a connection, so it is not tried again each time."""
+    """Its statements cannot be prepared. That is not tried again each time, and costs no connection, nor a warning."""
     layer = make_own_layer()
     await layer.send("jobs", text(1))
     refused = RefusedPrepared()
@@ -738,6 +738,7 @@ async def test_a_role_that_may_not_read_sends_by_the_slow_path(
         await asyncio.sleep(0.6 * KEPT)
     assert refused.attempts == 1
     assert await take(layer, "jobs", 5) == [text(number) for number in range(1, 6)]
+    assert caplog.messages == []
 
 
 class RefusedPrepared:
