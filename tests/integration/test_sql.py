@@ -18,7 +18,7 @@ from channels_pg_sa.names import check_channel, check_group, queue_of, recipient
 from tests.conformance.backends import Conversation, text
 from tests.support.databases import query, run_script
 from tests.support.layers import LayerFactory, Message, PostgresLayer
-from tests.support.markdown import blocks
+from tests.support.markdown import DOCS, blocks
 from tests.support.schema import SCHEMA
 from tests.support.waiting import let_pass
 
@@ -280,6 +280,27 @@ def test_a_wrong_argument_is_told_with_a_hint(
     with pytest.raises(error, match=said) as caught:
         connection.execute(f"SELECT {function}({arguments})".encode())
     assert caught.value.diag.message_hint
+
+
+@pytest.mark.parametrize(
+    ("call", "state"),
+    [
+        ("SELECT channels_pg_sa_send('jobs', '{}'::text)", "42883"),
+        ("SELECT channels_pg_sa_send('jobs', '{}'::json)", "42883"),
+        ("SELECT channels_pg_sa_send('jobs', '{}', expiry => 60)", "42883"),
+        ("SET search_path = ''; SELECT channels_pg_sa_send('jobs', '{}')", "42883"),
+        ("SELECT channels_pg_sa_send('jobs', '{')", "22P02"),
+        (r"""SELECT channels_pg_sa_send('jobs', '{"half": "\ud83d"}')""", "22P02"),
+        (r"""SELECT channels_pg_sa_send('jobs', '{"nul": "\u0000"}')""", "22P05"),
+        ("SET TRANSACTION READ ONLY; SELECT channels_pg_sa_send('jobs', '{}')", "25006"),
+    ],
+)
+def test_what_postgresql_refuses_is_documented(connection: psycopg.Connection[Any], call: str, state: str) -> None:
+    """Before the function is called, or by what it does."""
+    with pytest.raises(psycopg.Error) as caught:
+        connection.execute(call.encode())
+    assert caught.value.sqlstate == state
+    assert f"`{state}`" in (DOCS / PAGE).read_text(encoding="utf-8")
 
 
 def nested(depth: int, kind: type) -> Any:
