@@ -335,8 +335,8 @@ def test_a_transaction_of_another_database_does_not_count(
 
 def test_a_port_may_be_a_number(databases: Callable[..., None], layer_url: str) -> None:
     """It is the same place as that of an alias which has it as a string."""
-    place = {**entry(layer_url), "PORT": "5432"}
-    databases(default=place, other={**place, "PORT": 5432})
+    place = {"PORT": "5432", **entry(layer_url)}
+    databases(default=place, other={**place, "PORT": int(place["PORT"])})
     layers = override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}})
     refused = pytest.raises(ImproperlyConfigured, match='say using="other" to send with it')
     with layers, patch.object(connections["other"], "in_atomic_block", True), refused:
