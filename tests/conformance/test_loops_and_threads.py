@@ -166,10 +166,18 @@ def test_plain_functions_in_threads(make_layer: LayerFactory) -> None:
 async def test_plain_functions_refuse_what_the_others_refuse(make_layer: LayerFactory) -> None:
     """Bad names and messages raise TypeError there too."""
     layer: PostgresLayer = make_layer()
-    with pytest.raises(TypeError):
-        await asyncio.to_thread(layer.send_sync, "not valid", text(1))
-    with pytest.raises(TypeError):
-        await asyncio.to_thread(layer.group_send_sync, "group", {"value": {1, 2}})
+    for verb, *values in (
+        (layer.send_sync, "not valid", text(1)),
+        (layer.send_sync, "jobs", {"value": {1, 2}}),
+        (layer.group_add_sync, "not valid", "jobs"),
+        (layer.group_add_sync, "group", "not valid"),
+        (layer.group_discard_sync, "not valid", "jobs"),
+        (layer.group_discard_sync, "group", "not valid"),
+        (layer.group_send_sync, "not valid", text(1)),
+        (layer.group_send_sync, "group", {"value": {1, 2}}),
+    ):
+        with pytest.raises(TypeError):
+            await asyncio.to_thread(verb, *values)
 
 
 async def test_sync_code_under_a_running_loop(make_layer: LayerFactory) -> None:

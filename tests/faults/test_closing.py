@@ -302,6 +302,16 @@ async def test_who_closes_what_another_closes_waits_for_that(
     await second
 
 
+async def test_all_layers_are_closed_at_once(make_own_layer: LayerFactory, server: TestServer, layer_url: str) -> None:
+    """Before a test database is dropped: however many use it, and whether they were opened or not."""
+    layers = [make_own_layer() for _ in range(3)]
+    for layer in layers[1:]:
+        await layer.send("jobs", text(1))
+    await asyncio.to_thread(close_layers)
+    assert all(repr(layer).endswith("closed>") for layer in layers)
+    eventually(lambda: not server.connections(layer_url))
+
+
 async def test_who_closes_waits_for_who_opens(make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """And so closes what another thread was about to open."""
     layer: Any = make_own_layer()

@@ -169,10 +169,14 @@ async def test_an_engine_reads_what_is_of_its_prefix_and_schema(make_own_layer: 
 
 
 async def test_names_are_checked(reader: Any) -> None:
-    """As by every verb of the layer."""
-    for verb in (reader.group_channels, reader.group_count, reader.groups_of):
+    """As by every verb of the layer; where a statement is made, then."""
+    for verb in ("group_channels", "group_count", "groups_of"):
         with pytest.raises(TypeError, match="name must be a string"):
-            await verb("not a name")
+            await getattr(reader, verb)("not a name")
+        with pytest.raises(TypeError, match="name must be a string"):
+            await asyncio.to_thread(getattr(reader, f"{verb}_sync"), "not a name")
+        with pytest.raises(TypeError, match="name must be a string"):
+            getattr(reader, f"{verb}_statement")("not a name")
 
 
 def test_groups_are_counted_by_the_index(layer_url: str) -> None:

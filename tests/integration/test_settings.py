@@ -100,4 +100,5 @@ async def test_layers_are_built_without_a_database(layer_settings: LayerSettings
     layer = get_channel_layer()
     assert layer.extensions == ["groups", "flush"]
     assert (await layer.new_channel()).startswith("specific.")
+    assert layer.counters == {}
     assert repr(layer).endswith("closed>")
