@@ -51,9 +51,10 @@ async def test_what_cannot_be_decrypted_is_dropped_and_counted(
     assert any(record.levelno >= logging.WARNING for record in caplog.records)
 
 
-async def test_an_encrypting_layer_refuses_plain_messages(make_layer: LayerFactory) -> None:
+@pytest.mark.parametrize("serializer", ["msgpack", "json"])
+async def test_an_encrypting_layer_refuses_plain_messages(make_layer: LayerFactory, serializer: str) -> None:
     """Whoever can write to the table but lacks the key cannot forge a message."""
-    reader, plain = make_layer(symmetric_encryption_keys=["right"]), make_layer()
+    reader, plain = make_layer(symmetric_encryption_keys=["right"]), make_layer(serializer=serializer)
     channel = await reader.new_channel()
     await plain.send(channel, text(1))
     await reader.send(channel, text(2))
@@ -63,7 +64,7 @@ async def test_an_encrypting_layer_refuses_plain_messages(make_layer: LayerFacto
 @pytest.mark.parametrize("allowed", ["jobs", re.compile("jobs")], ids=["glob", "compiled"])
 async def test_only_the_names_that_are_allowed_may_be_plain(make_layer: LayerFactory, allowed: Any) -> None:
     """The whole name counts, and not a part of it."""
-    reader = make_layer(symmetric_encryption_keys=["right"], allow_unencrypted=[allowed])
+    reader = make_layer(symmetric_encryption_keys=["right"], allow_unencrypted=["others", allowed])
     plain = make_layer(serializer="json")  # as SQL sends
     for channel, taken in (("jobs", True), ("my-jobs", False), ("jobs-2", False)):
         await plain.send(channel, text(1))

@@ -189,7 +189,7 @@ async def test_a_layer_whose_thread_has_died(make_own_layer: LayerFactory, caplo
 async def test_a_thread_that_is_interrupted_when_it_has_just_opened(
     make_own_layer: LayerFactory, server: TestServer, layer_url: str, monkeypatch: pytest.MonkeyPatch, is_used: bool
 ) -> None:
-    """What it has opened is closed by who closes the layer."""
+    """What it has opened is closed by who closes the layer, and, if it is used, at exit."""
     layer: Any = make_own_layer()
     with monkeypatch.context() as patch:
         patch.setattr("channels_pg_sa.layer.weakref.finalize", interrupted)
@@ -197,6 +197,7 @@ async def test_a_thread_that_is_interrupted_when_it_has_just_opened(
             layer.send_sync("jobs", text(1))
     if is_used:
         await layer.send("jobs", text(2))
+        assert layer._finalizer.alive
     thread = layer._node._thread
     await layer.close()
     assert not thread._thread.is_alive()
