@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 
-from channels_pg_sa import Layer
+from channels_pg_sa import Layer, SendError
 from tests.support.databases import TestServer
 from tests.support.layers import LayerFactory, Message, PostgresLayer
 from tests.support.waiting import PATIENCE
@@ -178,6 +178,20 @@ async def test_plain_functions_refuse_what_the_others_refuse(make_layer: LayerFa
     ):
         with pytest.raises(TypeError):
             await asyncio.to_thread(verb, *values)
+
+
+def test_plain_functions_tell_of_failures(make_own_layer: LayerFactory) -> None:
+    """Each waits until it is known what has become of it."""
+    layer: PostgresLayer = make_own_layer(url="postgresql://nobody@127.0.0.1:1/none", send_timeout=0.2)
+    for verb, *values in (
+        (layer.send_sync, "jobs", text(1)),
+        (layer.group_add_sync, "group", "jobs"),
+        (layer.group_discard_sync, "group", "jobs"),
+        (layer.group_send_sync, "group", text(1)),
+        (layer.flush_sync,),
+    ):
+        with pytest.raises(SendError):
+            verb(*values)
 
 
 async def test_sync_code_under_a_running_loop(make_layer: LayerFactory) -> None:
