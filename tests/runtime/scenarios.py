@@ -432,17 +432,27 @@ def forks_that_python_is_not_told_of(layer: Layer) -> None:
         work()
         assert {os.fstat(file).st_ino for file in files} == {os.stat(__file__).st_ino}
 
+    def send_at_once() -> None:
+        layer.group_send_sync("nobody", text(1))
+        assert layer.node != before
+        layer.close_sync()
+
     reap(fork(work_beside, os._exit, ctypes.PyDLL(None).fork))  # the layer is there, and has not been opened
     use(layer)
     channel = new_channel(layer)
     loop = layer._node._thread.loop  # type: ignore[union-attr]
-    for child in (work, work_with_files):
+    for child, end in (
+        (work, os._exit),
+        (work_with_files, os._exit),
+        (send_at_once, os._exit),
+        (lambda: None, sys.exit),
+    ):
         # Not while the I/O thread wants the interpreter's lock: the child would wait for it to take that.
         asleep = threading.Event()
         loop.call_soon_threadsafe(lambda asleep=asleep: (asleep.set(), time.sleep(1)))
         asleep.wait(PATIENCE)
         time.sleep(0.2)
-        reap(fork(child, os._exit, ctypes.PyDLL(None).fork))
+        reap(fork(child, end, ctypes.PyDLL(None).fork))
     assert new_channel(layer).startswith(f"specific.{layer.node}!")
     layer.send_sync(channel, text(1))
     assert asyncio.run(take(layer, channel, 1)) == [1]
