@@ -110,7 +110,7 @@ def _execute(using: str | None, name: str, layer: Layer, sql: str, parameters: M
 
 def _check_transaction(ours: DatabaseWrapper) -> None:
     """Refuse to commit at once beside a transaction of the same database, which the message is to leave with."""
-    if ours.in_atomic_block or not ours.autocommit:
+    if not ours.autocommit:  # which atomic() turns off
         return
     for other in connections.all(initialized_only=True):
         if other.in_atomic_block and _place(other) == _place(ours):

@@ -253,6 +253,7 @@ def test_a_backend_s_key_error_is_not_a_key_error(backend: Callable[[type], str]
     [
         ({"database": "nowhere"}, "\"database\" must be an alias of DATABASES (default), not 'nowhere'."),
         ({"database": 5}, '"database" must be an alias of DATABASES (default), not 5.'),
+        ({"database": ["default"]}, '"database" must be an alias of DATABASES (default), not'),
         ({"database": None}, '"database" must be an alias of DATABASES (default), not None.'),
         ({}, 'DATABASES["default"] has the ENGINE "django.db.backends.dummy", which is not PostgreSQL.'),
         ({"ENGINE": "django.db.backends.mysql", "NAME": "d"}, 'CONFIG has the ENGINE "django.db.backends.mysql"'),
@@ -279,6 +280,7 @@ def test_a_backend_s_key_error_is_not_a_key_error(backend: Callable[[type], str]
         ({"NAME": "d", "PASWORD": "p"}, 'Unknown key "PASWORD". Did you mean "PASSWORD"?'),
         ({"NAME": "d", "TOKEN_SOURCE": "p"}, 'Unknown key "TOKEN_SOURCE".'),
         ({"ENGINE": POSTGRESQL, "NAME": "d", "TOKEN_SOURCE": "p"}, 'Unknown key "TOKEN_SOURCE".'),
+        ({"ENGINE": "no.such.backend", "NAME": "d", 5: "p"}, "Unknown key"),
         ({"NAME": "d", "expirey": 5}, 'Unknown key "expirey". Did you mean "expiry"?'),
         ({"NAME": "d", "expiry": 0}, '"expiry" must be a number of seconds above 0, at most 1,000,000,000, not 0.'),
         ({"NAME": "d", "serializer": "no.such"}, "serializer: 'no.such' is neither"),
@@ -371,7 +373,11 @@ def test_a_third_party_s_backend_may_take_its_own_options_out(backend: Callable[
         assert made.connect() == {"dbname": "db", "password": "token of eu"}
 
 
-@pytest.mark.parametrize("layers", [None, [], {"default": None}, {"default": "channels_pg_sa"}, {"default": {}}])
+@pytest.mark.parametrize(
+    "layers",
+    [None, [], {"default": None}, {"default": "channels_pg_sa"}, {"default": {}}]
+    + [{"default": {"BACKEND": "django.utils.module_loading.import_string"}}],  # a function, which Channels would call
+)
 def test_what_is_no_layer_of_ours_is_passed_over(layers: object) -> None:
     """What is wrong with it Channels will tell."""
     with override_settings(CHANNEL_LAYERS=layers):
