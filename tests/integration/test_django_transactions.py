@@ -320,23 +320,31 @@ def test_an_alias_that_does_not_commit_by_itself(databases: Callable[..., None],
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("HOST", "db.example"), ("PORT", "6543"), ("NAME", "another"), ("ENGINE", "django.db.backends.sqlite3")],
+    [
+        *(("HOST", "db.example"), ("PORT", "6543"), ("NAME", "another"), ("ENGINE", "django.db.backends.sqlite3")),
+        *(("OPTIONS", {"host": "db.example"}), ("OPTIONS", {"hostaddr": "192.0.2.1"})),
+    ],
 )
 def test_a_transaction_of_another_database_does_not_count(
-    databases: Callable[..., None], layer_url: str, key: str, value: str
+    databases: Callable[..., None], layer_url: str, key: str, value: object
 ) -> None:
     """One on another host or port, of another name, or of another kind: the layer's own commits at once beside it."""
-    databases(default=entry(layer_url), other={**entry(layer_url), key: value})
+    place = entry(layer_url)
+    place["OPTIONS"] = {"host": place.pop("HOST")}
+    change = {**place["OPTIONS"], **value} if isinstance(value, dict) else value
+    databases(default=place, other={**place, key: change})
     layers = override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}})
     with layers, patch.object(connections["other"], "in_atomic_block", True):
         send("jobs", text(1))
     assert query(layer_url, COUNT) == [(1,)]
 
 
-def test_a_port_may_be_a_number(databases: Callable[..., None], layer_url: str) -> None:
-    """It is the same place as that of an alias which has it as a string."""
+def test_one_place_in_two_ways(databases: Callable[..., None], layer_url: str) -> None:
+    """The same port as a string and as a number, and the same host in the entry itself and among its OPTIONS."""
     place = {"PORT": "5432", **entry(layer_url)}
-    databases(default=place, other={**place, "PORT": int(place["PORT"])})
+    databases(
+        default=place, other={**place, "PORT": int(place["PORT"]), "HOST": "", "OPTIONS": {"host": place["HOST"]}}
+    )
     layers = override_settings(CHANNEL_LAYERS={"default": {"BACKEND": POSTGRES}})
     refused = pytest.raises(ImproperlyConfigured, match='say using="other" to send with it')
     with layers, patch.object(connections["other"], "in_atomic_block", True), refused:

@@ -375,8 +375,10 @@ def test_a_third_party_s_backend_may_take_its_own_options_out(backend: Callable[
 
 @pytest.mark.parametrize(
     "layers",
-    [None, [], {"default": None}, {"default": "channels_pg_sa"}, {"default": {}}]
-    + [{"default": {"BACKEND": "django.utils.module_loading.import_string"}}],  # a function, which Channels would call
+    [
+        *(None, [], {"default": None}, {"default": "channels_pg_sa"}, {"default": {}}),
+        {"default": {"BACKEND": "django.utils.module_loading.import_string"}},  # a function, which Channels would call
+    ],
 )
 def test_what_is_no_layer_of_ours_is_passed_over(layers: object) -> None:
     """What is wrong with it Channels will tell."""
