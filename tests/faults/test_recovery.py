@@ -41,6 +41,28 @@ async def test_who_joins_while_its_node_recovers(make_own_layer: LayerFactory, m
     assert await take(layer, channel, 1) == [text(1)]
 
 
+async def test_who_reads_a_queue_while_the_node_recovers(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is known already which queues are listened for, and nothing can be changed yet: then later."""
+    layer, other = make_own_layer(heartbeat=60, lease=200), make_own_layer()
+    await warm(layer)
+    members, queues, loop = Queries.members, inside(layer)._queues, asyncio.get_running_loop()
+    reading = asyncio.Future[Any]()
+
+    async def after_a_reader(self: Queries, connection: Any) -> Any:
+        loop.call_soon_threadsafe(lambda: reading.set_result(asyncio.create_task(layer.receive("late"))))
+        while "late" not in queues.book.queues:
+            await asyncio.sleep(0.01)
+        await queues.listens.finish(5)
+        return await members(self, connection)
+
+    monkeypatch.setattr(Queries, "members", after_a_reader)
+    await come_back(layer)
+    await other.send("late", text(1))
+    assert await asyncio.wait_for(await reading, 10) == text(1)
+
+
 async def test_what_a_recovery_in_vain_has_heard_is_not_passed_on(
     make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
