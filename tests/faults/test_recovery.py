@@ -50,10 +50,12 @@ async def test_who_reads_a_queue_while_the_node_recovers(
     members, queues, loop = Queries.members, inside(layer)._queues, asyncio.get_running_loop()
     reading = asyncio.Future[Any]()
 
+    async def is_wanted() -> bool:
+        return "late" in queues.book.queues
+
     async def after_a_reader(self: Queries, connection: Any) -> Any:
         loop.call_soon_threadsafe(lambda: reading.set_result(asyncio.create_task(layer.receive("late"))))
-        while "late" not in queues.book.queues:
-            await asyncio.sleep(0.01)
+        await eventually_async(is_wanted)
         await queues.listens.finish(5)
         return await members(self, connection)
 

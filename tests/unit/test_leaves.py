@@ -63,6 +63,18 @@ def test_what_the_role_may_not_do_is_not_tried_again() -> None:
     assert len(leaves) == 0
 
 
+def test_what_the_role_may_not_do_is_done_once_more_at_most() -> None:
+    """Where it was done, in vain perhaps, before the role lost the right."""
+    leaves, left = Leaves(5.0), over(call())
+    leaves.note(left)
+    leaves.redo([left.job])
+    (attempt,) = leaves.again()
+    error = SendError(maybe_sent=False, waited=0.0)
+    error.__cause__ = psycopg.errors.InsufficientPrivilege("permission denied")
+    leaves.tried([over(attempt, error=error)])
+    assert leaves.again() == []
+
+
 def test_another_attempt_ends_it() -> None:
     """As the first would have."""
     leaves = Leaves(5.0)
