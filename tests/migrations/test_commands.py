@@ -622,6 +622,13 @@ def test_an_unreachable_database_is_a_warning_too(database_url: str, layers: Cal
     assert ('database "nowhere" does not exist' in message.msg, message.hint) == (True, None)
 
 
+def test_a_password_that_cannot_be_had_is_a_warning_too(database_url: str, layers: Callable[..., None]) -> None:
+    """It is asked for when a connection is made, and so after the settings were found right."""
+    layers(default={**django_entry(database_url), "PASSWORD": lambda: 5})
+    (message,) = check_tables(databases=["default"])
+    assert ('"PASSWORD" must be a text' in message.msg, message.hint) == (True, None)
+
+
 def test_a_wrong_config_is_told_once(layers: Callable[..., None]) -> None:
     """Not again where its tables would be looked for."""
     layers(default={"url": "host=h", "expirey": 5})
