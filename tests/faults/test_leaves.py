@@ -35,6 +35,19 @@ from .test_fast_path_memberships import MEMBERS, locked
 
 Attempt = Callable[[PostgresLayer, str], Awaitable[None]]
 PATIENCE = 0.5
+BURY = "UPDATE channels_pg_sa_node SET pid = NULL"
+"""What a sweep does first to a node that is gone."""
+
+
+def sweep(url: str) -> None:
+    """Sweep every node, as if it had been gone for long, with its memberships."""
+    query(url, BURY)
+    query(url, "DELETE FROM channels_pg_sa_membership")
+
+
+def leave_by_the_slow_path(layer: PostgresLayer, patch: pytest.MonkeyPatch) -> None:
+    """Have the layer leave groups by the statement that a test holds up."""
+    patch.setattr(layer._node._outbox.memberships.own, "_fast_path", None)  # type: ignore[attr-defined]
 
 
 async def lasts(look: Callable[[], Awaitable[bool]]) -> None:
@@ -157,14 +170,12 @@ async def test_who_leaves_while_its_node_restores_what_was_swept(
         await asyncio.to_thread(left.wait, 10)
         await restore(connection, members, progressed)
 
-    monkeypatch.setattr(layer._node._outbox.memberships.own, "_fast_path", None)  # type: ignore[attr-defined]
+    leave_by_the_slow_path(layer, monkeypatch)
     monkeypatch.setattr(queries, "leave", late_leave)
     monkeypatch.setattr(queries, "restore", slow_restore)
     leaving = asyncio.create_task(layer.group_discard("group", channel))
     await asyncio.to_thread(begun.wait, 10)
-    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as sweeper:
-        sweeper.execute("UPDATE channels_pg_sa_node SET pid = NULL")
-        sweeper.execute("DELETE FROM channels_pg_sa_membership")
+    sweep(layer_url)
     inside(layer)._thread.loop.call_soon_threadsafe(inside(layer)._listener.restart, "as if it noticed")
     await leaving
 
@@ -182,9 +193,7 @@ async def test_who_left_before_its_node_knew_that_it_was_swept(make_own_layer: L
     await until_listening(layer)
     for group in ("left", "stays"):
         await layer.group_add(group, channel)
-    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as sweeper:
-        sweeper.execute("UPDATE channels_pg_sa_node SET pid = NULL")
-        sweeper.execute("DELETE FROM channels_pg_sa_membership")
+    sweep(layer_url)
     await layer.group_discard("left", channel)
     inside(layer)._thread.loop.call_soon_threadsafe(inside(layer)._listener.restart, "as if it noticed")
 
@@ -271,11 +280,9 @@ async def test_who_left_before_its_node_restored_what_was_swept(
         left.set()
         await asyncio.to_thread(is_back.wait, 10)
 
-    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as sweeper:
-        sweeper.execute("UPDATE channels_pg_sa_node SET pid = NULL")
-        sweeper.execute("DELETE FROM channels_pg_sa_membership")
+    sweep(layer_url)
     with monkeypatch.context() as patch:
-        patch.setattr(layer._node._outbox.memberships.own, "_fast_path", None)  # type: ignore[attr-defined]
+        leave_by_the_slow_path(layer, patch)
         patch.setattr(queries, "leave", late_answer)
         leaving = asyncio.create_task(layer.group_discard("group", channel))
         assert await asyncio.to_thread(left.wait, 10)
@@ -310,13 +317,12 @@ async def test_who_left_while_its_node_restored_what_was_swept(
         await restore(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(layer._node._outbox.memberships.own, "_fast_path", None)  # type: ignore[attr-defined]
+        leave_by_the_slow_path(layer, patch)
         patch.setattr(queries, "leave", second_try)
         patch.setattr(queries, "restore", late)
         leaving = asyncio.create_task(layer.group_discard("group", channel))
         assert await asyncio.to_thread(begun.wait, 10)
-        for sweep in ("UPDATE channels_pg_sa_node SET pid = NULL", "DELETE FROM channels_pg_sa_membership"):
-            query(layer_url, sweep)
+        sweep(layer_url)
         coming_back = asyncio.create_task(come_back(layer))
         await leaving
         assert not layer_is_listening(layer)
@@ -347,8 +353,7 @@ async def test_who_leaves_a_node_that_is_being_swept(make_own_layer: LayerFactor
     channel = await warm(layer)
     for group in ("left", "stays"):
         await layer.group_add(group, channel)
-    with psycopg.connect(layer_url, autocommit=True, application_name="tests") as sweeper:
-        sweeper.execute("UPDATE channels_pg_sa_node SET pid = NULL")
+    query(layer_url, BURY)
     await layer.group_discard("left", channel)
     assert query(layer_url, MEMBERS) == [("stays", channel)]
     await come_back(layer)
@@ -366,7 +371,7 @@ async def test_who_leaves_while_the_server_crashes(
         await layer.group_add(group, channel)
     query(fragile_url, "CHECKPOINT")
     recover, left = inside(layer)._listener._recover, threading.Event()
-    monkeypatch.setattr(layer._node._outbox.memberships.own, "_fast_path", None)  # type: ignore[attr-defined]
+    leave_by_the_slow_path(layer, monkeypatch)
 
     async def later(connection: Any, renew: Any) -> None:
         await asyncio.to_thread(left.wait, 10)
