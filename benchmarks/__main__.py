@@ -19,31 +19,37 @@ _QUICK = Budget(seconds=1.0, repetitions=1, minutes=15.0)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     scenarios = _chosen_scenarios(options.scenario, quick=options.quick)
     if options.list:
         _list(scenarios)
         return 0
-    base = _QUICK if options.quick else _FULL
-    budget = Budget(
-        options.seconds or base.seconds, options.repeat or base.repetitions, options.minutes or base.minutes
-    )
-    outcome = run(scenarios, _chosen_peers(options.peer), budget, _say)
-    table = markdown(scenarios, outcome, budget)
+    limits = budget(options)
+    outcome = run(scenarios, _chosen_peers(options.peer), limits, _say)
+    table = markdown(scenarios, outcome, limits)
     if options.out is not None:
-        _write(options.out, scenarios, outcome, budget, table)
+        _write(options.out, scenarios, outcome, limits, table)
     print(table)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def budget(options: argparse.Namespace) -> Budget:
+    """Return what the run may take; of the default time each repetition has its share."""
+    base = _QUICK if options.quick else _FULL
+    repetitions = options.repeat or base.repetitions
+    minutes = options.minutes or base.minutes * repetitions / base.repetitions
+    return Budget(options.seconds or base.seconds, repetitions, minutes)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--scenario", action="append", metavar="NAME", help="part of a scenario's name; repeatable")
     parser.add_argument("--peer", action="append", metavar="NAME", help="part of a layer's name; repeatable")
     parser.add_argument("--quick", action="store_true", help="one short repetition, without the longest scenarios")
     parser.add_argument("--seconds", type=float, help="how long senders send in each case")
     parser.add_argument("--repeat", type=int, help="how often each case is measured")
-    parser.add_argument("--minutes", type=float, help="stop the run after this time")
+    parser.add_argument("--minutes", type=float, help="stop the run after this time (else it grows with --repeat)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write results.md, results.json and *.svg there")
     parser.add_argument("--list", action="store_true", help="list scenarios and layers, and end")
     return parser

@@ -9,39 +9,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from benchmarks import goals
 from benchmarks.measures import median
 from benchmarks.peers import OURS, PEERS
 from benchmarks.results import Result
 from benchmarks.runner import Budget, Outcome
-from benchmarks.scenarios import Metric, Scenario
+from benchmarks.scenarios import Scenario
 from benchmarks.system import processor
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A goal: our `metric` divided by the peer's is at least (or, for times, at most) `bound`."""
-
-    scenario: str
-    peer: str
-    bound: float
-    metric: Metric = "rate"
-
-    @property
-    def text(self) -> str:
-        """Return the goal in words."""
-        most = "at least" if self.metric == "rate" else "at most"
-        return f"{self.scenario}: {most} {self.bound:g} x {self.peer}"
-
-    def holds(self, ratio: float) -> bool:
-        """Return True if `ratio`, ours / theirs, meets the goal."""
-        return ratio >= self.bound if self.metric == "rate" else ratio <= self.bound
-
-
-BARS = (
-    Bar("send_64", "channels_redis pub/sub", 3.0),
-    Bar("group_4x250", "channels_redis pub/sub", 1.0),
-    Bar("group_4x250_by_8", "channels_redis pub/sub", 1.0),
-)
 
 
 def _whole(value: float | None) -> str:
@@ -82,7 +56,7 @@ _ALWAYS = frozenset({"delivered/s", "p50 ms", "p99 ms", "lost", "doubled"})
 
 def markdown(scenarios: Sequence[Scenario], outcome: Outcome, budget: Budget) -> str:
     """Return the report: the machine, the goals, and a table for each scenario."""
-    parts = [_head(outcome, budget), _goals(outcome)]
+    parts = [_head(outcome, budget), goals.table(outcome)]
     parts += [_table(scenario, outcome) for scenario in scenarios]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -109,15 +83,6 @@ def _noise(outcome: Outcome) -> list[str]:
     if usual is None:
         return []
     return [f"Other programs kept {usual:.2f} cores busy (median over the cases; {worst:.2f} in the worst).", ""]
-
-
-def _goals(outcome: Outcome) -> str:
-    lines = []
-    for bar in BARS:
-        ratio = outcome.ratio(bar.scenario, bar.metric, bar.peer)
-        if ratio is not None:
-            lines.append(f"- {bar.text}: {ratio:.2f} ({'met' if bar.holds(ratio) else 'missed'})")
-    return "\n".join(["Goals:", "", *lines]) if lines else ""
 
 
 def _table(scenario: Scenario, outcome: Outcome) -> str:

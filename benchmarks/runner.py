@@ -40,11 +40,13 @@ class Outcome:
         results = self.results.get((scenario, peer))
         return summarise(results) if results else None
 
-    def ratio(self, scenario: str, metric: str, peer: str) -> float | None:
-        """Return ours / theirs for `metric`, paired by repetition."""
-        ours = [getattr(result, metric) for result in self.results.get((scenario, OURS), [])]
-        theirs = [getattr(result, metric) for result in self.results.get((scenario, peer), [])]
-        return paired_ratio(ours, theirs)
+    def ratio(
+        self, scenario: str, metric: str, peer: str, *, ours: str = OURS, beside: str | None = None
+    ) -> float | None:
+        """Return ours / theirs for `metric`, paired by repetition; theirs of the scenario `beside` if that is given."""
+        mine = [getattr(result, metric) for result in self.results.get((scenario, ours), [])]
+        theirs = [getattr(result, metric) for result in self.results.get((beside or scenario, peer), [])]
+        return paired_ratio(mine, theirs)
 
 
 def run(scenarios: Sequence[Scenario], peers: Sequence[Peer], budget: Budget, say: Say) -> Outcome:

@@ -8,15 +8,16 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from benchmarks.__main__ import budget, command_line
 from benchmarks.actors import Report
 from benchmarks.coordinator import Case
+from benchmarks.goals import GOALS, Goal, table
 from benchmarks.measures import Tally, lost, median, merge_tallies, milliseconds, paired_ratio, per_thousand, percentile
 from benchmarks.peers import OURS, PEERS
 from benchmarks.plots import chart
-from benchmarks.report import BARS, Bar
 from benchmarks.results import Result, conclude, summarise
 from benchmarks.runner import Outcome
-from benchmarks.scenarios import SCENARIOS, Scenario, behind_uvicorn
+from benchmarks.scenarios import SCENARIOS, Metric, Scenario, behind_uvicorn
 from benchmarks.system import allow_open_files
 from benchmarks.worker import Account
 
@@ -157,16 +158,48 @@ def test_summary_of_failures_only_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize(("metric", "ratio", "met"), [("rate", 3.0, True), ("rate", 2.9, False), ("p50_ms", 2.9, True)])
-def test_a_bar_knows_which_way_is_better(metric: str, ratio: float, met: bool) -> None:
+def test_a_goal_knows_which_way_is_better(metric: Metric, ratio: float, met: bool) -> None:
     """Rates have a floor, times a ceiling."""
-    bar = Bar("send_64", "p", 3.0, metric="rate" if metric == "rate" else "p50_ms")
-    assert bar.holds(ratio) is met
+    assert Goal("send_64", 3.0, metric=metric).holds(ratio) is met
 
 
-def test_bars_name_scenarios_and_peers_that_exist() -> None:
+def test_a_goal_is_beside_the_best_that_lost_nothing() -> None:
+    """Whoever is faster because it loses messages, or fails, is no measure; what was not measured is not told of."""
+    rates = {
+        OURS: (30.0, 0),
+        "channels_redis pub/sub": (50.0, 1),
+        "channels-nats": (20.0, 0),
+        "channels_redis": (9.0, 0),
+    }
+    results = {("joins", peer): [Result("joins", peer, rate=rate, lost=lost)] for peer, (rate, lost) in rates.items()}
+    results["joins", "channels_postgres"] = [Result("joins", "channels_postgres", error="timed out")]
+    *_, line = table(Outcome(results)).splitlines()
+    assert line == "| `joins` | rate | channels_pg_sa | channels-nats | at least 5 | 1.50 | missed |"
+    assert table(Outcome()) == ""
+
+
+def test_a_goal_may_be_beside_another_scenario() -> None:
+    """Sends without an event loop are compared with what others need for that: async_to_sync."""
+    results = {
+        ("plain_sync", OURS): [Result("plain_sync", OURS, rate=8.0, lost=0)],
+        ("async_to_sync", "channels-nats"): [Result("async_to_sync", "channels-nats", rate=2.0, lost=0)],
+    }
+    assert table(Outcome(results)).endswith("channels-nats, `async_to_sync` | at least 4 | 4.00 | met |")
+
+
+def test_goals_name_scenarios_and_peers_that_exist() -> None:
     """A misspelt goal would silently never be checked."""
-    assert {bar.scenario for bar in BARS} <= {each.name for each in SCENARIOS}
-    assert {bar.peer for bar in BARS} <= set(PEERS)
+    scenarios = {goal.scenario for goal in GOALS} | {goal.beside for goal in GOALS if goal.beside}
+    assert scenarios <= {each.name for each in SCENARIOS}
+    assert {peer for goal in GOALS for peer in (goal.ours, *goal.peers)} <= set(PEERS)
+
+
+@pytest.mark.parametrize(
+    ("options", "minutes"), [([], 90.0), (["--repeat", "1"], 30.0), (["--quick", "--repeat", "3"], 45.0)]
+)
+def test_a_run_that_repeats_more_has_more_time(options: list[str], minutes: float) -> None:
+    """Otherwise it would stop before it has measured what it was asked for."""
+    assert budget(command_line().parse_args(options)).minutes == minutes
 
 
 def test_scenarios_have_names_of_their_own_and_somebody_to_run_them() -> None:
