@@ -15,10 +15,16 @@ POSTGRES_VARIABLES = ("CHANNELS_PG_SA_BENCH_POSTGRES", "CHANNELS_PG_SA_TEST_URL"
 
 
 class Servers:
-    """Finds the server of a peer when it is first asked for, and starts a private PostgreSQL when none is named."""
+    """Finds the server of a peer when it is first asked for, and starts a private PostgreSQL when none is named.
 
-    def __init__(self, stack: ExitStack) -> None:
+    Args:
+        stack: stops that server, and drops the databases that were made.
+        connections: that the private server is to have room for.
+    """
+
+    def __init__(self, stack: ExitStack, *, connections: int = 100) -> None:
         self._stack = stack
+        self._connections = connections
         self._postgres: str | None = None
 
     def url(self, peer: Peer) -> str:
@@ -42,9 +48,7 @@ class Servers:
     def _start_postgres(self) -> str:
         from tests.support.temp_postgres import TempPostgres
 
-        # As durable as a real server: the launcher's own settings are for tests.
-        durable = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "max_wal_size": "1GB"}
-        server = TempPostgres(settings={**durable, "max_connections": 100, "shared_buffers": "128MB"})
+        server = TempPostgres(settings={"max_connections": self._connections}, tcp=True, durable=True)
         return self._stack.enter_context(server).tcp_url
 
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from benchmarks.coordinator import CaseFailed
 from benchmarks.growth.counters import ServerHidden
@@ -26,19 +23,6 @@ from benchmarks.servers import Servers
 PRIVATE_CONNECTIONS = 450
 
 
-class _Servers(Servers):
-    """As for the other benchmarks, but a private server with room for many, whose commits wait for a disk."""
-
-    def _start_postgres(self) -> str:
-        from tests.support.temp_postgres import TempPostgres
-
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory())
-        Path(folder).chmod(0o711)  # the account that runs the server must get through
-        settings = {"max_connections": PRIVATE_CONNECTIONS, "shared_buffers": "128MB", "max_wal_size": "1GB"}
-        server = TempPostgres(settings=settings, tcp=True, data_dir=os.path.join(folder, "data"))
-        return self._stack.enter_context(server).tcp_url
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
@@ -46,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     effort = QUICK if parser.parse_args(arguments).quick else FULL
     with ExitStack() as stack:
         try:
-            url = _Servers(stack).url(PEERS[OURS])
+            url = Servers(stack, connections=PRIVATE_CONNECTIONS).url(PEERS[OURS])
             found = asyncio.run(measure(url, effort))
         except (CaseFailed, ServerHidden) as failure:
             say(f"Nothing was measured: {failure}.")

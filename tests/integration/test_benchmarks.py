@@ -1,4 +1,4 @@
-"""The benchmark behind a real server, small, with our layer: what it reports as lost must be what was lost."""
+"""The benchmark on a real server, small, with our layer: what it reports as lost must be what was lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 from benchmarks.coordinator import Case
 from benchmarks.peers import OURS, PEERS
 from benchmarks.scenarios import behind_uvicorn
+from benchmarks.servers import POSTGRES_VARIABLES, servers
+from tests.support.databases import query
 
 CLIENTS, BROADCASTS = 20, 5
 PACE = 0.2
@@ -27,3 +29,18 @@ def test_every_client_of_uvicorn_gets_every_broadcast(layer_url: str) -> None:
     assert result.last_p99_ms is not None
     assert 0.0 < result.p50_ms <= result.last_p50_ms <= result.last_p99_ms
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.processes
+@pytest.mark.any_server
+def test_where_no_server_is_named_a_private_one_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that which happens to be at the usual port; and it waits for its disk, as a real server does."""
+    for variable in POSTGRES_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    absent: dict[str, str] = {}
+    with servers([PEERS[OURS]], absent) as (urls, _):
+        assert absent == {}
+        ((fsync, data),) = query(urls[OURS], "SELECT current_setting('fsync'), current_setting('data_directory')")
+        assert fsync == "on"
+        assert "/pg-" in data
+        assert not data.startswith("/dev/shm/")

