@@ -49,9 +49,8 @@ class Listener:
             and then read from the tables what has happened meanwhile. It has 15 s, and as much again each time that
             it calls its second argument, `progressed`.
         hear: takes the payloads of notifications, in their order.
-        up: called when notifications flow, with the seconds since they stopped, or since the first attempt that failed;
-            None if the very first did not.
-        down: called when they flow no longer, and with the reason of each attempt that fails.
+        up: called when notifications flow.
+        down: called with the reason when they flow no longer, and with that of each attempt that fails.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Listener:
         *,
         recover: Callable[[Connection, Callable[[], None]], Awaitable[None]],
         hear: Callable[[list[bytes]], None],
-        up: Callable[[float | None], None],
+        up: Callable[[], None],
         down: Callable[[Exception], None],
     ) -> None:
         self._connect = connect
@@ -77,7 +76,6 @@ class Listener:
         self._farewell: str | None = None  # why the server ended the connection, if it said so
         self.is_listening = False
         """Whether notifications flow."""
-        self._since: float | None = None
         self._watched: int | None = None
 
     async def run(self) -> None:
@@ -87,7 +85,7 @@ class Listener:
             try:
                 await self._session(backoff)
             except Exception as error:  # noqa: BLE001 - a callable PASSWORD may raise anything; it is asked again
-                self._report(error if self._farewell is None else ConnectionLost(self._farewell))
+                self._down(error if self._farewell is None else ConnectionLost(self._farewell))
             await asyncio.sleep(backoff.next())
 
     async def hears(self, connection: Connection, payload: bytes, patience: float) -> bool:
@@ -156,7 +154,9 @@ class Listener:
                 await self._recover(connection, progressed)
                 await connection.execute(LENT)
             backoff.reset()
-            self._start_flow()
+            self.is_listening = True
+            self._up()
+            self._pass_on()
             self._resume(connection)
             raise await self._lost
         finally:
@@ -184,17 +184,6 @@ class Listener:
             if not connecting.cancel() and connecting.exception() is None:
                 await connecting.result().close()
             raise
-
-    def _start_flow(self) -> None:
-        since, self._since = self._since, None
-        self.is_listening = True
-        self._up(None if since is None else time.monotonic() - since)
-        self._pass_on()
-
-    def _report(self, error: Exception) -> None:
-        if self._since is None:
-            self._since = time.monotonic()
-        self._down(error)
 
     def _collect(self, notification: PGnotify) -> None:
         """Take a notification, from wherever psycopg met it: by itself, or between a statement and its answer."""

@@ -63,7 +63,8 @@ class Outages:
         self._announcements = announcements
         self._loop = loop
         self._key = key
-        self._logged: set[str] = set()  # the reasons of this outage
+        self._since = 0.0  # when this outage began
+        self._logged: set[str] = set()  # its reasons
         self._change: asyncio.Future[None] = loop.create_future()
 
     def begin(self, error: Exception) -> None:
@@ -84,6 +85,7 @@ class Outages:
                 exc_info=None if expected else error,
             )
         if self.trouble is None:
+            self._since = time.monotonic()
             self._announce(self._announcements.lost)
         self.trouble = reason
         if isinstance(error, ChannelLayerError):
@@ -91,12 +93,13 @@ class Outages:
         else:
             self._inbox.serve()  # whoever receives outlasts an outage, whatever was wrong before it
 
-    def end(self, seconds: float | None) -> None:
-        """The server is heard, after so many seconds of an outage; None if the very first attempt did it."""
+    def end(self) -> None:
+        """The server is heard: again, unless the very first attempt did it."""
         self._inbox.serve()
         self.ended += 1
-        if seconds is not None:
-            logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, seconds)
+        if self.trouble is not None:
+            away = time.monotonic() - self._since
+            logger.warning("Node %s hears PostgreSQL again, after %.1f s", self._node_id, away)
             self._announce(self._announcements.back)
         self.trouble = None
         self._logged.clear()

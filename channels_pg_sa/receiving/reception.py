@@ -282,8 +282,8 @@ class Reception:
             else:
                 self._flushes.hear_answer(flush)
 
-    def _came_up(self, away: float | None) -> None:
-        self._outages.end(away)
+    def _came_up(self) -> None:
+        self._outages.end()
         self._queues.listen_to_late()
 
     def _went_down(self, error: Exception) -> None:

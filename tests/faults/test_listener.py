@@ -1202,7 +1202,7 @@ async def test_a_connection_that_comes_while_its_listener_ends_is_closed(
     monkeypatch.setattr(listener_module.CleanConnection, "connect", noted)
     parameters = conninfo_to_dict(layer_url)
     listener = Listener(
-        lambda: dict(parameters), 1.0, recover=recover, hear=lambda _: None, up=lambda _: None, down=lambda _: None
+        lambda: dict(parameters), 1.0, recover=recover, hear=lambda _: None, up=lambda: None, down=lambda _: None
     )
     running = asyncio.create_task(listener.run())
     await begun.wait()

@@ -84,11 +84,11 @@ async def test_what_nobody_expects_is_told_with_its_traceback(
 
 async def test_each_end_of_an_outage_is_announced_once(outages: Outages, inbox: Inbox) -> None:
     """However many attempts fail, and again at the next outage; not when the very first attempt did it."""
-    outages.end(None)
+    outages.end()
     for _ in range(2):
         for reason in "ab":
             outages.begin(OSError(reason))
-        outages.end(1.0)
+        outages.end()
     entries = [inbox.take(CHANNEL) for _ in range(5)]
     assert [entry and entry.payload for entry in entries] == [b"lost", b"back"] * 2 + [None]
 
@@ -99,7 +99,7 @@ async def test_each_reason_is_told_once_in_an_outage(outages: Outages, caplog: p
         for reason in "abab":
             outages.begin(OSError(reason))
             assert outages.trouble == reason
-        outages.end(1.0)
+        outages.end()
         assert outages.trouble is None
     told = [record.getMessage().rpartition(": ")[2] for record in caplog.records if "reconnects" in record.getMessage()]
     assert told == ["a", "b"] * 2
@@ -114,7 +114,7 @@ async def test_what_was_wrong_and_was_mended_is_no_reason_any_more(
     with pytest.raises(ConfigurationError):
         inbox.check()
     if is_heard:
-        outages.end(1.0)
+        outages.end()
     else:
         outages.begin(OSError("gone"))
     inbox.check()
@@ -128,5 +128,5 @@ async def test_who_waits_is_told_of_each_change(outages: Outages, verb: str) -> 
     outages.begin(OSError("gone"))
     await asyncio.sleep(0)
     assert not waiting.done()
-    outages.end(1.0) if verb == "end" else outages.refuse(LayerClosed("closed"))
+    outages.end() if verb == "end" else outages.refuse(LayerClosed("closed"))
     await asyncio.wait_for(waiting, 5)
