@@ -186,8 +186,7 @@ class Lane(Generic[J]):
 
     async def _drain(self) -> None:
         while calls := self._take():
-            if self._timer is None:
-                self._set_timer(calls[0].deadline)
+            self._watch()
             try:
                 await self._run(calls)
             except Exception as error:  # noqa: BLE001 - whatever it is, the callers are told
