@@ -9,7 +9,6 @@ class ChannelsPgSaConfig(AppConfig):
     """The app `channels_pg_sa`. It has no models: its tables are the affair of its own migrations."""
 
     name = "channels_pg_sa"
-    label = "channels_pg_sa"
     verbose_name = "Channel layer on PostgreSQL"
 
     def ready(self) -> None:
