@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import nox
 
@@ -12,8 +11,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "types", "contracts", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-CODE = [name for name in ("channels_pg_sa", "alembic", "tests", "examples", "benchmarks") if Path(name).is_dir()]
-LAYERS = {
+VERSIONS = {
     # The oldest of everything that pyproject.toml allows; their wheels end at Python 3.11.
     # Daphne's service-identity and pyOpenSSL, installed before it, would want a newer cryptography.
     "oldest": [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
@@ -55,11 +53,11 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("versions", list(LAYERS), ids=list(LAYERS))
+@nox.parametrize("versions", list(VERSIONS), ids=list(VERSIONS))
 def matrix(session: nox.Session, versions: str) -> None:
     """Run the tests with the oldest, or with other, versions of what the package stands on."""
     install(session, "tests")
-    session.install(*LAYERS[versions])
+    session.install(*VERSIONS[versions])
     pytest(session)
 
 
@@ -68,8 +66,8 @@ def lint(session: nox.Session) -> None:
     """Check style and formatting; with `-- --fix` mend what can be mended."""
     install(session, "lint", package=False)
     fix = "--fix" in session.posargs
-    session.run("ruff", "check", *(["--fix"] if fix else []), *CODE, "noxfile.py")
-    session.run("ruff", "format", *([] if fix else ["--check"]), *CODE, "noxfile.py")
+    session.run("ruff", "check", *(["--fix"] if fix else []))
+    session.run("ruff", "format", *([] if fix else ["--check"]))
 
 
 @nox.session
