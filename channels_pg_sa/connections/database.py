@@ -53,7 +53,7 @@ class Database:
         self.check_timeout = min(CHECK, settings.send_timeout / 4)
         """Seconds that a connection may take to show that it is still one."""
         self._settings = settings
-        self._set_up = min(SET_UP, settings.send_timeout / 2)
+        self._set_up_timeout = min(SET_UP, settings.send_timeout / 2)
         self._closed = False
         self._pool = self._make_pool()
         self._engine: AsyncEngine = create_async_engine(
@@ -67,7 +67,7 @@ class Database:
         self._wanting = 0  # tasks that look for a connection
         self._lent: set[Held] = set()
         self._kept: deque[Held] = deque()  # at hand, the last used last
-        self._wanted: deque[asyncio.Future[Held | None]] = deque()  # offers to those who wait for one that is lent
+        self._offers: deque[asyncio.Future[Held | None]] = deque()  # to those who wait for one that is lent
         self._lending: dict[asyncio.Task[Any] | None, tuple[CleanConnection, asyncio.TimerHandle]] = {}  # to SQLAlchemy
         self._resting: set[asyncio.Task[None]] = set()  # tasks that give connections back
 
@@ -119,7 +119,7 @@ class Database:
     @property
     def is_exhausted(self) -> bool:
         """Whether whoever wants a connection now has to wait for one that is lent."""
-        return self._slots.locked() or bool(self._wanted)
+        return self._slots.locked() or bool(self._offers)
 
     @property
     def is_away(self) -> bool:
@@ -180,7 +180,7 @@ class Database:
             return None
         self.when_wanted()
         offer: asyncio.Future[Held | None] = asyncio.get_running_loop().create_future()
-        self._wanted.append(offer)
+        self._offers.append(offer)
         try:
             await asyncio.wait([offer], timeout=seconds)
         except asyncio.CancelledError:
@@ -188,8 +188,8 @@ class Database:
                 await self._put(offer.result())
             raise
         finally:
-            if offer in self._wanted:
-                self._wanted.remove(offer)
+            if offer in self._offers:
+                self._offers.remove(offer)
         return offer.result() if offer.done() else None
 
     async def _put(self, held: Held | None) -> None:
@@ -200,11 +200,11 @@ class Database:
         if held is not None and (self._closed or held.driver.closed):
             await held.give_back()
             held = None
-        elif held is not None and (held.doubted or not self._wanted):
+        elif held is not None and (held.doubted or not self._offers):
             self._keep(held)
             held = None
-        if self._wanted:
-            self._wanted.popleft().set_result(held)
+        if self._offers:
+            self._offers.popleft().set_result(held)
 
     def _keep(self, held: Held) -> None:
         self._kept.append(held)
@@ -250,9 +250,9 @@ class Database:
         """Give SQLAlchemy a connection of the pool's; it asks its first what the server is, and may get no answer."""
         # No longer than by default: after an outage the pool leaves whoever waits alone, until their time is over. And
         # so that there is time to find out why.
-        connection = await self._pool.getconn(min(self._pool.timeout, POOL_DEFAULTS["timeout"], self._set_up))
+        connection = await self._pool.getconn(min(self._pool.timeout, POOL_DEFAULTS["timeout"], self._set_up_timeout))
         connection.borrower = asyncio.current_task()
-        timer = asyncio.get_running_loop().call_later(self._set_up, sever, connection)
+        timer = asyncio.get_running_loop().call_later(self._set_up_timeout, sever, connection)
         self._lending[connection.borrower] = connection, timer
         return connection
 
@@ -281,7 +281,7 @@ class Database:
         """Return the work with a time limit: the pool, which waits for it, makes no other connection meanwhile."""
 
         async def limited(connection: Connection) -> None:
-            async with time_limit(connection, self._set_up):
+            async with time_limit(connection, self._set_up_timeout):
                 await work(connection)
 
         return limited

@@ -255,7 +255,7 @@ class OnlyConnection:
 
     async def is_wanted(self) -> bool:
         """Tell whether somebody waits for it."""
-        return bool(self.database._wanted)
+        return bool(self.database._offers)
 
 
 @pytest_asyncio.fixture
