@@ -9,7 +9,7 @@ from dataclasses import dataclass
 _NOTIFICATION = 7_999
 _FRAME = 60
 """Bytes of a message in a notification beside its payload: id, expiry, name."""
-_PARCEL = 6_000
+_PARCEL = 5_850
 """Payloads of so many bytes do not travel in notifications (channels_pg_sa/schema.sql)."""
 
 
