@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from channels.layers import channel_layers, get_channel_layer
-from channels_redis import utils
+from channels_redis import core, pubsub, utils
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.db.utils import ConnectionHandler
@@ -205,8 +205,6 @@ def test_our_defaults_are_told(page: str) -> None:
 
 def test_the_options_of_channels_redis_are_all_there() -> None:
     """Names and defaults are those of the package that is installed."""
-    core = pytest.importorskip("channels_redis.core")
-    pubsub = pytest.importorskip("channels_redis.pubsub")
     real = dict(inspect.signature(core.RedisChannelLayer.__init__).parameters)
     for layer in (pubsub.RedisPubSubChannelLayer, pubsub.RedisPubSubLoopLayer):
         real.update(inspect.signature(layer.__init__).parameters)
