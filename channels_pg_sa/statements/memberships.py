@@ -123,7 +123,7 @@ def plain_members_of(group: ColumnElement[str]) -> FromClause:
         .order_by(membership.c.channel)
     )
     channels = func.unnest(func.array(found.scalar_subquery()))
-    return channels.table_valued(column("channel", Text), name="plain").render_derived().lateral()
+    return channels.table_valued(column("channel", Text)).render_derived().lateral("plain")
 
 
 def sweep_memberships() -> Executable:

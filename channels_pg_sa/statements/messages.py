@@ -98,7 +98,7 @@ def publish() -> Executable:
     The nodes of a group are found by a loose index scan: one descent for each node, however many members it has.
     Without `queues` the plain members are left out: the caller sends to them with an eye on their capacity.
     """
-    given = given_rows(recipient=Text(), channel=Text(), group_name=Text(), payload=LargeBinary()).alias("given")
+    given = given_rows(recipient=Text(), channel=Text(), group_name=Text(), payload=LargeBinary())
     batch = select(given).cte("batch")
     nodes = (
         select(batch.c.group_name, NO_NODE.label("node"))

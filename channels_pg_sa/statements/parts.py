@@ -35,7 +35,7 @@ def given_rows(**columns: TypeEngine[Any]) -> FromClause:
     """The rows of a batch: parallel arrays, one parameter a column, whatever the number of rows."""
     arrays = [bindparam(name, type_=ARRAY(kind)) for name, kind in columns.items()]
     fields = [column(name, kind) for name, kind in columns.items()]
-    return func.unnest(*arrays).table_valued(*fields, with_ordinality="place", name="given").render_derived()
+    return func.unnest(*arrays).table_valued(*fields, with_ordinality="place").render_derived(name="given")
 
 
 def epoch(moment: ColumnElement[Any]) -> ColumnElement[float]:
