@@ -86,5 +86,5 @@ def _named(*builders: Callable[[], Executable]) -> dict[str, Callable[[], Execut
 def _compile(statement: Executable, schema: str | None) -> Compiled:
     options = {"schema_translate_map": {None: schema}, "render_schema_translate": True} if schema else {}
     result = statement.compile(dialect=PGDialect_psycopg(), **options)  # type: ignore[attr-defined, no-untyped-call]
-    literals = {name: bind.value for name, bind in result.binds.items() if not bind.required}
+    literals = {name: bind.value for bind, name in result.bind_names.items() if not bind.required}
     return Compiled(str(result), literals, tuple(result.params.keys() - literals.keys()))
