@@ -43,7 +43,7 @@ _Address: TypeAlias = "Url | Callable[[], Url]"
 class Config(TypedDict, total=False):
     """The keys that a Layer or a Publisher takes, for type checkers; docs/configuration.md tells what they mean.
 
-    Mappings of their own need an annotation: `config: Config = {"url": …, "expiry": 5}`, then `Layer(**config)`.
+    A mapping that has a name needs this annotation, for `Layer(**config)`: `config: Config = {"url": …, "expiry": 5}`.
     """
 
     url: _Address

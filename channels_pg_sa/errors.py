@@ -139,7 +139,7 @@ class MessageTooLarge(ChannelLayerError, ValueError):
     """The encoded message is over the limit.
 
     Args:
-        size: of the encoded message, in bytes, at least: what is too large for sure is not encoded.
+        size: bytes that the encoded message has at least. One that must be too large is not encoded to learn the rest.
         limit: the largest size accepted, in bytes.
     """
 

@@ -123,7 +123,7 @@ class Database:
 
     @property
     def is_away(self) -> bool:
-        """Whether the server cannot be reached; one that has no more connections to give, but some here, can be."""
+        """Whether the server cannot be reached. It can be while we have a connection, though it may give us no more."""
         return self.trouble is not None and not self._lent and not self._kept
 
     def doubt(self) -> None:
@@ -247,9 +247,9 @@ class Database:
         return held if await self._is_good(held) else None
 
     async def _lend(self) -> CleanConnection:
-        """Give SQLAlchemy a connection of the pool's; it asks its first what the server is, and may get no answer."""
-        # No longer than by default: after an outage the pool leaves whoever waits alone, until their time is over. And
-        # so that there is time to find out why.
+        """Give SQLAlchemy a connection of the pool's, for a limited time: it asks the first what server that is."""
+        # Not to wait longer than by default: after an outage the pool lets whoever waits do so until their time is
+        # over. Nor so long that no time is left to find out why.
         connection = await self._pool.getconn(min(self._pool.timeout, POOL_DEFAULTS["timeout"], self._set_up_timeout))
         connection.borrower = asyncio.current_task()
         timer = asyncio.get_running_loop().call_later(self._set_up_timeout, sever, connection)
