@@ -14,6 +14,7 @@ class MemberIndex:
     def __init__(self) -> None:
         self._groups: dict[str, dict[str, float]] = {}
         self._absent: set[tuple[str, str]] = set()
+        self._coming: dict[tuple[str, str], bool] = {}  # done and not heard of yet: whether they are in doubt by now
 
     def __iter__(self) -> Iterator[Member]:
         for group, channels in self._groups.items():
@@ -29,9 +30,12 @@ class MemberIndex:
 
     def join(self, group: str, channel: str, expires: float) -> None:
         """Add the channel, or renew its membership; one that SQL may have written without a name has no reader."""
+        is_in_doubt = self._coming.pop((group, channel), False)
         self._absent.discard((group, channel))
         if not channel:
             return
+        if is_in_doubt:  # of an older join than the leave that nobody tells us of
+            self._absent.add((group, channel))
         self._groups.setdefault(group, {})[channel] = expires
 
     def leave(self, group: str, channel: str) -> None:
@@ -43,10 +47,18 @@ class MemberIndex:
             if not channels:
                 del self._groups[group]
 
+    def expect(self, group: str, channel: str) -> None:
+        """Note that the database has such a membership, of which we may hear yet."""
+        self._absent.discard((group, channel))
+        if (group, channel) not in self:
+            self._coming[group, channel] = False
+
     def doubt(self, group: str, channel: str) -> None:
         """Note that the database knows of no such membership any more, of which nobody has told us, or ever may."""
         if (group, channel) in self:
             self._absent.add((group, channel))
+        elif (group, channel) in self._coming:
+            self._coming[group, channel] = True
 
     def to_restore(self) -> list[Member]:
         """Return the memberships that the database must have, if it has lost them, in the order of their keys."""
@@ -56,6 +68,7 @@ class MemberIndex:
         """Forget all, and take these."""
         self._groups.clear()
         self._absent.clear()
+        self._coming.clear()
         for member in members:
             self.join(*member)
 

@@ -167,6 +167,12 @@ class Reception:
         """Why this node does not hear the server, as far as is known; None if it does."""
         return self._outages.trouble
 
+    def expect(self, memberships: Iterable[tuple[str, str]]) -> None:
+        """Take note of groups and channels of this node's that have joined, of which it may not have heard yet."""
+        with self.inbox.decisions() as dispatcher:
+            for group, channel in memberships:
+                dispatcher.members.expect(group, channel)
+
     def doubt(self, memberships: Iterable[tuple[str, str]]) -> None:
         """Take note of groups and channels of this node's, of whose memberships the database knows nothing any more."""
         with self.inbox.decisions() as dispatcher:

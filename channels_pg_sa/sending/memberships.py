@@ -125,6 +125,7 @@ class Memberships:
 
         await self._attempts.make(calls, change, repeatable=True)
         self._conclude_leaves(calls, session)
+        self._conclude_joins(calls)
 
     def _is_own(self, calls: list[Call[Membership]]) -> bool:
         """Tell whether a batch is of this node's own channels, as all its calls are then."""
@@ -161,8 +162,8 @@ class Memberships:
         settle(calls)
         return True
 
-    @staticmethod
     def _conclude(
+        self,
         calls: list[Call[Membership]],
         over: Over,
         count: int,
@@ -184,7 +185,15 @@ class Memberships:
         if error is not None and fate(error) is Fate.UNKNOWN:
             _doubt(calls)
         done = error is None and len(results) == count
+        if done:
+            self._conclude_joins(calls)
         over(done and (left is None or left(results[0])))
+
+    def _conclude_joins(self, calls: list[Call[Membership]]) -> None:
+        """Note whose joins are done: they may leave, and be told so, before this node hears that they have joined."""
+        joined, _ = _last_of(call for call in calls if is_done(call))
+        if joined and self._is_own(calls):
+            self._reception.expect(job.key for job in joined)
 
     def _conclude_leaves(self, calls: list[Call[Membership]], session: int | None) -> None:
         """Forget leaves of this node's own channels that are done.

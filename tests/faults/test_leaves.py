@@ -361,6 +361,34 @@ async def test_who_leaves_a_node_that_is_being_swept(make_own_layer: LayerFactor
     assert query(layer_url, MEMBERS) == [("stays", channel)]
 
 
+async def test_who_left_before_its_node_heard_that_it_had_joined(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """The node had been swept, and hears late of the join; of the leave nobody tells it, and it restores nothing."""
+    layer = make_own_layer(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    await until_listening(layer)
+    sweep(layer_url)
+    joined, begun, left = [("group", channel)], threading.Event(), threading.Event()
+
+    async def wait(_: object) -> None:
+        begun.set()
+        await asyncio.to_thread(left.wait, 10)
+
+    lent = asyncio.run_coroutine_threadsafe(inside(layer)._listener.lend(wait), inside(layer)._thread.loop)
+    assert await asyncio.to_thread(begun.wait, 10)
+    await layer.group_add("group", channel)
+    await layer.group_discard("group", channel)
+    left.set()
+    await asyncio.wrap_future(lent)
+
+    async def has_heard() -> bool:
+        with inside(layer).inbox.decisions() as dispatcher:
+            return [member[:2] for member in dispatcher.members] == joined
+
+    await eventually_async(has_heard)
+    await come_back(layer)
+    assert query(layer_url, MEMBERS) == []
+
+
 async def test_who_leaves_while_the_server_crashes(
     make_fragile: LayerFactory, fragile: FragileServer, fragile_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

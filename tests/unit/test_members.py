@@ -92,6 +92,37 @@ def test_nothing_is_remembered_of_memberships_that_are_over() -> None:
     assert (index._absent, index._groups) == (set(), {})
 
 
+def test_a_membership_that_ended_before_it_was_heard_of_is_not_restored() -> None:
+    """Unless the channel has joined again since."""
+    index = MemberIndex()
+    for channel in "abc":
+        index.expect("g", channel)
+    for channel in "bc":
+        index.doubt("g", channel)
+    index.expect("g", "c")
+    for channel in "abc":
+        index.join("g", channel, 10.0)
+    assert index.to_restore() == [("g", "a", 10.0), ("g", "c", 10.0)]
+    index.expect("g", "b")
+    assert [channel for _, channel, _ in index.to_restore()] == ["a", "b", "c"]
+
+
+def test_a_doubt_about_what_was_not_heard_of_ends_with_a_leave_or_when_all_is_read_anew() -> None:
+    """And nothing that is expected is remembered once it has been heard of."""
+    index = MemberIndex()
+    for channel in "ab":
+        index.expect("g", channel)
+        index.doubt("g", channel)
+    index.join("g", "a", 10.0)
+    index.leave("g", "a")
+    assert (index._absent, index._coming) == (set(), {("g", "b"): True})
+    index.replace([])
+    index.join("g", "b", 10.0)
+    assert index.to_restore() == [("g", "b", 10.0)]
+    index.expect("g", "b")
+    assert index._coming == {}
+
+
 def test_memberships_are_restored_in_the_order_of_their_keys() -> None:
     """Two who insert the same rows in different orders would wait for each other."""
     index = MemberIndex()
