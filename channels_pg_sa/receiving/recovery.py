@@ -28,7 +28,7 @@ from channels_pg_sa.version import __version__
 from .clock import Clock
 from .dispatcher import Dispatcher
 from .inbox import Inbox
-from .listener import Listener
+from .listener import ConnectionLost, Listener
 from .queuereader import QueueReader
 
 POOLER_PATIENCE = 2.0
@@ -86,6 +86,7 @@ class Recovery:
 
         Raises:
             SchemaError, PoolerError, PrivilegeError, ConfigurationError: it cannot be, as things are set up.
+            ConnectionLost: the node's row was gone again in the end.
         """
         try:
             await self._begin(connection, progressed)
@@ -115,6 +116,9 @@ class Recovery:
         progressed()
         members = await self._queries.members(connection)
         progressed()
+        if not await self._queries.is_known(connection):
+            # It stood still, or read for longer than its lease. What is in memory is restored by the next attempt.
+            raise ConnectionLost("it was swept while it recovered")
         with self._inbox.decisions() as dispatcher:
             dispatcher.members.replace(members)
             dispatcher.vanished(waiting)

@@ -20,6 +20,8 @@ from tests.support.layers import LayerFactory
 from tests.support.waiting import eventually_async
 
 from .breaking import WAITING, come_back, inside, take, text, until_listening, warm
+from .test_fast_path_memberships import MEMBERS
+from .test_leaves import sweep
 from .test_liveness import SWEEP_LOCK
 from .test_operators import leave_unread
 from .test_queues import heard, topics
@@ -239,6 +241,8 @@ async def test_a_row_that_was_swept_meanwhile_is_no_other_database(
 
     async def is_found(self: Recovery) -> bool:
         looked.append(None)
+        if len(looked) > 1:
+            return True
         await asyncio.to_thread(query, layer_url, "DELETE FROM channels_pg_sa_node")
         return False
 
@@ -247,7 +251,28 @@ async def test_a_row_that_was_swept_meanwhile_is_no_other_database(
     await layer.group_add("group", channel)
     await layer.send(channel, text(1))
     assert await take(layer, channel, 1) == [text(1)]
-    assert looked == [None]
+    assert looked == [None, None]
+
+
+async def test_a_node_that_is_swept_while_it_recovers_keeps_its_memberships(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still, or read for longer than its lease: what it has in memory is not exchanged for what was swept."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    channel = await warm(layer)
+    await layer.group_add("group", channel)
+    waiting = Queries.waiting
+
+    async def swept_meanwhile(self: Queries, connection: Any) -> Any:
+        monkeypatch.undo()
+        await asyncio.to_thread(sweep, layer_url)
+        return await waiting(self, connection)
+
+    monkeypatch.setattr(Queries, "waiting", swept_meanwhile)
+    await come_back(layer)
+    assert query(layer_url, MEMBERS) == [("group", channel)]
+    await layer.group_send("group", text(1))
+    assert await take(layer, channel, 1) == [text(1)]
 
 
 async def test_a_pooler_that_passed_one_notification_on_by_chance(
