@@ -14,7 +14,7 @@ class MemberIndex:
     def __init__(self) -> None:
         self._groups: dict[str, dict[str, float]] = {}
         self._absent: set[tuple[str, str]] = set()
-        self._coming: dict[tuple[str, str], bool] = {}  # done and not heard of yet: whether they are in doubt by now
+        self._coming: dict[tuple[str, str], float | None] = {}  # done, not heard of yet: their ends; None: in doubt
 
     def __iter__(self) -> Iterator[Member]:
         for group, channels in self._groups.items():
@@ -30,7 +30,7 @@ class MemberIndex:
 
     def join(self, group: str, channel: str, expires: float) -> None:
         """Add the channel, or renew its membership; one that SQL may have written without a name has no reader."""
-        is_in_doubt = self._coming.pop((group, channel), False)
+        is_in_doubt = self._coming.pop((group, channel), expires) is None
         self._absent.discard((group, channel))
         if not channel:
             return
@@ -47,22 +47,23 @@ class MemberIndex:
             if not channels:
                 del self._groups[group]
 
-    def expect(self, group: str, channel: str) -> None:
+    def expect(self, group: str, channel: str, expires: float) -> None:
         """Note that the database has such a membership, of which we may hear yet."""
         self._absent.discard((group, channel))
         if (group, channel) not in self:
-            self._coming[group, channel] = False
+            self._coming[group, channel] = expires
 
     def doubt(self, group: str, channel: str) -> None:
         """Note that the database knows of no such membership any more, of which nobody has told us, or ever may."""
         if (group, channel) in self:
             self._absent.add((group, channel))
         elif (group, channel) in self._coming:
-            self._coming[group, channel] = True
+            self._coming[group, channel] = None
 
     def to_restore(self) -> list[Member]:
         """Return the memberships that the database must have, if it has lost them, in the order of their keys."""
-        return sorted(member for member in self if member[:2] not in self._absent)
+        coming = [(*key, expires) for key, expires in self._coming.items() if expires is not None]
+        return sorted([*coming, *(member for member in self if member[:2] not in self._absent)])
 
     def replace(self, members: Iterable[Member]) -> None:
         """Forget all, and take these."""

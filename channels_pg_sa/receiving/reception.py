@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -66,6 +67,7 @@ class Reception:
         self._database = database
         self._queries = queries
         self._started = False
+        self._group_expiry = settings.group_expiry or math.inf
         self._tasks: list[asyncio.Task[Any]] = []
         self._clock = clock = Clock()
         topics = Topics(settings.prefix, node_id)
@@ -169,9 +171,10 @@ class Reception:
 
     def expect(self, memberships: Iterable[tuple[str, str]]) -> None:
         """Take note of groups and channels of this node's that have joined, of which it may not have heard yet."""
+        expires = self._clock.now() + self._group_expiry
         with self.inbox.decisions() as dispatcher:
             for group, channel in memberships:
-                dispatcher.members.expect(group, channel)
+                dispatcher.members.expect(group, channel, expires)
 
     def doubt(self, memberships: Iterable[tuple[str, str]]) -> None:
         """Take note of groups and channels of this node's, of whose memberships the database knows nothing any more."""

@@ -14,6 +14,7 @@ import pytest
 
 from channels_pg_sa import SendError
 from channels_pg_sa.node import TICK
+from channels_pg_sa.receiving.listener import ConnectionLost
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
@@ -359,6 +360,35 @@ async def test_who_leaves_a_node_that_is_being_swept(make_own_layer: LayerFactor
     await come_back(layer)
     await asyncio.sleep(2 * TICK)  # in which a leave might be done once more
     assert query(layer_url, MEMBERS) == [("stays", channel)]
+
+
+async def test_who_joined_and_was_swept_before_it_was_heard(make_own_layer: LayerFactory, layer_url: str) -> None:
+    """A process that was stopped just then: the caller knows of the join, so it must not be lost."""
+    layer = make_own_layer(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    await until_listening(layer)
+    begun, joined = threading.Event(), threading.Event()
+
+    async def wait(connection: Any) -> None:
+        begun.set()
+        await asyncio.to_thread(joined.wait, 10)
+        await connection.close()  # with all that has come over it and has not been read
+        raise psycopg.OperationalError("lost")
+
+    lent = asyncio.run_coroutine_threadsafe(inside(layer)._listener.lend(wait), inside(layer)._thread.loop)
+    assert await asyncio.to_thread(begun.wait, 10)
+    await layer.group_add("group", channel)
+    sweep(layer_url)
+    before = inside(layer)._outages.ended
+    joined.set()
+    with pytest.raises(ConnectionLost):
+        await asyncio.wrap_future(lent)
+
+    async def is_back() -> bool:
+        return bool(inside(layer)._outages.ended > before)
+
+    await eventually_async(is_back)
+    assert query(layer_url, MEMBERS) == [("group", channel)]
 
 
 async def test_who_left_before_its_node_heard_that_it_had_joined(make_own_layer: LayerFactory, layer_url: str) -> None:

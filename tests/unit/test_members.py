@@ -96,14 +96,15 @@ def test_a_membership_that_ended_before_it_was_heard_of_is_not_restored() -> Non
     """Unless the channel has joined again since."""
     index = MemberIndex()
     for channel in "abc":
-        index.expect("g", channel)
+        index.expect("g", channel, 20.0)
     for channel in "bc":
         index.doubt("g", channel)
-    index.expect("g", "c")
+    index.expect("g", "c", 20.0)
+    assert index.to_restore() == [("g", "a", 20.0), ("g", "c", 20.0)]
     for channel in "abc":
         index.join("g", channel, 10.0)
     assert index.to_restore() == [("g", "a", 10.0), ("g", "c", 10.0)]
-    index.expect("g", "b")
+    index.expect("g", "b", 20.0)
     assert [channel for _, channel, _ in index.to_restore()] == ["a", "b", "c"]
 
 
@@ -111,15 +112,15 @@ def test_a_doubt_about_what_was_not_heard_of_ends_with_a_leave_or_when_all_is_re
     """And nothing that is expected is remembered once it has been heard of."""
     index = MemberIndex()
     for channel in "ab":
-        index.expect("g", channel)
+        index.expect("g", channel, 20.0)
         index.doubt("g", channel)
     index.join("g", "a", 10.0)
     index.leave("g", "a")
-    assert (index._absent, index._coming) == (set(), {("g", "b"): True})
+    assert (index._absent, index._coming) == (set(), {("g", "b"): None})
     index.replace([])
     index.join("g", "b", 10.0)
     assert index.to_restore() == [("g", "b", 10.0)]
-    index.expect("g", "b")
+    index.expect("g", "b", 20.0)
     assert index._coming == {}
 
 
