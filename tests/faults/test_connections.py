@@ -376,7 +376,7 @@ async def test_the_only_connection_is_not_held_for_sends_while_somebody_waits_fo
 async def test_the_only_connection_is_not_handed_on_once_it_is_broken_off(
     only: OnlyConnection, fragile_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is when the server refuses to prepare what is sent over it: who has waited for it makes another."""
+    """As it is when the server does not prepare all that is sent over it: who has waited for it makes another."""
     monkeypatch.setattr("channels_pg_sa.connections.database.Backoff", lambda: Backoff(first=2, cap=2))
     only.database.check_timeout = 20
     holder = fast_path(only.layer)
@@ -403,7 +403,7 @@ async def test_the_only_connection_is_not_handed_on_once_it_is_broken_off(
 class LateRefused:
     """In place of the statements that are prepared, some that the server refuses when a lock is free."""
 
-    prepare = "SELECT pg_advisory_lock(1); DO 'BEGIN RAISE insufficient_privilege; END'"
+    prepare = "SELECT pg_advisory_lock(1); DO 'BEGIN RAISE division_by_zero; END'"
 
 
 async def test_a_connection_that_only_reads_is_kept_for_nobody(make_own_layer: LayerFactory) -> None:

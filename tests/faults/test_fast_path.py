@@ -22,7 +22,7 @@ from channels_pg_sa.statements.prepared import Bound
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer, ask
 from tests.support.urls import with_parameters
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually_async, let_pass
 
 from .breaking import (
     BLOCKED,
@@ -162,6 +162,40 @@ async def test_a_large_message_is_written_and_no_more(proxy: SwallowingProxy, ma
     proxy.heal()
     await sending
     assert await within(layer, is_written())
+
+
+async def test_a_large_message_that_is_given_up_is_written_no_further(
+    proxy: SwallowingProxy, make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket is closed, and the number may soon be another's, which the loop could not watch then."""
+    layer = await hold(make_own_layer(url=proxy.url))
+    loop, number = layer._node._thread.loop, fast_path(layer)._socket  # type: ignore[attr-defined]
+    monkeypatch.setattr("channels_pg_sa.sending.fastpath.give_up", unheard)
+    proxy.stall()
+    with impatient(layer, 1):
+        with pytest.raises(SendError):
+            await layer.send("large", {"value": "x" * 15_000_000})
+        await eventually_async(lambda: given_back(layer))
+
+    async def is_watched() -> bool:
+        return number in loop._selector.get_map()
+
+    assert not await within(layer, is_watched())
+    proxy.heal()
+
+
+async def test_the_rest_of_a_message_whose_connection_is_gone_is_not_written(make_own_layer: LayerFactory) -> None:
+    """A thread may have asked for that just before."""
+    layer = await hold(make_own_layer())
+    held, loop = fast_path(layer)._held, layer._node._thread.loop  # type: ignore[attr-defined]
+    fast_path(layer).release_soon()
+    await eventually_async(lambda: given_back(layer))
+
+    async def write_rest() -> bool:
+        fast_path(layer)._write_rest(held)
+        return fast_path(layer)._socket in loop._selector.get_map()
+
+    assert not await within(layer, write_rest())
 
 
 @pytest.mark.parametrize("break_it", ["terminate", "drop", "forget"])
@@ -349,6 +383,33 @@ async def test_a_statement_that_takes_too_long(make_own_layer: LayerFactory, lay
     assert [message["number"] for message in await take(layer, "jobs", 1)] == [3]
 
 
+async def test_a_statement_that_takes_longer_than_a_connection_is_kept_for(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """It is waited for: the pause after which the connection goes back begins with its end."""
+    layer = await hold(make_own_layer())
+    with locked_messages(layer_url) as locker:
+        sending = asyncio.create_task(layer.send("jobs", text(1)))
+        await under_way(layer, layer_url)
+        await let_pass(2 * KEPT)
+        locker.commit()
+        await sending
+
+
+async def test_who_waits_for_what_is_given_up_is_told_whether_the_loop_hears_its_end_or_not(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That nobody knows whether it was done; and the connection is broken off."""
+    layer = await hold(make_own_layer())
+    held, ended = fast_path(layer)._held, list[Any]()
+    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    monkeypatch.setattr("channels_pg_sa.sending.fastpath.give_up", unheard)
+    with locked_messages(layer_url), impatient(layer, 1):
+        assert fast_path(layer).run([statement], lambda error, _: ended.append((fate(error), held.is_alive())))
+        await eventually_async(lambda: given_back(layer))
+    assert ended == [(Fate.UNKNOWN, False)]
+
+
 async def test_nothing_begins_on_a_connection_that_is_given_up(
     make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +431,44 @@ async def test_nothing_begins_on_a_connection_that_is_given_up(
         await eventually_async(lambda: asyncio.to_thread(lambda: refused))
     assert refused == [True]
     await layer.send("jobs", text(2))
+
+
+async def test_nothing_begins_on_a_connection_whose_layer_closes(make_own_layer: LayerFactory) -> None:
+    """It is about to be given back, and would take along what another thread begins in that moment."""
+    layer = await hold(make_own_layer())
+
+    async def begin_meanwhile() -> bool:
+        closing = asyncio.ensure_future(fast_path(layer).close())
+        await asyncio.sleep(0)
+        assert fast_path(layer).is_open
+        begun: bool = fast_path(layer).run([Bound(b"channels_pg_sa_send_one", ())], lambda *_: None)
+        await closing
+        return begun
+
+    assert not await within(layer, begin_meanwhile())
+
+
+async def unheard(_connection: Any) -> None:
+    """In place of what gives a connection up: its socket tells nothing."""
+
+
+async def test_callers_are_told_before_what_waits_for_rest_goes_on(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """The lane takes a batch that it has not been told of for one whose outcome nobody knows."""
+    layer = await hold(make_own_layer())
+    path, events = fast_path(layer), list[str]()
+    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+
+    async def begin() -> None:
+        assert path.run([statement], lambda *_: events.append("told"))
+        path.when_at_rest(lambda: events.append("at rest"))
+
+    with locked_messages(layer_url) as locker:
+        await within(layer, begin())
+        locker.commit()
+    await eventually_async(lambda: asyncio.to_thread(lambda: len(events) == 2))
+    assert events == ["told", "at rest"]
 
 
 @pytest.mark.parametrize("closes", [False, True], ids=["because it takes too long", "because the layer closes"])
@@ -591,6 +690,70 @@ async def test_what_others_wanted_is_not_held_again_at_once(make_own_layer: Laye
     assert await within(layer, note_calls())
 
 
+async def test_once_it_is_closed_none_is_held_any_more(make_own_layer: LayerFactory) -> None:
+    """Nor after others wanted a connection, which otherwise ends no later than they have it."""
+    layer = await hold(make_own_layer())
+
+    async def close() -> float:
+        await fast_path(layer).close()
+        fast_path(layer).release_soon()
+        return float(fast_path(layer)._not_before)
+
+    assert await within(layer, close()) == float("inf")
+
+
+async def test_none_is_held_for_a_call_now_and_then(make_own_layer: LayerFactory) -> None:
+    """One that none has closely followed, nor follows closely."""
+    layer = make_own_layer()
+    for _ in range(2):
+        await layer.group_send("nobody", text(0))
+        assert await at_rest(layer)
+        fast_path(layer)._slow_at -= 60
+
+
+async def test_only_one_is_held(make_own_layer: LayerFactory) -> None:
+    """Though calls take the slow path meanwhile, closely one after the other."""
+    layer = await hold(make_own_layer())
+
+    async def note_calls() -> Any:
+        fast_path(layer)._slow_at = float("inf")
+        before = fast_path(layer)._task
+        fast_path(layer).note_calls([])
+        return fast_path(layer)._task is before
+
+    assert await within(layer, note_calls())
+
+
+async def test_none_is_held_where_statements_are_not_prepared(make_own_layer: LayerFactory) -> None:
+    """A pooler may stand in between, and always will: that is found out once."""
+
+    async def never_prepare(connection: Any) -> None:
+        connection.prepare_threshold = None
+
+    layer = make_own_layer(PSYCOPG_OPTIONS={"configure": never_prepare})
+    await layer.group_send("nobody", text(0))
+    fast_path(layer)._slow_at = float("inf")  # as closely as may be
+    await layer.group_send("nobody", text(0))
+    await eventually_async(lambda: at_rest(layer))
+    assert fast_path(layer)._not_before == float("inf")
+
+
+async def test_what_others_want_under_a_statement_they_get_with_its_end(
+    make_own_layer: LayerFactory, layer_url: str
+) -> None:
+    """Not only when nobody has sent for a while."""
+    layer = await hold(make_own_layer())
+    path, open_at_the_end = fast_path(layer), list[bool]()
+    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    with locked_messages(layer_url) as locker:
+        assert path.run([statement], lambda *_: open_at_the_end.append(path.is_open))
+        path.release_soon()
+        assert path.is_open
+        locker.commit()
+        await eventually_async(lambda: given_back(layer))
+    assert open_at_the_end == [False]
+
+
 async def test_a_caller_whose_loop_stands_still_holds_nobody_up(make_own_layer: LayerFactory, layer_url: str) -> None:
     """It began a statement and does not look after it; another thread's sends go on, and so does its own in the end."""
     layer = await hold(make_own_layer())
@@ -670,6 +833,23 @@ async def test_it_is_given_back_when_nobody_sends(make_own_layer: LayerFactory) 
     assert len(sockets) == 1
 
 
+async def test_what_was_prepared_in_vain_is_left_in_no_session(make_own_layer: LayerFactory) -> None:
+    """The next attempt could not prepare it again: a session that has some of the statements is given up."""
+    layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1})
+    await layer.group_send("nobody", text(0))
+    fast_path(layer)._prepared = HalfPrepared()
+    fast_path(layer)._slow_at = float("inf")  # as closely as may be
+    await layer.group_send("nobody", text(0))
+    await eventually_async(lambda: at_rest(layer))
+    assert await ask(layer, PREPARED) == []
+
+
+class HalfPrepared:
+    """In place of the statements, one that can be prepared and one that the server does not take."""
+
+    prepare = "PREPARE channels_pg_sa_half AS SELECT 1; DO 'BEGIN RAISE division_by_zero; END'"
+
+
 async def test_a_silence_while_statements_are_prepared(proxy: SwallowingProxy, make_own_layer: LayerFactory) -> None:
     """The connection is given up before those who wait for its place are."""
     layer = make_own_layer(url=proxy.url, send_timeout=6, PSYCOPG_OPTIONS={"max_size": 1})
@@ -728,8 +908,9 @@ async def test_a_role_that_may_not_read_sends_by_the_slow_path(
     make_own_layer: LayerFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its statements cannot be prepared. That is not tried again each time, and costs no connection, nor a warning."""
-    layer = make_own_layer()
+    layer = make_own_layer(PSYCOPG_OPTIONS={"max_size": 1})
     await layer.send("jobs", text(1))
+    backend = await ask(layer, "SELECT pg_backend_pid()")
     refused = RefusedPrepared()
     fast_path(layer)._prepared = refused
     for number in range(2, 6):
@@ -737,6 +918,7 @@ async def test_a_role_that_may_not_read_sends_by_the_slow_path(
         await eventually_async(lambda: at_rest(layer))
         await asyncio.sleep(0.6 * KEPT)
     assert refused.attempts == 1
+    assert await ask(layer, "SELECT pg_backend_pid()") == backend
     assert await take(layer, "jobs", 5) == [text(number) for number in range(1, 6)]
     assert caplog.messages == []
 
@@ -759,7 +941,7 @@ async def at_rest(layer: PostgresLayer) -> bool:
 
 
 async def test_closing_while_a_statement_is_under_way(make_own_layer: LayerFactory, layer_url: str) -> None:
-    """It is waited for, for a while, then broken off; the caller is told that the layer was closed under it."""
+    """It is waited for, for a while, then broken off, and the server gives it up; the caller is told what happened."""
     layer = await hold(make_own_layer(send_timeout=30))
     with locked_messages(layer_url):
         sending = asyncio.create_task(layer.send("jobs", text(1)))
@@ -767,6 +949,7 @@ async def test_closing_while_a_statement_is_under_way(make_own_layer: LayerFacto
         await asyncio.wait_for(layer.close(), 15)
         with pytest.raises(LayerClosed):
             await sending
+        await eventually_async(lambda: asyncio.to_thread(lambda: query(layer_url, BLOCKED) == [(0,)]))
 
 
 async def test_closing_waits_for_what_is_nearly_done(make_own_layer: LayerFactory, layer_url: str) -> None:
@@ -830,6 +1013,29 @@ class Failing(Interrupted):
         self._connection.pgconn = self._pgconn
         self._pgconn.send_query_prepared(*arguments)
         raise psycopg.OperationalError("out of memory")
+
+
+class Unwritable(Interrupted):
+    """One that fails when the rest of a statement is to be written."""
+
+    def flush(self) -> int:
+        """Fail, once."""
+        self._connection.pgconn = self._pgconn
+        raise psycopg.OperationalError("could not send data to server")
+
+
+async def test_a_rest_that_cannot_be_written_is_not_tried_again(make_own_layer: LayerFactory) -> None:
+    """Whoever reads the answer finds out why."""
+    layer = await hold(make_own_layer())
+    held, loop = fast_path(layer)._held, layer._node._thread.loop  # type: ignore[attr-defined]
+
+    async def write_rest() -> int:
+        fast_path(layer)._write_rest(held)
+        Unwritable(held.driver, sent=False)
+        fast_path(layer)._writable(held)
+        return int(loop._selector.get_key(fast_path(layer)._socket).events)
+
+    assert await within(layer, write_rest()) == selectors.EVENT_READ
 
 
 async def test_a_statement_under_which_libpq_fails(make_own_layer: LayerFactory) -> None:
