@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from channels_pg_sa.claims import Claim
 from channels_pg_sa.config import Settings
 from channels_pg_sa.drops import DropLog
+from channels_pg_sa.receiving.queuereader import MOST
 from channels_pg_sa.statements.queries import Claimed, Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -132,10 +134,10 @@ async def test_a_queue_that_is_read_now_and_then_is_listened_to(layer: PostgresL
     """Not twice in succession without a reader."""
     for _ in range(3):
         await rest(layer)
+        assert await topics(layer) == heard(layer, "jobs", "kept")
         reader = await reads(layer, "jobs")
         await rest(layer)
         await end(reader)
-    assert await topics(layer) == heard(layer, "jobs", "kept")
 
 
 async def test_a_reader_that_comes_while_its_queue_is_given_up(layer: PostgresLayer) -> None:
@@ -196,6 +198,57 @@ async def test_a_claim_whose_answer_was_lost_keeps_its_place(
     assert await take(layer, "jobs", 1) == [text(3)]
     assert rereads == [None]
     assert queues._most > 1
+
+
+async def test_a_claim_whose_answer_was_lost_is_followed_by_smaller_ones(make_own_layer: LayerFactory) -> None:
+    """Over a slow line it may have been too large; one that was refused was not."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+    queues, rows = inside(layer)._queues, inside(layer).inbox._dispatcher.rows
+
+    async def most_after(error: psycopg.Error | None) -> int:
+        queues.book.open("jobs")
+        rows.begin_query()
+        with contextlib.suppress(psycopg.Error), queues._outcome_known([Claim("jobs", 1, 90, 40)]):
+            if error is not None:
+                raise error
+            rows.end_query()
+        return int(queues._most)
+
+    lost, refused = psycopg.OperationalError("the connection is lost"), psycopg.errors.InsufficientPrivilege("no")
+    assert [await within(layer, most_after(error)) for error in (None, refused, lost, None)] == [MOST, MOST, 20, 21]
+
+
+async def test_a_claim_takes_no_more_rows_than_it_may(make_own_layer: LayerFactory) -> None:
+    """However many readers wait."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    readers = [await reads(layer, "jobs") for _ in range(3)]
+    queues = inside(layer)._queues
+
+    async def claim() -> list[int]:
+        queues._most = 2
+        queues.book.ring("jobs", 1)
+        claims = queues._start_claims(["jobs"])
+        queues._take_in(claims, [Claimed()], is_current=True)
+        return [claim.count for claim in claims]
+
+    assert await within(layer, claim()) == [2]
+    for reader in readers:
+        await end(reader)
+
+
+async def test_a_mailbox_that_no_claim_was_lost_for_is_not_read_again(make_own_layer: LayerFactory) -> None:
+    """Not at each heartbeat."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+    queues, rereads = inside(layer)._queues, list[Any]()
+    queues.rereads.add = rereads.extend
+
+    async def look() -> None:
+        queues.reread_if_doubtful()
+
+    await within(layer, look())
+    assert rereads == []
 
 
 async def test_an_answer_that_comes_after_its_row_was_found_read_and_deleted(
@@ -490,8 +543,36 @@ async def test_what_has_gone_back_when_its_id_is_another_s(
     assert await within(layer, give_back()) == {5: 200.0}
 
 
-async def test_a_claim_that_lost_its_rows_to_another_of_its_queue_looks_again(make_own_layer: LayerFactory) -> None:
-    """As far as it would have looked: of the other, for the rows of one channel, that is not known."""
+async def test_what_is_left_unread_while_others_go_back_goes_back_next(
+    make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node has let go of it, so that nobody else would return it. The lowest comes first, as in its queue."""
+    layer = make_own_layer(heartbeat=60, lease=200)
+    await warm(layer)
+    queues, given_back, rung = inside(layer)._queues, list[Any](), list[Any]()
+
+    async def meanwhile(_connection: Any, rows: Any) -> None:
+        given_back.append([row for row, _ in rows])
+        queues._returning.add((4, 100.0))
+
+    async def give_back() -> None:
+        queues.book.open("jobs")
+        queues._returning.update((row, 100.0) for row in range(100, 0, -7))
+        for _ in range(2):
+            await queues._return_rows()
+
+    monkeypatch.setattr(inside(layer)._queries, "put_back", meanwhile)
+    monkeypatch.setattr(queues, "on_ring", lambda *ring: rung.append(ring))
+    await within(layer, give_back())
+    assert given_back == [list(range(2, 101, 7)), [4]]
+    assert rung == [("jobs", 2, 100), ("jobs", 4, 4)]
+
+
+@pytest.mark.parametrize("has_rows", [True, False])
+async def test_a_claim_that_lost_its_rows_to_another_of_its_queue_looks_again(
+    make_own_layer: LayerFactory, has_rows: bool
+) -> None:
+    """As far as it would have looked: of the other, for the rows of one channel, that is not known. If it has any."""
     layer = make_own_layer(heartbeat=60, lease=200)
     await warm(layer)
     queues = inside(layer)._queues
@@ -503,12 +584,13 @@ async def test_a_claim_that_lost_its_rows_to_another_of_its_queue_looks_again(ma
         claims = [queues.book.start(channel, 1) for channel in ("w!x", "w!")]
         narrow, wide = Claim("w!x", 5, 5, 1), Claim("w!", 5, 10, 1)
         assert [claim.channel for claim in claims] == [narrow.channel, wide.channel]
-        queues._take_in([narrow, wide], [Claimed([(5, "w!x", b"x", 0.0)]), Claimed()], is_current=True)
+        won = Claimed([(5, "w!x", b"x", 0.0)]) if has_rows else Claimed()
+        queues._take_in([narrow, wide], [won, Claimed()], is_current=True)
         again: Claim | None = queues.book.start("w!", 1)
         return again
 
     again = await within(layer, lose())
-    assert again == Claim("w!", 5, 10, 1)
+    assert again == (Claim("w!", 5, 10, 1) if has_rows else None)
 
 
 async def test_what_nobody_has_heard_of_is_found_by_a_heartbeat(make_own_layer: LayerFactory, layer_url: str) -> None:
