@@ -12,9 +12,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from channels_pg_sa import SendError
+from channels_pg_sa import LayerClosed, SendError
+from channels_pg_sa.call import Call
 from channels_pg_sa.node import TICK
 from channels_pg_sa.receiving.listener import ConnectionLost
+from channels_pg_sa.statements.jobs import Leave
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
@@ -30,6 +32,7 @@ from .breaking import (
     text,
     until_listening,
     warm,
+    within,
 )
 from .test_fast_path import hold
 from .test_fast_path_memberships import MEMBERS, locked
@@ -240,12 +243,29 @@ async def test_a_channel_that_others_read_too_is_left_to_its_caller(
 ) -> None:
     """Another process may have made it a member again meanwhile."""
     layer, other = make_own_layer(), make_own_layer()
+    await warm(layer)
     await layer.group_add("group", "jobs")
     with locked(layer_url), impatient(layer, PATIENCE):
         await fails(layer, "jobs")
+    assert not layer._node._outbox.memberships._leaves  # type: ignore[attr-defined]
     await other.group_add("group", "jobs")
     await asyncio.sleep(2 * TICK)
     assert query(layer_url, MEMBERS) == [("group", "jobs")]
+
+
+async def test_a_leave_that_failed_hinders_no_layer_that_closes(make_own_layer: LayerFactory) -> None:
+    """A heartbeat tries it again, in vain, while the layer signs off."""
+    layer = make_own_layer()
+    channel = await warm(layer)
+    memberships = layer._node._outbox.memberships  # type: ignore[attr-defined]
+
+    async def close_and_try_again() -> None:
+        memberships._leaves.note(call := Call(Leave("group", layer.node, channel), 30, None))
+        call.settled = True
+        await memberships.own.close(LayerClosed("The layer is closed."), 1)
+        memberships.leave_again()
+
+    await within(layer, close_and_try_again())
 
 
 async def test_a_leave_too_many_is_done_later(
