@@ -25,6 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from channels_pg_sa import migrate
 from channels_pg_sa.errors import ConfigurationError, SchemaError
 from channels_pg_sa.schema import REVISION, installation, metadata
+from channels_pg_sa.status import status
 from tests.migrations.catalog import objects, without_versions
 from tests.support.databases import TestServer, database_name, query
 from tests.support.layers import LayerFactory
@@ -358,7 +359,7 @@ def test_a_host_project_is_not_told_to_drop_our_tables(database_url: str) -> Non
     assert [(change[0], change[1].name) for change in filtered] == [("add_table", "host_table")]
 
 
-@pytest.mark.parametrize("verb", [migrate.upgrade, migrate.current, migrate.check])
+@pytest.mark.parametrize("verb", [migrate.upgrade, migrate.current, migrate.check, status])
 @pytest.mark.parametrize("schema", ["", "a-b", "pg_mine", 'a"b'])
 def test_a_wrong_schema_is_refused(database_url: str, schema: str, verb: Callable[..., object]) -> None:
     """Before anything is sent."""

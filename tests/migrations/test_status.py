@@ -143,13 +143,20 @@ def test_the_oldest_process_comes_first(layer_url: str) -> None:
 def test_nobody_s_name_reaches_the_terminal_as_a_command(layer_url: str) -> None:
     """Whoever may insert a row could write one."""
     run_script(layer_url, WAITING + r"(E'\x1b[2J', E'a\x1b[31m', E'a\x1b[31m', '', 'infinity')")
-    run_script(layer_url, NODE.replace("web-1", "\x1b[1m").replace("0.1", "\u00e9") + PLACEHOLDER)
+    strange = NODE.replace("aaaaaaaaaaaa", "\x1b[3m").replace("web-1", "\x1b[1m").replace("0.1", "\u00e9")
+    run_script(layer_url, strange + PLACEHOLDER)
     shown = status(layer_url)
     assert "\x1b" not in shown
     assert shown.isascii(), "no terminal is without these"
-    assert r"'\x1b[1m'  pid 42  version '\xe9'" in shown
+    assert r"'\x1b[3m'  '\x1b[1m'  pid 42  version '\xe9'" in shown
     assert r"'\x1b[2J'" in shown
     assert r"'a\x1b[31m'" in shown
+
+
+def test_a_name_that_is_empty_can_be_seen(layer_url: str) -> None:
+    """As one, and not as another space."""
+    run_script(layer_url, NODE.replace("web-1", "").removesuffix(","))
+    assert "    aaaaaaaaaaaa  ''  pid 42  " in status(layer_url)
 
 
 def test_for_a_role_that_may_only_read(layer_url: str) -> None:
