@@ -713,7 +713,7 @@ async def test_none_is_held_for_a_call_now_and_then(make_own_layer: LayerFactory
 
 async def test_only_one_is_held(make_own_layer: LayerFactory) -> None:
     """Though calls take the slow path meanwhile, closely one after the other."""
-    layer = await hold(make_own_layer())
+    layer = await hold(make_own_layer(PSYCOPG_OPTIONS={"max_size": 4}))
 
     async def note_calls() -> Any:
         fast_path(layer)._slow_at = float("inf")

@@ -13,6 +13,8 @@ import psycopg
 import pytest
 
 from channels_pg_sa import SchemaError, SendError
+from channels_pg_sa.call import Call
+from channels_pg_sa.statements.jobs import Leave
 from tests.support.databases import AWAITED, TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
@@ -249,6 +251,24 @@ async def test_a_leave_ends_a_membership_that_is_renewed_meanwhile(
         other.commit()
     await leaving
     assert query(layer_url, MEMBERS) == []
+
+
+async def test_a_leave_that_missed_one_may_have_been_done(make_own_layer: LayerFactory) -> None:
+    """Of others: who is late while the slow path does the rest is told so."""
+    layer = make_own_layer()
+    await layer.group_discard("group", "jobs")
+    call = Call[Any](Leave("group", "", "jobs"), 30, None)
+    missed = Missed()
+    assert not layer._node._outbox.memberships._conclude_ending([call], None, missed)  # type: ignore[attr-defined]
+    assert call.doubtful
+
+
+class Missed:
+    """The result of a statement that missed one membership."""
+
+    def get_value(self, _row: int, _column: int) -> bytes:
+        """Return how many."""
+        return b"1"
 
 
 async def test_joins_and_leaves_together(make_own_layer: LayerFactory, layer_url: str) -> None:

@@ -90,6 +90,73 @@ async def test_another_attempt_is_not_made_at_once(monkeypatch: pytest.MonkeyPat
         await working
 
 
+@pytest.mark.parametrize("known", range(1, 5))
+def test_which_reason_is_told(known: int) -> None:
+    """Why there is no connection, else what the last attempt met, else what the call waits for, else who was before."""
+    reasons = ["no connection", "the last attempt", "what it waits for", "an attempt before"]
+    away, met, waits, before = [None] * (4 - known) + reasons[4 - known :]
+    server: Any = Server([])
+    server.trouble = away
+    attempts, call = Attempts(server, server, 60.0), Call[Any](1, 60.0, None)
+    attempts._trouble = call.since + 1, before or ""
+    call.trouble = met
+    assert attempts.late(call, waits).reason == reasons[4 - known]
+
+
+async def test_pauses_between_attempts_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of one backoff."""
+    backoffs: list[Backoff] = []
+
+    def at_once(self: Backoff) -> float:
+        backoffs.append(self)
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "next", at_once)
+    server: Any = Server([LOCKED, LOCKED, LOCKED])
+    await until_silent(server)
+    assert backoffs == [backoffs[0]] * 3
+
+
+async def test_nothing_is_asked_for_callers_who_gave_up() -> None:
+    """None of the batch waits any more when there is a connection."""
+    server: Any = Server([])
+    call = Call[Any](1, 60.0, None)
+    call.error = TimeoutError()
+    await asyncio.wait_for(Attempts(server, server, 60.0).make([call], server.work, repeatable=True), 10)
+    assert not server.is_silent.is_set()
+
+
+async def test_a_queue_of_notifications_that_cannot_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another attempt is made all the same."""
+    monkeypatch.setattr("channels_pg_sa.sending.attempts.is_queue_full", lambda _: True)
+    await until_silent(Unfreed([LOCKED]))
+
+
+class Unfreed(Server):
+    """A database that refuses to free the queue."""
+
+    @contextlib.asynccontextmanager
+    async def connection(self, _timeout: float) -> AsyncIterator[Any]:
+        yield self
+
+    async def execute(self, _statement: str) -> None:
+        raise LOST
+
+
+async def until_silent(server: Any) -> None:
+    """Make attempts until the server has met all its errors."""
+    working = asyncio.create_task(
+        Attempts(server, server, 60.0).make([Call[Any](1, 60.0, None)], server.work, repeatable=True)
+    )
+    await asyncio.wait(
+        [working, silent := asyncio.ensure_future(server.is_silent.wait())], return_when="FIRST_COMPLETED"
+    )
+    assert silent.done()
+    working.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
+
+
 def test_the_driver_s_error_is_the_cause() -> None:
     """Whoever wants to know more than its words finds it there."""
     assert send_error(Call[Any](1, 60.0, None), LOCKED, Fate.REFUSED).__cause__ is LOCKED
