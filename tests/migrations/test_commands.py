@@ -121,6 +121,31 @@ def test_a_full_disk_is_told() -> None:
     assert re.fullmatch(r"channels-pg-sa: .*No space left on device\n", ended.stderr)
 
 
+def test_a_full_disk_is_told_by_whoever_calls_it(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose output need not be a file."""
+    monkeypatch.setattr("sys.stdout", Full())
+    code, _, errors = run("history")
+    assert (code, errors) == (1, "channels-pg-sa: no space\n")
+
+
+class Full(io.StringIO):
+    """An output that takes nothing."""
+
+    def flush(self) -> None:
+        """Refuse."""
+        raise OSError("no space")
+
+
+def test_a_downgrade_goes_no_further_than_it_is_told(
+    database_url: str, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Only `base` removes what the tables hold."""
+    assert run("upgrade", "--url", database_url)[0] == 0
+    assert run("downgrade", REVISION, "--url", database_url) == (0, f"{REVISION}\n", "")
+
+
 def test_without_a_search_path_it_says_how_to_name_the_schema(
     database_url: str, run: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -114,7 +114,7 @@ async def test_pauses_between_attempts_grow(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Backoff, "next", at_once)
     server: Any = Server([LOCKED, LOCKED, LOCKED])
     await until_silent(server)
-    assert backoffs == [backoffs[0]] * 3
+    assert [backoff is backoffs[0] for backoff in backoffs] == [True] * 3
 
 
 async def test_nothing_is_asked_for_callers_who_gave_up() -> None:

@@ -568,10 +568,3 @@ async def test_a_fast_path_that_raises_fails_its_calls_and_no_other(monkeypatch:
     third = bench.call(3)
     assert await bench.finish() == [3]
     assert await outcome(third) is None
-
-
-def test_an_error_that_is_reported_is_not_raised_as_well() -> None:
-    """Though it may be there before the caller looks."""
-    call = Call[int](1, 60.0, None, report=lambda _: None)
-    call.error = SendError(maybe_sent=False, waited=0.0)
-    assert call.wait() is None
