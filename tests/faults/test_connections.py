@@ -421,20 +421,22 @@ async def test_a_connection_that_only_reads_is_kept_for_nobody(make_own_layer: L
     await within(layer, write())
 
 
-async def test_a_warning_of_the_server_puts_no_connection_in_doubt(make_own_layer: LayerFactory) -> None:
-    """Only that it ends the session does."""
+@pytest.mark.parametrize("doubted", [False, True])
+async def test_a_warning_of_the_server_puts_no_connection_in_doubt(make_own_layer: LayerFactory, doubted: bool) -> None:
+    """Only that it ends the session does; nor does a warning take a doubt away."""
     layer = make_own_layer()
     database = opened(layer)
 
     async def be_warned() -> bool:
         async with database.hold() as held:
+            held.doubted = doubted
             heard = list[str | None]()
             held.driver.add_notice_handler(lambda notice: heard.append(notice.severity_nonlocalized))
             await held.driver.execute("DO 'BEGIN RAISE WARNING $$mind the gap$$; END'")
             assert heard == ["WARNING"]
             return held.doubted
 
-    assert not await within(layer, be_warned())
+    assert await within(layer, be_warned()) is doubted
 
 
 async def test_what_a_child_lets_go_of_leaves_no_number_to_others(layer_url: str) -> None:
