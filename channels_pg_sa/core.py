@@ -29,6 +29,7 @@ class PostgresChannelLayer(Layer, BaseChannelLayer):
 
     Attributes:
         database: the alias of DATABASES that it uses, None if it has an address of its own.
+        expiry, capacity, channel_capacity, group_expiry: what CONFIG says; another value has no effect.
     """
 
     ChannelFull = ChannelFull
