@@ -5,16 +5,20 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
+import contextvars
 import selectors
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from typing_extensions import TypeVarTuple, Unpack
+
 from .errors import ConfigurationError
 from .logs import Logger
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 Spawn = Callable[[Coroutine[Any, Any, Any], str], "asyncio.Task[Any]"]
 """Starts a named task on the I/O loop, and holds it until it ends."""
@@ -46,6 +50,23 @@ class _Resolvers(ThreadPoolExecutor):
             return done
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """What other threads begin here is not done in their context.
+
+    A heartbeat would be of the request that happened to open the layer: for a tool that traces, that would never end;
+    and the log would name it for ever.
+    """
+
+    def call_soon_threadsafe(
+        self,
+        callback: Callable[[Unpack[Arguments]], object],
+        *args: Unpack[Arguments],
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        nobodys = contextvars.Context() if context is None else context
+        return super().call_soon_threadsafe(callback, *args, context=nobodys)
+
+
 class IOThread:
     """Run coroutines on a loop in a thread.
 
@@ -67,7 +88,7 @@ class IOThread:
                 "or worker with threads or processes; or send by channels_pg_sa.django.send(), by send_sql(), or by a "
                 "Publisher with an engine, which need none."
             )
-        self.loop = asyncio.SelectorEventLoop()  # whatever the policy makes, which may want the main thread, say
+        self.loop = _Loop()  # whatever the policy makes, which may want the main thread, say
         self.loop.set_default_executor(_Resolvers(thread_name_prefix=name))
         self.loop.set_exception_handler(_log_exception)
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
+import contextvars
 import gc
 import logging
 import threading
 import weakref
 from collections.abc import AsyncIterator
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -195,3 +197,23 @@ def test_generators_that_nobody_finished_are_closed_with_the_loop() -> None:
     thread.call(begin()).result(10)
     thread.stop()
     assert closed.is_set()
+
+
+def test_what_a_caller_starts_is_not_of_its_context() -> None:
+    """A tool that traces would count what goes on for as long as the process to one request, which never ends."""
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    request.set("the first")
+    thread = IOThread("free")
+    seen: Queue[str] = Queue()
+
+    async def look() -> None:
+        seen.put(request.get())
+
+    async def begin() -> None:
+        await thread.spawn(look(), "look")
+        thread.loop.call_later(0, lambda: seen.put(request.get()))
+
+    thread.call(begin()).result(10)
+    thread.loop.call_soon_threadsafe(lambda: seen.put(request.get()))
+    assert [seen.get(timeout=10) for _ in range(3)] == ["none"] * 3
+    thread.stop()
