@@ -220,7 +220,7 @@ def uvloop(layer: Layer) -> None:
     stopped_loop(layer)
     calls_from_sync_code(layer)
     assert layer._node
-    assert type(layer._node._thread.loop) is asyncio.SelectorEventLoop
+    assert isinstance(layer._node._thread.loop, asyncio.SelectorEventLoop)
 
 
 # Forks -------------------------------------------------------------------------------------------
