@@ -14,6 +14,7 @@ class MemberIndex:
     def __init__(self) -> None:
         self._groups: dict[str, dict[str, float]] = {}
         self._absent: set[tuple[str, str]] = set()
+        self._underway: set[tuple[str, str]] = set()  # joins that are being done, and have not been heard of
         self._coming: dict[tuple[str, str], float | None] = {}  # done, not heard of yet: their ends; None: in doubt
 
     def __iter__(self) -> Iterator[Member]:
@@ -31,6 +32,7 @@ class MemberIndex:
     def join(self, group: str, channel: str, expires: float) -> None:
         """Add the channel, or renew its membership; one that SQL may have written without a name has no reader."""
         is_in_doubt = self._coming.pop((group, channel), expires) is None
+        self._underway.discard((group, channel))
         self._absent.discard((group, channel))
         if not channel:
             return
@@ -47,29 +49,35 @@ class MemberIndex:
             if not channels:
                 del self._groups[group]
 
+    def watch(self, joins: Iterable[tuple[str, str]]) -> None:
+        """Note which joins are about to be done, after all that were before; from any thread, whatever goes on here."""
+        self._underway = set(joins)
+
     def expect(self, group: str, channel: str, expires: float) -> None:
-        """Note that the database has such a membership, of which we may hear yet."""
+        """Note that a join is done; unless we have heard of it, we are going to."""
         self._absent.discard((group, channel))
-        if (group, channel) not in self:
+        if (group, channel) in self._underway:
             self._coming[group, channel] = expires
 
     def doubt(self, group: str, channel: str) -> None:
         """Note that the database knows of no such membership any more, of which nobody has told us, or ever may."""
         if (group, channel) in self:
             self._absent.add((group, channel))
-        elif (group, channel) in self._coming:
+        if (group, channel) in self._coming:
             self._coming[group, channel] = None
 
     def to_restore(self) -> list[Member]:
         """Return the memberships that the database must have, if it has lost them, in the order of their keys."""
         coming = [(*key, expires) for key, expires in self._coming.items() if expires is not None]
-        return sorted([*coming, *(member for member in self if member[:2] not in self._absent)])
+        known = (member for member in self if member[:2] not in self._absent and member[:2] not in self._coming)
+        return sorted([*coming, *known])
 
     def replace(self, members: Iterable[Member]) -> None:
         """Forget all, and take these."""
         self._groups.clear()
         self._absent.clear()
         self._coming.clear()
+        self._underway.clear()  # what was done before the reading began, we do not hear of
         for member in members:
             self.join(*member)
 

@@ -73,8 +73,10 @@ class Reception:
         topics = Topics(settings.prefix, node_id)
         spawn = thread.spawn
         vacuum = Vacuum(database, queries, spawn)
+        dispatcher = Dispatcher(settings.capacity_of, bounded=settings.bounded)
+        self._members = dispatcher.members
         self.inbox = inbox = Inbox(
-            Dispatcher(settings.capacity_of, bounded=settings.bounded),
+            dispatcher,
             clock,
             work=self._work,
             want=lambda channel: self._soon(self._queues.on_reader, channel),
@@ -169,8 +171,13 @@ class Reception:
         """Why this node does not hear the server, as far as is known; None if it does."""
         return self._outages.trouble
 
+    def watch(self, memberships: Iterable[tuple[str, str]]) -> None:
+        """Take note of groups and channels of this node's that are about to join, after all that were before them."""
+        # Without the inbox's lock: a caller's thread may be interrupted, and then keep it. One assignment needs none.
+        self._members.watch(memberships)
+
     def expect(self, memberships: Iterable[tuple[str, str]]) -> None:
-        """Take note of groups and channels of this node's that have joined, of which it may not have heard yet."""
+        """Take note of those that have joined, of which this node may not have heard yet."""
         expires = self._clock.now() + self._group_expiry
         with self.inbox.decisions() as dispatcher:
             for group, channel in memberships:

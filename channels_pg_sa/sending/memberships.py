@@ -125,7 +125,6 @@ class Memberships:
 
         await self._attempts.make(calls, change, repeatable=True)
         self._conclude_leaves(calls, session)
-        self._conclude_joins(calls)
 
     def _is_own(self, calls: list[Call[Membership]]) -> bool:
         """Tell whether a batch is of this node's own channels, as all its calls are then."""
@@ -136,7 +135,9 @@ class Memberships:
         if leaves:
             await self._queries.leave(connection, leaves)
         if joins:
+            self._watch(joins)
             await self._queries.join(connection, joins)
+            self._conclude_joins(joins)
 
     def _begin(self, calls: list[Call[Membership]], over: Over) -> bool:
         """Join or leave at once, in the calling thread, if there is a connection for it."""
@@ -146,10 +147,11 @@ class Memberships:
         joins, leaves = _last_of(calls)
         statements = [self._prepared.leave(leaves)] if leaves else []
         if joins:
+            self._watch(joins)
             statements.append(self._prepared.join(joins))
         left = functools.partial(self._conclude_ending, _about(calls, leaves), session)
         conclude = functools.partial(
-            self._conclude, calls, over, len(statements), left=left if leaves and not joins else None
+            self._conclude, calls, over, len(statements), joins=joins, left=left if leaves and not joins else None
         )
         return self._fast_path.run(statements, conclude, left)
 
@@ -170,6 +172,7 @@ class Memberships:
         error: psycopg.Error | None,
         results: list[PGresult],
         *,
+        joins: list[Join],
         left: Callable[[PGresult], bool] | None,
     ) -> None:
         """Tell the lane. What is not done for certain is done again by the slow path, which does no harm.
@@ -180,20 +183,25 @@ class Memberships:
             count: of the statements.
             error: that the last of them met.
             results: of those that were begun.
+            joins: what the last of them does.
             left: concludes the calls if all of them leave.
         """
         if error is not None and fate(error) is Fate.UNKNOWN:
             _doubt(calls)
         done = error is None and len(results) == count
         if done:
-            self._conclude_joins(calls)
+            self._conclude_joins(joins)
         over(done and (left is None or left(results[0])))
 
-    def _conclude_joins(self, calls: list[Call[Membership]]) -> None:
-        """Note whose joins are done: they may leave, and be told so, before this node hears that they have joined."""
-        joined, _ = _last_of(call for call in calls if is_done(call))
-        if joined and self._is_own(calls):
-            self._reception.expect(job.key for job in joined)
+    def _watch(self, joins: list[Join]) -> None:
+        """Note which joins begin: if others end one at once, this node may hear of both before the answer."""
+        if joins[0].node == self._node_id:
+            self._reception.watch(job.key for job in joins)
+
+    def _conclude_joins(self, joins: list[Join]) -> None:
+        """Note which joins are done: they may leave, and be told so, before this node hears that they have joined."""
+        if joins and joins[0].node == self._node_id:
+            self._reception.expect(job.key for job in joins)
 
     def _conclude_leaves(self, calls: list[Call[Membership]], session: int | None) -> None:
         """Forget leaves of this node's own channels that are done.

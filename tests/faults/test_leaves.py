@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import psycopg
@@ -15,8 +15,11 @@ import pytest
 from channels_pg_sa import LayerClosed, SendError
 from channels_pg_sa.call import Call
 from channels_pg_sa.node import TICK
+from channels_pg_sa.parcels import Frame, Joined, Left
+from channels_pg_sa.receiving.dispatcher import Dispatcher
 from channels_pg_sa.receiving.listener import ConnectionLost
 from channels_pg_sa.statements.jobs import Leave
+from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.waiting import eventually_async
@@ -47,6 +50,29 @@ def sweep(url: str) -> None:
     """Sweep every node, as if it had been gone for long, with its memberships."""
     query(url, BURY)
     query(url, "DELETE FROM channels_pg_sa_membership")
+
+
+def what_is_heard(patch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with the joins and leaves that nodes hear of."""
+    found: list[str] = []
+    hear = Dispatcher.hear
+
+    def note(self: Dispatcher, frames: Iterable[Frame | None], now: float) -> None:
+        taken = list(frames)
+        hear(self, taken, now)
+        found.extend(type(frame).__name__ for frame in taken if isinstance(frame, Joined | Left))
+
+    patch.setattr(Dispatcher, "hear", note)
+    return found
+
+
+def heard(found: list[str], *expected: str) -> Callable[[], Awaitable[bool]]:
+    """Return what looks whether just that has been heard."""
+
+    async def look() -> bool:
+        return found == list(expected)
+
+    return look
 
 
 def leave_by_the_slow_path(layer: PostgresLayer, patch: pytest.MonkeyPatch) -> None:
@@ -435,6 +461,57 @@ async def test_who_left_before_its_node_heard_that_it_had_joined(make_own_layer:
             return [member[:2] for member in dispatcher.members] == joined
 
     await eventually_async(has_heard)
+    await come_back(layer)
+    assert query(layer_url, MEMBERS) == []
+
+
+async def test_who_left_before_its_node_heard_that_it_had_joined_again(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node knows of an older join, and had been swept: it restores nothing for the join that it hears of late."""
+    layer = make_own_layer(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    frames = what_is_heard(monkeypatch)
+    await layer.group_add("group", channel)
+    await eventually_async(heard(frames, "Joined"))
+    sweep(layer_url)
+    begun, left = threading.Event(), threading.Event()
+
+    async def wait(_: object) -> None:
+        begun.set()
+        await asyncio.to_thread(left.wait, 10)
+
+    lent = asyncio.run_coroutine_threadsafe(inside(layer)._listener.lend(wait), inside(layer)._thread.loop)
+    assert await asyncio.to_thread(begun.wait, 10)
+    await layer.group_add("group", channel)
+    await layer.group_discard("group", channel)
+    assert frames == ["Joined"]
+    left.set()
+    await asyncio.wrap_future(lent)
+    await eventually_async(heard(frames, "Joined", "Joined"))
+    await come_back(layer)
+    assert query(layer_url, MEMBERS) == []
+
+
+async def test_whose_membership_others_ended_before_its_join_was_answered(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node has heard of both by then: it expects the join no more, and does not restore it."""
+    layer = make_own_layer(heartbeat=30, lease=90)
+    channel = await warm(layer)
+    await until_listening(layer)
+    leave_by_the_slow_path(layer, monkeypatch)
+    frames = what_is_heard(monkeypatch)
+
+    async def answer_late(self: Queries, connection: Any, joins: Any) -> None:
+        await join(self, connection, joins)
+        await asyncio.to_thread(query, layer_url, "DELETE FROM channels_pg_sa_membership")
+        await eventually_async(heard(frames, "Joined", "Left"))
+
+    join = Queries.join
+    monkeypatch.setattr(Queries, "join", answer_late)
+    await layer.group_add("group", channel)
+    sweep(layer_url)
     await come_back(layer)
     assert query(layer_url, MEMBERS) == []
 

@@ -42,6 +42,13 @@ def test_the_index_is_what_a_dict_of_sets_would_be(changes: list[tuple[str, tupl
     assert set(index._groups) == {group for group, _ in model}, "no empty group is kept"
 
 
+def join_unheard(index: MemberIndex, channels: str, expires: float) -> None:
+    """Do joins, of which the index is still to hear."""
+    index.watch([("g", channel) for channel in channels])
+    for channel in channels:
+        index.expect("g", channel, expires)
+
+
 def test_members_stand_in_the_order_in_which_they_joined() -> None:
     """A renewal does not change it; a new membership begins at the end."""
     index = MemberIndex()
@@ -95,24 +102,23 @@ def test_nothing_is_remembered_of_memberships_that_are_over() -> None:
 def test_a_membership_that_ended_before_it_was_heard_of_is_not_restored() -> None:
     """Unless the channel has joined again since."""
     index = MemberIndex()
-    for channel in "abc":
-        index.expect("g", channel, 20.0)
+    join_unheard(index, "abc", 20.0)
     for channel in "bc":
         index.doubt("g", channel)
-    index.expect("g", "c", 20.0)
+    join_unheard(index, "c", 20.0)
     assert index.to_restore() == [("g", "a", 20.0), ("g", "c", 20.0)]
     for channel in "abc":
         index.join("g", channel, 10.0)
     assert index.to_restore() == [("g", "a", 10.0), ("g", "c", 10.0)]
-    index.expect("g", "b", 20.0)
-    assert [channel for _, channel, _ in index.to_restore()] == ["a", "b", "c"]
+    join_unheard(index, "b", 20.0)
+    assert index.to_restore() == [("g", "a", 10.0), ("g", "b", 20.0), ("g", "c", 10.0)]
 
 
 def test_a_doubt_about_what_was_not_heard_of_ends_with_a_leave_or_when_all_is_read_anew() -> None:
     """And nothing that is expected is remembered once it has been heard of."""
     index = MemberIndex()
+    join_unheard(index, "ab", 20.0)
     for channel in "ab":
-        index.expect("g", channel, 20.0)
         index.doubt("g", channel)
     index.join("g", "a", 10.0)
     index.leave("g", "a")
@@ -120,8 +126,42 @@ def test_a_doubt_about_what_was_not_heard_of_ends_with_a_leave_or_when_all_is_re
     index.replace([])
     index.join("g", "b", 10.0)
     assert index.to_restore() == [("g", "b", 10.0)]
+    index.watch([("g", "b")])
+    index.join("g", "b", 10.0)
     index.expect("g", "b", 20.0)
     assert index._coming == {}
+
+
+def test_a_join_that_was_heard_of_before_it_was_done_is_not_expected() -> None:
+    """Even if others have ended it already, or if that was before all was read anew."""
+    index = MemberIndex()
+    index.watch([("g", "a"), ("g", "b")])
+    index.join("g", "a", 10.0)
+    index.leave("g", "a")
+    index.replace([])
+    for channel in "ab":
+        index.expect("g", channel, 20.0)
+    assert index.to_restore() == []
+    index.watch([("g", "a")])
+    index.watch([("g", "b")])
+    index.expect("g", "a", 20.0)
+    assert index.to_restore() == []
+
+
+def test_a_renewal_that_ended_before_it_was_heard_of_is_not_restored() -> None:
+    """And one that has not ended is restored once, for as long as it is to last."""
+    index = MemberIndex()
+    for channel in "abc":
+        index.join("g", channel, 10.0)
+    join_unheard(index, "abc", 20.0)
+    assert index.to_restore() == [("g", channel, 20.0) for channel in "abc"]
+    for channel in "ab":
+        index.doubt("g", channel)
+    assert index.to_restore() == [("g", "c", 20.0)]
+    index.leave("g", "a")  # of the older one
+    for channel in "abc":
+        index.join("g", channel, 19.0)
+    assert index.to_restore() == [("g", "c", 19.0)]
 
 
 def test_memberships_are_restored_in_the_order_of_their_keys() -> None:
