@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.peers import OURS
+from benchmarks.results import Result
 from benchmarks.runner import Outcome
 from benchmarks.scenarios import Metric
 
@@ -40,16 +41,21 @@ class Goal:
     def best(self, outcome: Outcome) -> str | None:
         """Return the name of the peer to compare with, None if none was measured."""
         rows = [row for peer in self.peers if (row := outcome.summary(self.beside or self.scenario, peer)) is not None]
-        able = [(getattr(row, self.metric), row.peer) for row in rows if not row.error and not row.lost]
+        found = [(getattr(row, self.metric), row.peer) for row in rows if not _fault(row)]
+        able = [(value, peer) for value, peer in found if value is not None]
         return (max if self.is_least else min)(able)[1] if able else None
 
     def line(self, outcome: Outcome) -> str | None:
         """Return what was reached, as a line of a table; None if it was not measured."""
-        peer = self.best(outcome)
-        if peer is None:
+        ours, peer = outcome.summary(self.scenario, self.ours), self.best(outcome)
+        if ours is None or peer is None:
             return None
         ratio = outcome.ratio(self.scenario, self.metric, peer, ours=self.ours, beside=self.beside)
-        if ratio is None:
+        if fault := _fault(ours):
+            verdict = f"missed: {fault}"
+        elif ratio is not None:
+            verdict = "met" if self.holds(ratio) else "missed"
+        else:
             return None
         cells = (
             f"`{self.scenario}`",
@@ -57,10 +63,15 @@ class Goal:
             self.ours,
             peer + (f", `{self.beside}`" if self.beside else ""),
             f"at {'least' if self.is_least else 'most'} {self.bound:g}",
-            f"{ratio:.2f}",
-            "met" if self.holds(ratio) else "missed",
+            "" if ratio is None else f"{ratio:.2f}",
+            verdict,
         )
         return f"| {' | '.join(cells)} |"
+
+
+def _fault(row: Result) -> str:
+    """Return why the numbers of a row count for nothing; an empty text if they do."""
+    return row.error or (f"lost {row.lost:g}" if row.lost else "")
 
 
 def _goals() -> Iterator[Goal]:

@@ -178,6 +178,31 @@ def test_a_goal_is_beside_the_best_that_lost_nothing() -> None:
     assert table(Outcome()) == ""
 
 
+@pytest.mark.parametrize(
+    ("ours", "reached"),
+    [
+        (Result("joins", OURS, rate=90.0, lost=3), "9.00 | missed: lost 3"),
+        (Result("joins", OURS, error="timed out"), " | missed: timed out"),
+    ],
+)
+def test_a_goal_is_missed_by_losses_and_failures(ours: Result, reached: str) -> None:
+    """However fast it was; and a scenario in which we fail is not left out."""
+    results = {
+        ("joins", OURS): [ours],
+        ("joins", "channels-nats"): [Result("joins", "channels-nats", rate=10.0, lost=0)],
+    }
+    assert table(Outcome(results)).endswith(f"| channels-nats | at least 5 | {reached} |")
+
+
+def test_a_peer_that_was_served_nothing_is_no_measure() -> None:
+    """If the time is over before anything arrives, nothing is lost, and there is no rate."""
+    rates = {OURS: 30.0, "channels-nats": 20.0, "channels_redis": None}
+    results = {("joins", peer): [Result("joins", peer, rate=rate, lost=0)] for peer, rate in rates.items()}
+    assert table(Outcome(results)).endswith("| channels-nats | at least 5 | 1.50 | missed |")
+    del results["joins", "channels-nats"]
+    assert table(Outcome(results)) == ""
+
+
 def test_a_goal_may_be_beside_another_scenario() -> None:
     """Sends without an event loop are compared with what others need for that: async_to_sync."""
     results = {
