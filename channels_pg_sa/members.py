@@ -31,8 +31,11 @@ class MemberIndex:
 
     def join(self, group: str, channel: str, expires: float) -> None:
         """Add the channel, or renew its membership; one that SQL may have written without a name has no reader."""
-        is_in_doubt = self._coming.pop((group, channel), expires) is None
-        self._underway.discard((group, channel))
+        is_in_doubt = False
+        if (group, channel) in self._coming:  # older than what is under way
+            is_in_doubt = self._coming.pop((group, channel)) is None
+        else:
+            self._underway.discard((group, channel))
         self._absent.discard((group, channel))
         if not channel:
             return
@@ -55,7 +58,6 @@ class MemberIndex:
 
     def expect(self, group: str, channel: str, expires: float) -> None:
         """Note that a join is done; unless we have heard of it, we are going to."""
-        self._absent.discard((group, channel))
         if (group, channel) in self._underway:
             self._coming[group, channel] = expires
 

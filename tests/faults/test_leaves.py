@@ -435,6 +435,8 @@ async def test_who_joined_and_was_swept_before_it_was_heard(make_own_layer: Laye
 
     await eventually_async(is_back)
     assert query(layer_url, MEMBERS) == [("group", channel)]
+    await layer.group_send("group", text(1))
+    assert await take(layer, channel, 1) == [text(1)]
 
 
 async def test_who_left_before_its_node_heard_that_it_had_joined(make_own_layer: LayerFactory, layer_url: str) -> None:

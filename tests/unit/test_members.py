@@ -148,6 +148,22 @@ def test_a_join_that_was_heard_of_before_it_was_done_is_not_expected() -> None:
     assert index.to_restore() == []
 
 
+def test_an_older_join_that_is_heard_of_is_not_the_one_under_way() -> None:
+    """Whether the channel left between the two or not, of the second we are still to hear."""
+    index = MemberIndex()
+    join_unheard(index, "ab", 10.0)
+    index.doubt("g", "b")
+    index.watch([("g", "a"), ("g", "b")])
+    for channel in "ab":
+        index.join("g", channel, 10.0)
+        index.expect("g", channel, 20.0)
+    assert index.to_restore() == [("g", "a", 20.0), ("g", "b", 20.0)]
+    index.doubt("g", "a")
+    for channel in "ab":
+        index.join("g", channel, 20.0)
+    assert index.to_restore() == [("g", "b", 20.0)]
+
+
 def test_a_renewal_that_ended_before_it_was_heard_of_is_not_restored() -> None:
     """And one that has not ended is restored once, for as long as it is to last."""
     index = MemberIndex()
