@@ -1,4 +1,4 @@
-"""Which channels of this node are in which groups: a pure function of the notification stream."""
+"""Which channels of this node are in which groups, by what it hears; and what to restore if the database loses it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ Member = tuple[str, str, float]
 
 
 class MemberIndex:
-    """The memberships of one node's channels."""
+    """The memberships of one node's channels.
+
+    A join is under way until it is heard of or answered, whichever is first. If it is answered first it is coming until
+    it is heard of; it is restored too, since its caller knows of it.
+
+    A node whose row was swept hears of no leave. So one that is answered puts the membership in doubt, whether it is
+    known or still coming: it is not restored, unless the channel joins again.
+    """
 
     def __init__(self) -> None:
         self._groups: dict[str, dict[str, float]] = {}
-        self._absent: set[tuple[str, str]] = set()
-        self._underway: set[tuple[str, str]] = set()  # joins that are being done, and have not been heard of
-        self._coming: dict[tuple[str, str], float | None] = {}  # done, not heard of yet: their ends; None: in doubt
+        self._absent: set[tuple[str, str]] = set()  # known, and in doubt
+        self._underway: set[tuple[str, str]] = set()
+        self._coming: dict[tuple[str, str], float | None] = {}  # their ends; None: in doubt
 
     def __iter__(self) -> Iterator[Member]:
         for group, channels in self._groups.items():
