@@ -53,6 +53,11 @@ def fast_path(layer: PostgresLayer) -> Any:
     return layer._node._outbox._fast_path  # type: ignore[attr-defined]
 
 
+def a_send(layer: PostgresLayer) -> Bound:
+    """Return the statement that sends a message to a queue."""
+    return layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined,no-any-return]
+
+
 async def hold(layer: PostgresLayer) -> PostgresLayer:
     """Send, but nothing to anybody, until the layer holds a connection for what follows; return the layer."""
 
@@ -319,7 +324,7 @@ async def test_lost_under_a_statement_that_another_follows(
 ) -> None:
     """Whoever waits for both is told at once, and the other is not begun."""
     layer = await hold(make_own_layer(url=proxy.url, send_timeout=60))
-    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    statement = a_send(layer)
     ended: list[tuple[Any, int]] = []
     with locked_messages(layer_url):
         assert fast_path(layer).run([statement] * 2, lambda error, results: ended.append((error, len(results))))
@@ -402,7 +407,7 @@ async def test_who_waits_for_what_is_given_up_is_told_whether_the_loop_hears_its
     """That nobody knows whether it was done; and the connection is broken off."""
     layer = await hold(make_own_layer())
     held, ended = fast_path(layer)._held, list[Any]()
-    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    statement = a_send(layer)
     monkeypatch.setattr("channels_pg_sa.sending.fastpath.give_up", unheard)
     with locked_messages(layer_url), impatient(layer, 1):
         assert fast_path(layer).run([statement], lambda error, _: ended.append((fate(error), held.is_alive())))
@@ -458,7 +463,7 @@ async def test_callers_are_told_before_what_waits_for_rest_goes_on(
     """The lane takes a batch that it has not been told of for one whose outcome nobody knows."""
     layer = await hold(make_own_layer())
     path, events = fast_path(layer), list[str]()
-    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    statement = a_send(layer)
 
     async def begin() -> None:
         assert path.run([statement], lambda *_: events.append("told"))
@@ -477,7 +482,7 @@ async def test_nothing_follows_on_a_connection_that_is_given_up(
 ) -> None:
     """The first of two statements is answered in that very moment: the second is not begun."""
     layer = await hold(make_own_layer())
-    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    statement = a_send(layer)
     ended: list[int] = []
 
     async def answered_first(connection: Any) -> None:
@@ -744,7 +749,7 @@ async def test_what_others_want_under_a_statement_they_get_with_its_end(
     """Not only when nobody has sent for a while."""
     layer = await hold(make_own_layer())
     path, open_at_the_end = fast_path(layer), list[bool]()
-    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    statement = a_send(layer)
     with locked_messages(layer_url) as locker:
         assert path.run([statement], lambda *_: open_at_the_end.append(path.is_open))
         path.release_soon()
@@ -1054,7 +1059,7 @@ async def test_a_statement_that_follows_and_under_which_libpq_fails(
 ) -> None:
     """Whoever waits for both is told at once, with the result of the first."""
     layer = await hold(make_own_layer(send_timeout=60))
-    statement = layer._node._outbox._prepared.send([Send("jobs", "jobs", b"")])  # type: ignore[attr-defined]
+    statement = a_send(layer)
     ended: list[tuple[Any, int]] = []
     with locked_messages(layer_url) as locker:
         assert fast_path(layer).run([statement] * 2, lambda error, results: ended.append((error, len(results))))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import psycopg
@@ -408,27 +408,44 @@ async def test_who_leaves_a_node_that_is_being_swept(make_own_layer: LayerFactor
     assert query(layer_url, MEMBERS) == [("stays", channel)]
 
 
+@contextlib.asynccontextmanager
+async def deaf(layer: PostgresLayer, end: Callable[[Any], Awaitable[None]] | None = None) -> AsyncIterator[None]:
+    """Let the node hear nothing during a block; what came meanwhile it hears afterwards, unless `end` loses it."""
+    begun, over = threading.Event(), threading.Event()
+
+    async def wait(connection: Any) -> None:
+        begun.set()
+        await asyncio.to_thread(over.wait, 10)
+        if end is not None:
+            await end(connection)
+
+    lent = asyncio.run_coroutine_threadsafe(inside(layer)._listener.lend(wait), inside(layer)._thread.loop)
+    assert await asyncio.to_thread(begun.wait, 10)
+    try:
+        yield
+    finally:
+        over.set()
+    await asyncio.wrap_future(lent)
+
+
 async def test_who_joined_and_was_swept_before_it_was_heard(make_own_layer: LayerFactory, layer_url: str) -> None:
     """A process that was stopped just then: the caller knows of the join, so it must not be lost."""
     layer = make_own_layer(heartbeat=30, lease=90)
     channel = await warm(layer)
     await until_listening(layer)
-    begun, joined = threading.Event(), threading.Event()
+    before = inside(layer)._outages.ended
 
-    async def wait(connection: Any) -> None:
-        begun.set()
-        await asyncio.to_thread(joined.wait, 10)
+    async def lose(connection: Any) -> None:
         await connection.close()  # with all that has come over it and has not been read
         raise psycopg.OperationalError("lost")
 
-    lent = asyncio.run_coroutine_threadsafe(inside(layer)._listener.lend(wait), inside(layer)._thread.loop)
-    assert await asyncio.to_thread(begun.wait, 10)
-    await layer.group_add("group", channel)
-    sweep(layer_url)
-    before = inside(layer)._outages.ended
-    joined.set()
+    async def join_unheard() -> None:
+        async with deaf(layer, lose):
+            await layer.group_add("group", channel)
+            sweep(layer_url)
+
     with pytest.raises(ConnectionLost):
-        await asyncio.wrap_future(lent)
+        await join_unheard()
 
     async def is_back() -> bool:
         return bool(inside(layer)._outages.ended > before)
@@ -445,18 +462,10 @@ async def test_who_left_before_its_node_heard_that_it_had_joined(make_own_layer:
     channel = await warm(layer)
     await until_listening(layer)
     sweep(layer_url)
-    joined, begun, left = [("group", channel)], threading.Event(), threading.Event()
-
-    async def wait(_: object) -> None:
-        begun.set()
-        await asyncio.to_thread(left.wait, 10)
-
-    lent = asyncio.run_coroutine_threadsafe(inside(layer)._listener.lend(wait), inside(layer)._thread.loop)
-    assert await asyncio.to_thread(begun.wait, 10)
-    await layer.group_add("group", channel)
-    await layer.group_discard("group", channel)
-    left.set()
-    await asyncio.wrap_future(lent)
+    joined = [("group", channel)]
+    async with deaf(layer):
+        await layer.group_add("group", channel)
+        await layer.group_discard("group", channel)
 
     async def has_heard() -> bool:
         with inside(layer).inbox.decisions() as dispatcher:
@@ -477,19 +486,10 @@ async def test_who_left_before_its_node_heard_that_it_had_joined_again(
     await layer.group_add("group", channel)
     await eventually_async(heard(frames, "Joined"))
     sweep(layer_url)
-    begun, left = threading.Event(), threading.Event()
-
-    async def wait(_: object) -> None:
-        begun.set()
-        await asyncio.to_thread(left.wait, 10)
-
-    lent = asyncio.run_coroutine_threadsafe(inside(layer)._listener.lend(wait), inside(layer)._thread.loop)
-    assert await asyncio.to_thread(begun.wait, 10)
-    await layer.group_add("group", channel)
-    await layer.group_discard("group", channel)
-    assert frames == ["Joined"]
-    left.set()
-    await asyncio.wrap_future(lent)
+    async with deaf(layer):
+        await layer.group_add("group", channel)
+        await layer.group_discard("group", channel)
+        assert frames == ["Joined"]
     await eventually_async(heard(frames, "Joined", "Joined"))
     await come_back(layer)
     assert query(layer_url, MEMBERS) == []
