@@ -49,7 +49,7 @@ class _ArrayDumper(Dumper):
     def dump(self, obj: Any) -> Buffer:
         if not obj:
             return _EMPTY.pack(0, 0, self.item)
-        return _HEADER.pack(1, None in obj, self.item, len(obj), 1) + b"".join(self.parts(obj))
+        return b"".join((_HEADER.pack(1, None in obj, self.item, len(obj), 1), *self.parts(obj)))
 
     def parts(self, items: Iterable[Any]) -> Iterable[bytes]:
         for item in items:
