@@ -72,7 +72,7 @@ class Reception:
         self._clock = clock = Clock()
         topics = Topics(settings.prefix, node_id)
         spawn = thread.spawn
-        vacuum = Vacuum(database, queries, spawn)
+        self._vacuum = vacuum = Vacuum(database, queries, spawn)
         dispatcher = Dispatcher(settings.capacity_of, bounded=settings.bounded)
         self._members = dispatcher.members
         self.inbox = inbox = Inbox(
@@ -239,6 +239,7 @@ class Reception:
         self._queues.give_back()
         await self._queues.finish(max(0.0, end - time.monotonic()))
         await self._courier.finish(max(0.0, end - time.monotonic()))
+        await self._vacuum.stop()
         await cancelled(set(self._tasks))
 
     async def sign_off(self, patience: float) -> None:

@@ -199,8 +199,16 @@ def fetch() -> Executable:
 
 
 def forget() -> Executable:
-    """Delete rows of this node's mailbox."""
-    return delete(message).where(_given_mine())
+    """Delete rows of this node's mailbox; select how many dead rows that makes.
+
+    A large payload is cut into pieces of about 2,000 bytes, and each is a row of the TOAST table.
+
+    https://www.postgresql.org/docs/current/storage-toast.html
+    """
+    gone = (
+        delete(message).where(_given_mine()).returning(func.octet_length(message.c.payload).label("size")).cte("gone")
+    )
+    return select(func.coalesce(func.sum(1 + gone.c.size // 2000), 0))
 
 
 def waiting() -> Executable:
@@ -234,6 +242,9 @@ def sweep_messages() -> Executable:
     return delete(message).where(*(part == old.c[part.name] for part in key))
 
 
+_CATALOG = table("pg_class", column("oid"), column("relowner"), column("reltoastrelid"), schema="pg_catalog")
+
+
 def _message_table(schema: str | None) -> ColumnElement[Any]:
     """The table of messages as an object of its own; its name is no parameter: it is found when the plan is made."""
     return literal_column(f"'{qualified(message, schema)}'::regclass")
@@ -241,11 +252,13 @@ def _message_table(schema: str | None) -> ColumnElement[Any]:
 
 def message_table(schema: str | None) -> Executable:
     """Select the full name of the table of messages, and whether this role may vacuum it."""
-    catalog = table("pg_class", column("oid"), column("relowner"), schema="pg_catalog")
-    may = func.pg_has_role(catalog.c.relowner, literal_column("'USAGE'"))
-    return select(cast(_message_table(schema), Text).label("name"), may).where(catalog.c.oid == _message_table(schema))
+    may = func.pg_has_role(_CATALOG.c.relowner, literal_column("'USAGE'"))
+    name = cast(_message_table(schema), Text).label("name")
+    return select(name, may).where(_CATALOG.c.oid == _message_table(schema))
 
 
 def dead_messages(schema: str | None) -> Executable:
-    """Select how many dead rows the table of messages has, as far as the statistics know."""
-    return select(func.pg_stat_get_dead_tuples(_message_table(schema)))
+    """Select how many dead rows the table of messages and its TOAST table have, as far as the statistics know."""
+    dead = func.pg_stat_get_dead_tuples
+    there = _CATALOG.c.oid == _message_table(schema)
+    return select(dead(_CATALOG.c.oid) + dead(_CATALOG.c.reltoastrelid)).where(there)

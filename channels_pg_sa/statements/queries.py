@@ -146,9 +146,10 @@ class Queries:
         found = await self._run(connection, "fetch", budget=BUDGET, **_columns(rows))
         return dict(found)
 
-    async def forget(self, connection: Connection, rows: Collection[Row]) -> None:
-        """Delete rows of the mailbox."""
-        await self._run(connection, "forget", **_columns(rows))
+    async def forget(self, connection: Connection, rows: Collection[Row]) -> int:
+        """Delete rows of the mailbox; return how many dead rows that has made, those of the TOAST table included."""
+        ((dead,),) = await self._run(connection, "forget", **_columns(rows))
+        return int(dead)
 
     async def put_back(self, connection: Connection, rows: Collection[Row]) -> None:
         """Return claimed rows to their queues."""

@@ -296,9 +296,9 @@ class Gate:
         self._open = threading.Event()
         forget = Queries.forget
 
-        async def late(queries: Queries, connection: Any, rows: Any) -> None:
+        async def late(queries: Queries, connection: Any, rows: Any) -> int:
             await asyncio.to_thread(self._open.wait, 20)
-            await forget(queries, connection, rows)
+            return await forget(queries, connection, rows)
 
         monkeypatch.setattr(Queries, "forget", late)
 

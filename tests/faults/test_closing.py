@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import sys
 import threading
@@ -16,11 +17,12 @@ import pytest
 from channels_pg_sa import LayerClosed, Publisher, node
 from channels_pg_sa.connections.database import Database
 from channels_pg_sa.layer import close_layers
-from channels_pg_sa.receiving import reception
+from channels_pg_sa.receiving import reception, vacuum
 from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import TestServer, query
 from tests.support.layers import LayerFactory, PostgresLayer
 from tests.support.processes import ROOT, environment
+from tests.support.urls import with_parameters
 from tests.support.waiting import eventually, eventually_async
 
 from .breaking import SwallowingProxy, inside, take, text, warm
@@ -30,6 +32,10 @@ from .test_liveness import NODES
 
 SIGNS_OFF = """SELECT pid FROM pg_stat_activity WHERE datname = current_database()
     AND wait_event_type = 'Lock' AND query LIKE '%DELETE FROM%node%'"""
+MANY = """INSERT INTO channels_pg_sa_message (prefix, recipient, channel, payload)
+    SELECT 'asgi', 'jobs', 'jobs', 'x' FROM generate_series(1, 9999)"""
+VACUUMS = """SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND query LIKE 'VACUUM%' AND state = 'active'"""
 MINE = "SELECT count(*) FROM channels_pg_sa_message WHERE recipient = %s"
 
 
@@ -54,6 +60,23 @@ async def reads(layer: PostgresLayer, channel: str) -> asyncio.Task[Any]:
 
     await eventually_async(is_heard)
     return reader
+
+
+async def test_a_vacuum_under_way(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is broken off, and leaves its connection whole, which else the pool would complain of."""
+    monkeypatch.setattr(vacuum, "DEAD_ROWS", 1)
+    query(layer_url, f"{MANY}; DELETE FROM channels_pg_sa_message")
+    slow = "-c vacuum_cost_delay=100 -c vacuum_cost_limit=1"
+    layer = make_own_layer(url=with_parameters(layer_url, options=slow))
+    channel = await layer.new_channel()
+    await layer.send(channel, text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+    await asyncio.to_thread(eventually, lambda: query(layer_url, VACUUMS) == [(1,)])
+    await layer.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    eventually(lambda: query(layer_url, VACUUMS) == [(0,)])
 
 
 async def test_a_claim_under_way(make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch) -> None:

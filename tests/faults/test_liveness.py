@@ -584,7 +584,7 @@ async def test_what_is_swept_is_vacuumed_as_what_is_read(
         return 0
 
     monkeypatch.setattr(Queries, "vacuum", note)
-    monkeypatch.setattr(vacuum, "DELETIONS", 1000)
+    monkeypatch.setattr(vacuum, "DEAD_ROWS", 1000)
     query(layer_url, OLD_MESSAGES, [1000])
     await warm(make_own_layer(heartbeat=0.3, lease=1.5))
     assert await asyncio.to_thread(is_vacuumed.wait, PATIENCE)

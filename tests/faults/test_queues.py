@@ -286,9 +286,9 @@ async def test_what_is_deleted_while_the_mailbox_is_read_again(
     reader = await reads(layer, "jobs")
     forget, waiting, shown = Queries.forget, Queries.waiting, threading.Event()
 
-    async def late(self: Queries, connection: Any, rows: Any) -> None:
+    async def late(self: Queries, connection: Any, rows: Any) -> int:
         await asyncio.to_thread(shown.wait, 10)
-        await forget(self, connection, rows)
+        return await forget(self, connection, rows)
 
     async def slow(self: Queries, connection: Any) -> Any:
         got = await waiting(self, connection)

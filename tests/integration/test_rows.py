@@ -241,6 +241,21 @@ async def test_the_table_of_a_schema_is_vacuumed_there(layer_url: str, connectio
     await eventually_async(are_counted)
 
 
+async def test_the_pieces_of_a_large_payload_are_dead_rows_too(
+    layer_url: str, connection: Any, queries: Queries
+) -> None:
+    """They are counted when they are deleted, but for the last, which is short; and where the statistics are asked."""
+    async with await psycopg.AsyncConnection.connect(layer_url, autocommit=True) as other:
+        await queries.send(other, [Send(NODE, f"specific.{NODE}!a", b"x" * size, None) for size in (1, 100_000)])
+        mailbox = await queries.waiting(other)
+        assert await queries.forget(other, [(parcel.id, parcel.expires) for parcel in mailbox]) == 1 + 51
+
+    async def are_counted() -> bool:
+        return await queries._run(connection, "dead_messages") == [(1 + 52,)]
+
+    await eventually_async(are_counted)
+
+
 async def test_no_more_is_counted_than_there_is_room_for(layer_url: str, connection: Any, queries: Queries) -> None:
     """A queue that filled up before it had a capacity costs those who are refused no more than any other."""
     query(layer_url, MANY)
