@@ -13,7 +13,7 @@ from channels_pg_sa import call as call_module
 from channels_pg_sa.call import Call, resolve, settle
 from channels_pg_sa.errors import SendError
 from channels_pg_sa.sending.callqueue import ENOUGH
-from channels_pg_sa.sending.lane import Lane
+from channels_pg_sa.sending.lane import Lane, Over
 from tests.support.lanes import Bench, Calls, FastPath, Late, finish_round, outcome, result_of
 
 
@@ -108,6 +108,20 @@ async def test_a_batch_that_raises_leaves_the_errors_that_its_calls_have() -> No
     lane: Lane[int] = Lane("test", loop, run, late=lambda call: Late(call.started))
     calls = [lane.submit(Call(number, 30, loop)) for number in range(2)]
     assert [str(await outcome(call)) for call in calls] == ["its own", "broken"]
+
+
+async def test_a_batch_that_raises_leaves_the_outcomes_that_were_told() -> None:
+    """Their callers have not looked yet."""
+
+    async def run(calls: Calls) -> None:
+        calls[0].result = 10
+        settle(calls[:1])
+        raise RuntimeError("broken")
+
+    loop = asyncio.get_running_loop()
+    lane: Lane[int] = Lane("test", loop, run, late=lambda call: Late(call.started))
+    calls = [lane.submit(Call(number, 30, loop)) for number in range(2)]
+    assert [type(await outcome(call)) for call in calls] == [int, RuntimeError]
 
 
 async def test_who_has_the_outcome_reported_is_not_told() -> None:
@@ -439,6 +453,40 @@ async def test_what_the_fast_path_does_not_do_is_run_in_its_order(is_open: bool)
         assert await bench.finish(done=False) == [1]
     assert [await outcome(call) for call in calls] == [None] * 3
     assert [job for batch in bench.run for job in batch] == [1, 2, 3]
+
+
+async def test_what_came_behind_a_batch_that_was_run_is_begun_by_the_fast_path() -> None:
+    """Which could not be had for one batch, and can be for the next."""
+    begun: list[Over] = []
+
+    def begin(_calls: Calls, over: Over) -> bool:
+        if bench.entered.is_set():
+            begun.append(over)
+        return bench.entered.is_set()
+
+    bench = Bench(fast_path=begin)
+    first = bench.call(1)
+    await bench.entered.wait()
+    second = bench.call(2)
+    bench.gate.set()
+    assert await outcome(first) == 10
+    begun.pop()(True)
+    assert await outcome(second) is None
+    assert bench.batches == [[1]]
+
+
+async def test_the_next_batch_is_begun_before_the_callers_of_the_last_run() -> None:
+    """They would hold it up."""
+    bench = FastPath()
+    told: list[list[list[int]]] = []
+    await bench.alone()
+    first = Call(1, 30, None, report=lambda _: told.append([[call.job for call in calls] for calls, _ in bench.begun]))
+    bench.lane.submit(first)
+    second = bench.call(2)
+    assert await bench.finish() == [1]
+    assert told == [[[2]]]
+    assert await bench.finish() == [2]
+    await second
 
 
 async def test_what_the_fast_path_has_done_of_a_batch_is_not_done_again() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from channels_pg_sa.call import Call, settle
+from channels_pg_sa.sending import lane as lane_module
 from channels_pg_sa.sending.callqueue import CallQueue
 from channels_pg_sa.sending.lane import Lane, Over
 from tests.support.lanes import Bench, Calls, FastPath, Late, finish_round, outcome
@@ -46,6 +47,16 @@ async def test_a_deadline_holds_for_what_the_lane_s_loop_began(count: int) -> No
     await bench.entered.wait()
     await until_settled(*calls)
     assert [type(call.error) for call in calls] == [Late] * count
+
+
+async def test_a_deadline_is_not_waited_for_longer_than_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However seldom the lane looks at those that are far away."""
+    monkeypatch.setattr(lane_module, "ROUND", 3600)
+    bench = Bench()
+    call: Call[int] = Call(1, 0.05, None)
+    bench.lane.submit(call)
+    await until_settled(call)
+    assert isinstance(call.error, Late)
 
 
 @pytest.mark.parametrize("kind", [Bench, FastPath])
