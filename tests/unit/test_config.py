@@ -57,6 +57,7 @@ def complaint(**config: Any) -> str:
         ("host=/tmp dbname='a b' password='a://b'", {"host": "/tmp", "dbname": "a b", "password": "a://b"}),
         ("service=chat", {"service": "chat"}),
         ("host=@abstract port=' 1'", {"host": "@abstract", "port": " 1"}),
+        ("host=h password=p://q/@ dbname=a@b", {"host": "h", "password": "p://q/@", "dbname": "a@b"}),
         ("host=/run/user@1000/pg", {"host": "/run/user@1000/pg"}),
         (
             URL.create("postgresql+asyncpg", "u", "p/@", "h", 5, "db"),
@@ -405,6 +406,7 @@ async def test_how_many_connections_the_pool_has_at_most(options: dict[str, Any]
         ("serializer", "pickle", '"msgpack", "json" or the dotted path of a serializer'),
         ("serializer", None, '"msgpack", "json" or the dotted path of a serializer'),
         ("serializer", "a..b", '"msgpack", "json" or the dotted path of a serializer'),
+        ("serializer", "a.b-c", '"msgpack", "json" or the dotted path of a serializer'),
         ("schema", "", "the name of a PostgreSQL schema"),
         ("schema", "a$b$c", "the name of a PostgreSQL schema"),
         ("schema", "a-b", "the name of a PostgreSQL schema"),
