@@ -140,6 +140,36 @@ async def test_the_runner_of_the_package(
     assert query(layer_url, left, [f"test_{database_name(layer_url)}%"]) == []
 
 
+async def test_the_runner_makes_the_tables_in_the_schema_of_the_layer(tmp_path: Path, layer_url: str) -> None:
+    """Which finds them nowhere else."""
+    layers = 'CHANNEL_LAYERS = {"default": {"BACKEND": BACKEND, "CONFIG": {"schema": "of_the_layer"}}}\n'
+    (tmp_path / "trial_settings.py").write_text(SETTINGS + layers)
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "tests.py").write_text(TESTS)
+    assert b"Ran 4 tests" in await run_tests(tmp_path, layer_url)
+
+
+SERIALIZED = """
+from django.db import connection
+from django.test import TransactionTestCase
+
+
+class Serialized(TransactionTestCase):
+    serialized_rollback = True
+
+    def test_there_is_something_to_roll_back_to(self):
+        self.assertTrue(hasattr(connection, "_test_serialized_contents"))
+"""
+
+
+async def test_a_layer_takes_no_serialized_rollback_from_its_database(tmp_path: Path, layer_url: str) -> None:
+    """What the tests want of it counts for more than that a layer uses it."""
+    (tmp_path / "trial_settings.py").write_text(SETTINGS)
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "tests.py").write_text(SERIALIZED)
+    assert b"Ran 1 test" in await run_tests(tmp_path, layer_url)
+
+
 @pytest.mark.parametrize(
     "alias",
     [
@@ -210,10 +240,13 @@ import django
 
 django.setup()
 
+from django.db import connection
+
 from channels_pg_sa.testing import Runner
 
 for tests in ("trial.simple", "trial.tests", "trial.tests"):
     assert Runner(interactive=False, verbosity=0).run_tests([tests]) == 0
+    assert connection.settings_dict["TEST"]["NAME"] is None
 """
 
 
