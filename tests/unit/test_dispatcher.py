@@ -801,6 +801,16 @@ def test_what_is_promised_to_readers_of_a_longer_name_is_nobody_else_s() -> None
     assert it.waiting("jobs") == 1
 
 
+def test_nobody_is_woken_for_what_is_behind_a_message_that_is_still_fetched() -> None:
+    """He would find nothing; when it has come, everybody is."""
+    it = dispatcher()
+    readers = [waiting(it), waiting(it)]
+    it.hear([doorbell(1), parcel(2)], NOW)
+    assert effects(it).wake == []
+    it.fetched(rows(1), {1: b"1"})
+    assert effects(it).wake == readers
+
+
 def test_tidying_leaves_what_is_unread_and_who_waits() -> None:
     """Only channels that are neither are not in use."""
     it = dispatcher()
