@@ -24,7 +24,7 @@ class Courier:
         database: lends connections.
         queries: the layer's statements.
         inbox: whose dispatcher decides.
-        deleted: is told how many dead rows that has made.
+        deleted: is told how much room that leaves, in bytes.
         spawn: starts a task and holds it.
     """
 
@@ -64,7 +64,7 @@ class Courier:
 
     async def _delete(self, rows: list[Row]) -> None:
         async with self._database.connection(self._patience) as connection:
-            dead = await self._queries.forget(connection, rows)
-        self._deleted(dead)
+            room = await self._queries.forget(connection, rows)
+        self._deleted(room)
         with self._inbox.decisions() as dispatcher:
             dispatcher.rows.deleted(rows)

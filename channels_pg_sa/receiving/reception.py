@@ -121,7 +121,7 @@ class Reception:
             clock,
             topics=topics,
             queues=self._queues,
-            deleted=vacuum.note,
+            deleted=vacuum.note_rows,
             spawn=spawn,
         )
         self._flushes = Flushes(node_id, database, queries, topics, timeout=settings.send_timeout)

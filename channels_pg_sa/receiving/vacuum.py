@@ -10,12 +10,13 @@ from channels_pg_sa.connections.fate import OUTAGE
 from channels_pg_sa.errors import words_of
 from channels_pg_sa.iothread import Spawn, cancelled
 from channels_pg_sa.logs import Logger
+from channels_pg_sa.statements.messages import ROW
 from channels_pg_sa.statements.queries import Queries
 
 logger = Logger(__name__)
 
-DEAD_ROWS = 50_000
-"""Dead rows that this node makes between two of its vacuums: 14 MB of small messages, 100 MB of large ones."""
+ROOM = 40_000_000
+"""Bytes of messages that this node deletes between two of its vacuums."""
 PATIENCE = 10.0
 """Seconds that a vacuum may take, and keep one of few connections."""
 
@@ -33,15 +34,19 @@ class Vacuum:
         self._database = database
         self._queries = queries
         self._spawn = spawn
-        self._dead = 0
-        self._due = DEAD_ROWS
+        self._freed = 0
+        self._due = ROOM
         self._task: asyncio.Task[None] | None = None
 
-    def note(self, dead: int) -> None:
-        """Take note of so many dead rows."""
-        self._dead += dead
-        if self._dead >= self._due and (self._task is None or self._task.done()):
-            self._dead = 0
+    def note_rows(self, rows: int) -> None:
+        """Take note of so many deleted messages of unknown size."""
+        self.note(rows * ROW)
+
+    def note(self, room: int) -> None:
+        """Take note of so many bytes of deleted messages."""
+        self._freed += room
+        if self._freed >= self._due and (self._task is None or self._task.done()):
+            self._freed = 0
             self._task = self._spawn(self._run(), "channels_pg_sa vacuum")
 
     async def stop(self) -> None:
@@ -59,4 +64,4 @@ class Vacuum:
             return
         # Dead rows that an open transaction may still see cannot be removed, and slow each vacuum: then fewer of them.
         # Not at once: of rows that are removed the statistics may hear too late.
-        self._due = max(DEAD_ROWS, 2 * min(left, self._due))
+        self._due = max(ROOM, 2 * min(left, self._due))

@@ -199,16 +199,10 @@ def fetch() -> Executable:
 
 
 def forget() -> Executable:
-    """Delete rows of this node's mailbox; select how many dead rows that makes.
-
-    A large payload is cut into pieces of about 2,000 bytes, and each is a row of the TOAST table.
-
-    https://www.postgresql.org/docs/current/storage-toast.html
-    """
-    gone = (
-        delete(message).where(_given_mine()).returning(func.octet_length(message.c.payload).label("size")).cte("gone")
-    )
-    return select(func.coalesce(func.sum(1 + gone.c.size // 2000), 0))
+    """Delete rows of this node's mailbox; select how much room, about, is free after a vacuum, in bytes."""
+    room = (ROW + func.octet_length(message.c.payload)).label("room")
+    gone = delete(message).where(_given_mine()).returning(room).cte("gone")
+    return select(func.coalesce(func.sum(gone.c.room), 0))
 
 
 def waiting() -> Executable:
@@ -242,6 +236,8 @@ def sweep_messages() -> Executable:
     return delete(message).where(*(part == old.c[part.name] for part in key))
 
 
+ROW = 200
+"""Bytes that a message takes beside its payload, those in indexes included."""
 _CATALOG = table("pg_class", column("oid"), column("relowner"), column("reltoastrelid"), schema="pg_catalog")
 
 
@@ -258,7 +254,12 @@ def message_table(schema: str | None) -> Executable:
 
 
 def dead_messages(schema: str | None) -> Executable:
-    """Select how many dead rows the table of messages and its TOAST table have, as far as the statistics know."""
+    """Select how much room dead rows take, about, in bytes, as far as the statistics know.
+
+    A large payload is cut into pieces of about 2,000 bytes, and each is a row of the TOAST table.
+
+    https://www.postgresql.org/docs/current/storage-toast.html
+    """
     dead = func.pg_stat_get_dead_tuples
-    there = _CATALOG.c.oid == _message_table(schema)
-    return select(dead(_CATALOG.c.oid) + dead(_CATALOG.c.reltoastrelid)).where(there)
+    room = ROW * dead(_CATALOG.c.oid) + 2000 * dead(_CATALOG.c.reltoastrelid)
+    return select(room).where(_CATALOG.c.oid == _message_table(schema))

@@ -147,9 +147,9 @@ class Queries:
         return dict(found)
 
     async def forget(self, connection: Connection, rows: Collection[Row]) -> int:
-        """Delete rows of the mailbox; return how many dead rows that has made, those of the TOAST table included."""
-        ((dead,),) = await self._run(connection, "forget", **_columns(rows))
-        return int(dead)
+        """Delete rows of the mailbox; return how much room, about, is free after a vacuum, in bytes."""
+        ((room,),) = await self._run(connection, "forget", **_columns(rows))
+        return int(room)
 
     async def put_back(self, connection: Connection, rows: Collection[Row]) -> None:
         """Return claimed rows to their queues."""
@@ -249,7 +249,7 @@ class Queries:
         await self._run(connection, "notify", topic=topic, payload=payload)
 
     async def vacuum(self, connection: Connection) -> int:
-        """Vacuum the table of messages, if this role may; return how many dead rows are left, or were found.
+        """Vacuum the table of messages, if this role may; return the bytes that dead rows still take, or took.
 
         Zero before version 15 of PostgreSQL, whose statistics come too late to tell.
 

@@ -66,7 +66,7 @@ async def test_a_vacuum_under_way(
     make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is broken off, and leaves its connection whole, which else the pool would complain of."""
-    monkeypatch.setattr(vacuum, "DEAD_ROWS", 1)
+    monkeypatch.setattr(vacuum, "ROOM", 1)
     query(layer_url, f"{MANY}; DELETE FROM channels_pg_sa_message")
     slow = "-c vacuum_cost_delay=100 -c vacuum_cost_limit=1"
     layer = make_own_layer(url=with_parameters(layer_url, options=slow))

@@ -28,6 +28,7 @@ from channels_pg_sa.connections import database
 from channels_pg_sa.receiving import flushing, heartbeat, listener, recovery, vacuum
 from channels_pg_sa.receiving.listener import ConnectionLost
 from channels_pg_sa.statements import queries
+from channels_pg_sa.statements.messages import ROW
 from channels_pg_sa.statements.queries import Queries
 from tests.support.databases import AWAITED, TestServer, query, run_script
 from tests.support.layers import LayerFactory, PostgresLayer
@@ -584,7 +585,7 @@ async def test_what_is_swept_is_vacuumed_as_what_is_read(
         return 0
 
     monkeypatch.setattr(Queries, "vacuum", note)
-    monkeypatch.setattr(vacuum, "DEAD_ROWS", 1000)
+    monkeypatch.setattr(vacuum, "ROOM", 1000 * ROW)
     query(layer_url, OLD_MESSAGES, [1000])
     await warm(make_own_layer(heartbeat=0.3, lease=1.5))
     assert await asyncio.to_thread(is_vacuumed.wait, PATIENCE)

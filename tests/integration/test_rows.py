@@ -13,6 +13,7 @@ from channels_pg_sa.claims import ANYWHERE, Claim
 from channels_pg_sa.config import Settings
 from channels_pg_sa.statements import queries as queries_module
 from channels_pg_sa.statements.jobs import GroupSend, Send
+from channels_pg_sa.statements.messages import ROW
 from channels_pg_sa.statements.queries import Queries
 from channels_pg_sa.topics import Topics
 from tests.support.databases import query
@@ -236,22 +237,20 @@ async def test_the_table_of_a_schema_is_vacuumed_there(layer_url: str, connectio
     assert name == there
 
     async def are_counted() -> bool:  # the server does so a moment after their session has ended
-        return await queries._run(connection, "dead_messages") == [(5,)]
+        return await queries._run(connection, "dead_messages") == [(5 * ROW,)]
 
     await eventually_async(are_counted)
 
 
-async def test_the_pieces_of_a_large_payload_are_dead_rows_too(
-    layer_url: str, connection: Any, queries: Queries
-) -> None:
-    """They are counted when they are deleted, but for the last, which is short; and where the statistics are asked."""
+async def test_the_room_of_a_large_payload_counts(layer_url: str, connection: Any, queries: Queries) -> None:
+    """When it is deleted; and where the statistics are asked, which know the 51 pieces that it was in."""
     async with await psycopg.AsyncConnection.connect(layer_url, autocommit=True) as other:
         await queries.send(other, [Send(NODE, f"specific.{NODE}!a", b"x" * size, None) for size in (1, 100_000)])
         mailbox = await queries.waiting(other)
-        assert await queries.forget(other, [(parcel.id, parcel.expires) for parcel in mailbox]) == 1 + 51
+        assert await queries.forget(other, [(parcel.id, parcel.expires) for parcel in mailbox]) == 2 * ROW + 100_001
 
     async def are_counted() -> bool:
-        return await queries._run(connection, "dead_messages") == [(1 + 52,)]
+        return await queries._run(connection, "dead_messages") == [(2 * ROW + 51 * 2000,)]
 
     await eventually_async(are_counted)
 

@@ -124,14 +124,14 @@ async def pass_through(url: str, rounds: int) -> int:
 @pytest.mark.timeout(300)
 async def test_the_message_table_stays_small(unvacuumed_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Peer defect 31: a message table of 60 GB; 25,000 messages would fill 11 MB, were their pages not used again."""
-    monkeypatch.setattr(vacuum, "DEAD_ROWS", 3_000)
+    monkeypatch.setattr(vacuum, "ROOM", 1_200_000)
     assert await pass_through(unvacuumed_url, 20) < 5_000_000
 
 
 @pytest.mark.timeout(300)
 async def test_it_stays_small_when_messages_are_large(unvacuumed_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """80 of 100 kB would fill 8 MB; each leaves 51 dead rows, most of them in the TOAST table."""
-    monkeypatch.setattr(vacuum, "DEAD_ROWS", 500)
+    """80 of 100 kB would fill 8 MB, most of it in the TOAST table."""
+    monkeypatch.setattr(vacuum, "ROOM", 1_000_000)
     async with Layer(url=unvacuumed_url) as layer:
         channel = await layer.new_channel()
         for _ in range(20):
@@ -146,7 +146,7 @@ async def test_who_does_not_own_the_table_leaves_it_to_autovacuum(
     unvacuumed_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server would say so in its log, each time."""
-    monkeypatch.setattr(vacuum, "DEAD_ROWS", 3_000)
+    monkeypatch.setattr(vacuum, "ROOM", 1_200_000)
     query(unvacuumed_url, "CREATE ROLE application LOGIN")
     query(unvacuumed_url, "GRANT ALL ON ALL TABLES IN SCHEMA public TO application")
     query(unvacuumed_url, "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO application")
@@ -160,7 +160,7 @@ async def test_vacuums_get_fewer_where_they_can_remove_nothing(
     unvacuumed_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While somebody's transaction is open; afterwards they come as often as before."""
-    monkeypatch.setattr(vacuum, "DEAD_ROWS", 1_000)
+    monkeypatch.setattr(vacuum, "ROOM", 400_000)
     vacuums = "SELECT vacuum_count FROM pg_stat_user_tables WHERE relname = 'channels_pg_sa_message'"
     with psycopg.connect(unvacuumed_url) as connection:
         if connection.info.server_version < 15_00_00:

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from channels_pg_sa.receiving.vacuum import DEAD_ROWS, Vacuum
+from channels_pg_sa.receiving.vacuum import ROOM, Vacuum
 
 
 class Table:
@@ -60,38 +60,38 @@ async def table() -> Table:
 
 async def test_enough_deletions_make_a_vacuum(table: Table) -> None:
     """They are counted anew from one to the next."""
-    assert await table.after(DEAD_ROWS - 1) == 0
+    assert await table.after(ROOM - 1) == 0
     assert await table.after(1) == 1
-    assert await table.after(DEAD_ROWS - 1) == 1
+    assert await table.after(ROOM - 1) == 1
     assert await table.after(1) == 2
 
 
 async def test_there_is_one_at_a_time(table: Table) -> None:
     """What is deleted meanwhile counts for the next."""
     table.open.clear()
-    assert await table.after(DEAD_ROWS, DEAD_ROWS, DEAD_ROWS) == 1
+    assert await table.after(ROOM, ROOM, ROOM) == 1
     table.open.set()
     assert await table.after(0, 1) == 2
 
 
 async def test_what_cannot_be_removed_makes_them_fewer(table: Table) -> None:
     """As long as it cannot."""
-    table.left = DEAD_ROWS
-    assert await table.after(DEAD_ROWS) == 1
+    table.left = ROOM
+    assert await table.after(ROOM) == 1
     table.left = 0
-    assert await table.after(DEAD_ROWS) == 1
-    assert await table.after(DEAD_ROWS) == 2
-    assert await table.after(DEAD_ROWS) == 3
+    assert await table.after(ROOM) == 1
+    assert await table.after(ROOM) == 2
+    assert await table.after(ROOM) == 3
 
 
 async def test_one_that_fails_is_no_trouble(table: Table, caplog: pytest.LogCaptureFixture) -> None:
     """It is told in a line; the next is made later, in case there is more than can be done in the time."""
     caplog.set_level(logging.INFO, "channels_pg_sa")
     table.error = psycopg.OperationalError("the connection is lost")
-    assert await table.after(DEAD_ROWS) == 1
+    assert await table.after(ROOM) == 1
     await table.tasks[0]
     assert [record.levelno for record in caplog.records] == [logging.INFO]
     table.error = None
-    assert await table.after(DEAD_ROWS) == 1
-    assert await table.after(DEAD_ROWS) == 2
-    assert await table.after(DEAD_ROWS) == 3
+    assert await table.after(ROOM) == 1
+    assert await table.after(ROOM) == 2
+    assert await table.after(ROOM) == 3
