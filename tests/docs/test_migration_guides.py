@@ -7,14 +7,17 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
+import psycopg
+import psycopg2  # type: ignore[import-untyped] # It ships no types.
 import pytest
 from channels.layers import channel_layers, get_channel_layer
 from channels_redis import core, pubsub, utils
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
+from django.db import ProgrammingError, connection
 from django.db.utils import ConnectionHandler
 from django.test import override_settings
 
@@ -110,6 +113,11 @@ def layers(page: str) -> list[dict[str, Any]]:
         run(code, names)
         found += [names["CHANNEL_LAYERS"]] if "CHANNEL_LAYERS" in names else []
     return found
+
+
+def unwrapped(page: str) -> str:
+    """Return the text of a page with each paragraph on one line."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", (DOCS / page).read_text(encoding="utf-8"))
 
 
 def rows(page: str, heading: str) -> list[list[str]]:
@@ -309,3 +317,32 @@ def test_the_tables_can_be_installed_beside_the_old_layer(server: TestServer, pa
         call_command(command.Command(), *shlex.split(line))
         call_command(command.Command(), *shlex.split(line.replace("upgrade", "check")))
     server.drop(url)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_django_takes_psycopg_3_and_what_the_guides_name_is_written_anew(layer_url: str, page: str) -> None:
+    """Though psycopg2 is installed as well, Django's own connections are psycopg 3's, which has no `IN %s`."""
+    [(old, new)] = re.findall(r"`(IN %s)` with a tuple becomes `(= ANY\(%s\))` with a list", unwrapped(page))
+    with closing(psycopg2.connect(layer_url)) as found, found.cursor() as cursor:
+        cursor.execute(f"SELECT 7 WHERE 'b' {old}", [("a", "b")])
+        assert cursor.fetchall() == [(7,)]
+    with databases(default=entry(layer_url)), connection.cursor() as cursor:
+        assert isinstance(connection.connection, psycopg.Connection)
+        with pytest.raises(ProgrammingError):
+            cursor.execute(f"SELECT 7 WHERE 'b' {old}", [("a", "b")])
+        cursor.execute(f"SELECT 7 WHERE 'b' {new}", [["a", "b"]])
+        assert cursor.fetchall() == [(7,)]
+
+
+async def test_what_code_borrows_from_channels_redis_is_there_and_not_here() -> None:
+    """Each attribute that the guide names is one of channels_redis, and none of ours; the methods in its place are."""
+    [paragraph] = re.findall(r"\*\*The layer's Redis\.\*\*.*", unwrapped(REDIS))
+    borrowed = re.findall(r"`layer\.(\w+)", paragraph)
+    assert borrowed == ["connection", "_group_key", "_shards"]
+    theirs = [core.RedisChannelLayer(), pubsub.RedisPubSubChannelLayer()._get_layer()]
+    ours = PostgresChannelLayer(url="postgresql:///chat")
+    for name in borrowed:
+        assert any(hasattr(layer, name) for layer in theirs), name
+        assert not hasattr(ours, name)
+    for name in re.findall(r"`(\w+)\(\)`", paragraph):
+        assert callable(getattr(ours, name))
