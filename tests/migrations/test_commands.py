@@ -412,6 +412,15 @@ def test_the_django_command_takes_another_database_and_the_layer_s_schema(
     assert caught.value.returncode == 2
 
 
+def test_the_django_command_goes_to_another_database_whatever_config_is(
+    database_url: str, layers: Callable[..., None], databases: Callable[..., None]
+) -> None:
+    """What is wrong with that, the system checks tell."""
+    databases(default={}, copy=django_entry(database_url))
+    layers(default="postgresql://localhost/site")
+    assert manage("upgrade", database="copy") == f"{REVISION}\n"
+
+
 def test_the_django_command_works_where_the_checks_find_errors(database_url: str, layers: Callable[..., None]) -> None:
     """Those of another layer's CONFIG, say; and it is what mends some of them."""
     layers(default={"url": database_url}, other={"no": "such key"})

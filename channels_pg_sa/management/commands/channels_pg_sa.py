@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alembic.util import CommandError as AlembicError
@@ -60,7 +60,8 @@ def settings_for(layer: str, database: str | None = None) -> Settings:
         if database not in connections.settings:
             known = ", ".join(sorted(connections.settings))
             raise CommandError(f"--database must be an alias of DATABASES ({known}).", returncode=MISUSED)
-        return settings_from_config({"database": database, "schema": (config or {}).get("schema")})
+        schema = config.get("schema") if isinstance(config, Mapping) else None
+        return settings_from_config({"database": database, "schema": schema})
     if config is None:
         raise CommandError(
             f'CHANNEL_LAYERS["{layer}"] does not have the BACKEND "{BACKEND}". '
