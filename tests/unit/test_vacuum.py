@@ -95,3 +95,12 @@ async def test_one_that_fails_is_no_trouble(table: Table, caplog: pytest.LogCapt
     assert await table.after(ROOM) == 1
     assert await table.after(ROOM) == 2
     assert await table.after(ROOM) == 3
+
+
+async def test_however_often_one_fails_there_is_another(table: Table) -> None:
+    """And after one that does not, the next comes as soon as ever."""
+    table.error = psycopg.OperationalError("too slow")
+    assert await table.after(*[16 * ROOM] * 20) == 20
+    table.error = None
+    assert await table.after(16 * ROOM) == 21
+    assert await table.after(ROOM) == 22
