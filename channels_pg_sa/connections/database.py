@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -114,6 +115,8 @@ class Database:
                 raise
             finally:
                 self._lent.discard(held)
+                if held.driver.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                    held.driver.pgconn.finish()  # cancelled twice, before the server has answered: no use to anybody
                 await self._put(held)
 
     @property

@@ -36,6 +36,7 @@ MANY = """INSERT INTO channels_pg_sa_message (prefix, recipient, channel, payloa
     SELECT 'asgi', 'jobs', 'jobs', 'x' FROM generate_series(1, 9999)"""
 VACUUMS = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND query LIKE 'VACUUM%' AND state = 'active'"""
+END_VACUUMS = VACUUMS.replace("count(*)", "pg_terminate_backend(pid)")
 MINE = "SELECT count(*) FROM channels_pg_sa_message WHERE recipient = %s"
 
 
@@ -62,21 +63,38 @@ async def reads(layer: PostgresLayer, channel: str) -> asyncio.Task[Any]:
     return reader
 
 
+async def vacuums(make_layer: LayerFactory, url: str, monkeypatch: pytest.MonkeyPatch) -> PostgresLayer:
+    """Return a layer of which a vacuum, that takes long, is under way."""
+    monkeypatch.setattr(vacuum, "ROOM", 1)
+    query(url, f"{MANY}; DELETE FROM channels_pg_sa_message")
+    slow = "-c vacuum_cost_delay=100 -c vacuum_cost_limit=1"
+    layer = make_layer(url=with_parameters(url, options=slow))
+    channel = await layer.new_channel()
+    await layer.send(channel, text(1))
+    assert await take(layer, channel, 1) == [text(1)]
+    await asyncio.to_thread(eventually, lambda: query(url, VACUUMS) == [(1,)])
+    return layer
+
+
 async def test_a_vacuum_under_way(
     make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is broken off, and leaves its connection whole, which else the pool would complain of."""
-    monkeypatch.setattr(vacuum, "ROOM", 1)
-    query(layer_url, f"{MANY}; DELETE FROM channels_pg_sa_message")
-    slow = "-c vacuum_cost_delay=100 -c vacuum_cost_limit=1"
-    layer = make_own_layer(url=with_parameters(layer_url, options=slow))
-    channel = await layer.new_channel()
-    await layer.send(channel, text(1))
-    assert await take(layer, channel, 1) == [text(1)]
-    await asyncio.to_thread(eventually, lambda: query(layer_url, VACUUMS) == [(1,)])
+    layer = await vacuums(make_own_layer, layer_url, monkeypatch)
     await layer.close()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     eventually(lambda: query(layer_url, VACUUMS) == [(0,)])
+
+
+async def test_a_vacuum_that_the_server_is_late_to_break_off(
+    make_own_layer: LayerFactory, layer_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node signs off over another connection: psycopg before 3.3 leaves this one as it is, of no use to anybody."""
+    layer = await vacuums(make_own_layer, layer_url, monkeypatch)
+    monkeypatch.setattr(psycopg.AsyncConnection, "cancel_safe", lambda *_, **__: asyncio.sleep(5))
+    await layer.close()
+    assert query(layer_url, NODES) == []
+    query(layer_url, END_VACUUMS)
 
 
 async def test_a_claim_under_way(make_own_layer: LayerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
