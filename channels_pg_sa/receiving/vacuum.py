@@ -36,6 +36,7 @@ class Vacuum:
         self._spawn = spawn
         self._freed = 0
         self._due = ROOM
+        self._is_stopped = False
         self._task: asyncio.Task[None] | None = None
 
     def note_rows(self, rows: int) -> None:
@@ -45,12 +46,16 @@ class Vacuum:
     def note(self, room: int) -> None:
         """Take note of so many bytes of deleted messages."""
         self._freed += room
-        if self._freed >= self._due and (self._task is None or self._task.done()):
+        if self._freed >= self._due and not self._is_stopped and (self._task is None or self._task.done()):
             self._freed = 0
             self._task = self._spawn(self._run(), "channels_pg_sa vacuum")
 
     async def stop(self) -> None:
-        """Break off what is under way: it may take long, and keeps nobody from anything."""
+        """Break off what is under way: it may take long, and keeps nobody from anything. And begin no other.
+
+        A sweep, or a deletion that has not come in time, may still go on.
+        """
+        self._is_stopped = True
         if self._task is not None:
             await cancelled({self._task})
 

@@ -42,7 +42,7 @@ class Table:
         return self.tasks[-1]
 
     async def after(self, *deletions: int) -> int:
-        """How many vacuums there have been, when so many rows have been deleted."""
+        """How many vacuums there have been, when so many bytes have been deleted."""
         for deleted in deletions:
             self.vacuum_of.note(deleted)
             await asyncio.sleep(0)
@@ -74,6 +74,15 @@ async def test_there_is_one_at_a_time(table: Table) -> None:
     assert await table.after(0, 1) == 2
 
 
+async def test_there_is_none_after_the_end(table: Table) -> None:
+    """What is under way is broken off, and what is deleted later, by a sweep say, begins no other."""
+    table.open.clear()
+    assert await table.after(ROOM) == 1
+    await table.vacuum_of.stop()
+    assert table.tasks[0].cancelled()
+    assert await table.after(ROOM, ROOM) == 1
+
+
 async def test_what_cannot_be_removed_makes_them_fewer(table: Table) -> None:
     """As long as it cannot."""
     table.left = ROOM
@@ -82,6 +91,15 @@ async def test_what_cannot_be_removed_makes_them_fewer(table: Table) -> None:
     assert await table.after(ROOM) == 1
     assert await table.after(ROOM) == 2
     assert await table.after(ROOM) == 3
+
+
+async def test_they_do_not_get_fewer_at_once(table: Table) -> None:
+    """However much the statistics, which may be late, say is left: half as many each time."""
+    table.left = 100 * ROOM
+    assert await table.after(ROOM) == 1
+    table.left = 0
+    assert await table.after(ROOM) == 1
+    assert await table.after(ROOM) == 2
 
 
 async def test_one_that_fails_is_no_trouble(table: Table, caplog: pytest.LogCaptureFixture) -> None:
