@@ -65,7 +65,8 @@ class Vacuum:
                 left = await self._queries.vacuum(connection)
         except OUTAGE as error:
             logger.log(logging.INFO, "A vacuum failed: %s", words_of(error))
-            self._due = min(2 * self._due, 16 * ROOM)  # there may be more to do than this time is enough for
+            if self._due < 16 * ROOM:  # there may be more to do than this time is enough for
+                self._due *= 2
             return
         # Dead rows that an open transaction may still see cannot be removed, and slow each vacuum: then fewer of them.
         # Not at once: of rows that are removed the statistics may hear too late.

@@ -122,3 +122,14 @@ async def test_however_often_one_fails_there_is_another(table: Table) -> None:
     table.error = None
     assert await table.after(16 * ROOM) == 21
     assert await table.after(ROOM) == 22
+
+
+async def test_one_that_fails_does_not_make_the_next_come_sooner(table: Table) -> None:
+    """Where they had become few, because an open transaction keeps rows from being removed."""
+    table.left = 1000 * ROOM
+    for power in range(7):
+        await table.after(2**power * ROOM)
+    table.error = psycopg.OperationalError("too slow")
+    assert await table.after(127 * ROOM) == 7
+    assert await table.after(ROOM, 127 * ROOM) == 8
+    assert await table.after(ROOM) == 9
