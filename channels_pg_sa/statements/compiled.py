@@ -71,7 +71,7 @@ def builders(schema: str | None) -> dict[str, Callable[[], Executable]]:
         **_named(nodes.adopt_orphans, nodes.bury_nodes, nodes.sweep_nodes, nodes.flush, nodes.notify),
         "put_back": lambda: messages.put_back(topic),
         "message_table": lambda: messages.message_table(schema),
-        "dead_messages": lambda: messages.dead_messages(schema),
+        "dead_room": lambda: messages.dead_room(schema),
         "listen": lambda: nodes.listen(routine("listen")),
         "notify_nodes": lambda: nodes.notify_nodes(topic),
         "sweeping": lambda: nodes.sweep_lock(exclusive=True),

@@ -50,6 +50,8 @@ from .parts import (
     has_ctid,
 )
 
+ROW = 200
+"""Bytes that a message takes beside its payload, those in indexes included."""
 MESSAGE = ["prefix", "recipient", "channel", "group_name", "payload", "expires_at"]
 
 
@@ -236,8 +238,6 @@ def sweep_messages() -> Executable:
     return delete(message).where(*(part == old.c[part.name] for part in key))
 
 
-ROW = 200
-"""Bytes that a message takes beside its payload, those in indexes included."""
 _CATALOG = table("pg_class", column("oid"), column("relowner"), column("reltoastrelid"), schema="pg_catalog")
 
 
@@ -253,7 +253,7 @@ def message_table(schema: str | None) -> Executable:
     return select(name, may).where(_CATALOG.c.oid == _message_table(schema))
 
 
-def dead_messages(schema: str | None) -> Executable:
+def dead_room(schema: str | None) -> Executable:
     """Select how much room dead rows take, about, in bytes, as far as the statistics know.
 
     A large payload is cut into pieces of about 2,000 bytes, and each is a row of the TOAST table.

@@ -261,7 +261,7 @@ class Queries:
             await connection.execute(f"VACUUM (SKIP_LOCKED, TRUNCATE false, PARALLEL 0) {name}".encode())
         if connection.info.server_version < 15_00_00:
             return 0
-        ((dead,),) = await self._run(connection, "dead_messages")
+        ((dead,),) = await self._run(connection, "dead_room")
         return int(dead)
 
     async def sweep(self, connection: Connection, batch: int) -> tuple[int, int]:

@@ -28,12 +28,10 @@ from tests.support.waiting import eventually, eventually_async
 from .breaking import SwallowingProxy, inside, take, text, warm
 from .test_fast_path_memberships import BLOCKED as MEMBERS_BLOCKED
 from .test_fast_path_memberships import locked
-from .test_liveness import NODES
+from .test_liveness import NODES, OLD_MESSAGES
 
 SIGNS_OFF = """SELECT pid FROM pg_stat_activity WHERE datname = current_database()
     AND wait_event_type = 'Lock' AND query LIKE '%DELETE FROM%node%'"""
-MANY = """INSERT INTO channels_pg_sa_message (prefix, recipient, channel, payload)
-    SELECT 'asgi', 'jobs', 'jobs', 'x' FROM generate_series(1, 9999)"""
 VACUUMS = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND query LIKE 'VACUUM%' AND state = 'active'"""
 END_VACUUMS = VACUUMS.replace("count(*)", "pg_terminate_backend(pid)")
@@ -66,7 +64,8 @@ async def reads(layer: PostgresLayer, channel: str) -> asyncio.Task[Any]:
 async def vacuums(make_layer: LayerFactory, url: str, monkeypatch: pytest.MonkeyPatch) -> PostgresLayer:
     """Return a layer of which a vacuum, that takes long, is under way."""
     monkeypatch.setattr(vacuum, "ROOM", 1)
-    query(url, f"{MANY}; DELETE FROM channels_pg_sa_message")
+    query(url, OLD_MESSAGES, [9999])
+    query(url, "DELETE FROM channels_pg_sa_message")
     slow = "-c vacuum_cost_delay=100 -c vacuum_cost_limit=1"
     layer = make_layer(url=with_parameters(url, options=slow))
     channel = await layer.new_channel()

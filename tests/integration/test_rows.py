@@ -237,7 +237,7 @@ async def test_the_table_of_a_schema_is_vacuumed_there(layer_url: str, connectio
     assert name == there
 
     async def are_counted() -> bool:  # the server does so a moment after their session has ended
-        return await queries._run(connection, "dead_messages") == [(5 * ROW,)]
+        return await queries._run(connection, "dead_room") == [(5 * ROW,)]
 
     await eventually_async(are_counted)
 
@@ -250,7 +250,7 @@ async def test_the_room_of_a_large_payload_counts(layer_url: str, connection: An
         assert await queries.forget(other, [(parcel.id, parcel.expires) for parcel in mailbox]) == 2 * ROW + 100_001
 
     async def are_counted() -> bool:
-        return await queries._run(connection, "dead_messages") == [(2 * ROW + 51 * 2000,)]
+        return await queries._run(connection, "dead_room") == [(2 * ROW + 51 * 2000,)]
 
     await eventually_async(are_counted)
 
